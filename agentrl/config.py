@@ -41,12 +41,12 @@ class TinyModelConfig(Part):
 
     hidden_size: PositiveInt = 128
     layers: PositiveInt = 2
-    heads: PositiveInt = 4
+    heads: PositiveInt = 2
     kv_heads: PositiveInt = 2
-    intermediate_size: PositiveInt = 256
+    intermediate_size: PositiveInt = 128
     max_positions: PositiveInt = 512
-    init_std: float = Field(0.07, gt=0, description="of the weight matrices")
-    embedding_std: float = Field(0.05, gt=0)
+    init_std: float = Field(0.03, gt=0, description="of the weight matrices")
+    embedding_std: float = Field(0.1, gt=0)
 
 
 class ModelConfig(Part):

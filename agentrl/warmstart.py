@@ -107,7 +107,7 @@ def _fit(
         if done % REPORT_EVERY == 0 or done == steps:
             full = weight[chosen] == 1.0
             accuracy = float((logits.detach()[full].argmax(-1) == target[chosen][full]).float().mean())
-            loss_value = float(loss)
+            loss_value = float(loss.detach())
             say(f"{name}: step {done}/{steps}, loss {loss_value:.3f}, token accuracy {accuracy:.2f}")
             if accuracy >= stop_accuracy:
                 break

@@ -167,11 +167,6 @@ class EnvPool:
         self._returns = _Returns()
         self.made = 0
 
-    @classmethod
-    def of(cls, id: str, kwargs: dict[str, Any] | None = None) -> EnvPool:
-        """A pool of a registered Gymnasium environment."""
-        return cls(partial(gymnasium.make, id, disable_env_checker=True, **(kwargs or {})))
-
     def take(self) -> EnvHandle:
         """A free environment, or a new one."""
         if self._free:

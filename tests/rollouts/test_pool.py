@@ -114,7 +114,7 @@ def test_exceptions_cross_from_the_thread():
 
 def test_wrapped_and_registered_environments():
     gymnasium.register("tests/Waiting-v0", entry_point="tests.rollouts.worlds:Awaitable", max_episode_steps=5)
-    with EnvPool.of("tests/Waiting-v0", {"turns": 2}) as pool:
+    with EnvPool(lambda: gymnasium.make("tests/Waiting-v0", disable_env_checker=True, turns=2)) as pool:
         handle = pool.take()
         assert handle.id == "tests/Waiting-v0"
         assert handle.stop_strings == ("</search>", "</answer>")

@@ -214,7 +214,7 @@ class LocalEngine:
         normalizer = LossNormalizer.of(batch.action_mask, correct=batch.correct)
         want_entropy = loss.entropy_coef != 0
         totals = MetricSums()
-        for index in micro_batches(batch.lengths(), self.micro_batch_tokens):
+        for index in self._contributing(batch, advantages, loss):
             part = batch.rows(index).to(self.device)
             S = part.action_mask.shape[1]
 
@@ -239,6 +239,20 @@ class LocalEngine:
             total.backward()
             totals.add(metrics)
         return {**totals.result(), **self.optimizer_step()}
+
+    def _contributing(self, batch: TokenBatch, advantages: Tensor, loss: LossConfig) -> list[Tensor]:
+        """Micro-batches of the rows that have a gradient.
+
+        Where only the clipped surrogate is on, a response whose advantages are all zero (its group's rewards are equal)
+        adds exactly nothing to loss and gradient; the divisor has counted it already, so it need not be computed.
+        """
+        lengths = batch.lengths()
+        if loss.kl_coef or loss.entropy_coef or loss.nll_coef or loss.llds.enabled:
+            return micro_batches(lengths, self.micro_batch_tokens)
+        rows = (advantages != 0).any(1).nonzero()[:, 0]
+        if not len(rows):  # one row keeps the metrics and the gradient (zero) defined
+            rows = lengths.argmin()[None]
+        return [rows[index] for index in micro_batches(lengths[rows], self.micro_batch_tokens)]
 
     def optimizer_step(self) -> dict[str, float]:
         """Clip, check, step; gradients are consumed. A non-finite gradient skips the step and says so."""

@@ -85,9 +85,23 @@ def test_micro_batches_do_not_change_scores_or_updates(folder, aggregation):
     assert torch.allclose(results[0][0], results[1][0], atol=1e-5)
     for name, value in results[0][1].items():
         assert results[1][1][name] == pytest.approx(value, rel=2e-3, abs=1e-5), name
-    moved = max(float((a - b).abs().max()) for a, b in zip(results[0][2], make(folder).model.parameters()))
+    moved = max(float((a - b).detach().abs().max()) for a, b in zip(results[0][2], make(folder).model.parameters()))
     apart = max(float((a - b).abs().max()) for a, b in zip(results[0][2], results[1][2]))
     assert moved > 5e-3 and apart < 0.2 * moved  # Adam's first step is lr x sign, so noise near zero may flip a sign
+
+
+def test_responses_without_advantage_are_skipped_and_change_nothing(folder):
+    batch = rollout(make(folder))
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask * (batch.group_ids == 1)[:, None]
+    engine = make(folder)
+    old = engine.score(batch).logprobs
+    assert sum(map(len, engine._contributing(batch, adv, LossConfig()))) == 4
+    assert sum(map(len, engine._contributing(batch, adv, LossConfig(entropy_coef=0.1)))) == len(batch)
+    skipped = engine.update(batch, adv, old, loss=LossConfig())["grad_norm"]
+    other = make(folder)
+    other._contributing = lambda *a: [torch.arange(len(batch))]
+    assert other.update(batch, adv, old, loss=LossConfig())["grad_norm"] == pytest.approx(skipped, rel=1e-4)
+    assert engine.update(batch, adv * 0, old, loss=LossConfig())["grad_norm"] == 0.0
 
 
 def test_an_update_raises_what_was_rewarded(folder):
