@@ -336,5 +336,5 @@ class RunConfig(Part):
                 "rollout.temperature is 0: all responses of a group are equal and nothing is learned; use 1.0"
             )
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self

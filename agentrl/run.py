@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +14,12 @@ from agentrl.checkpoint import latest_checkpoint
 from agentrl.config import RunConfig
 from agentrl.config_io import load_config
 from agentrl.console import Progress
-from agentrl.errors import RunError
-from agentrl.job import build_job
+from agentrl.errors import AgentRLError, RunError
+from agentrl.job import Job, build_job
+from agentrl.monitors import Monitor, sinks
 from agentrl.runlog import RunLog
 from agentrl.trainer import Trainer, TrainResult
-from agentrl.types import StepRecord
+from agentrl.types import Alarm, StepRecord
 from agentrl.warmstart import warm_start
 from agentrl.writers import make_writers
 
@@ -29,37 +33,86 @@ class FinishedRun:
 
 
 def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) -> FinishedRun:
-    """Train `config` from the start in a new run directory."""
-    say = _say(quiet)
+    """Train `config` from the start in a new run directory. What fails before the first step leaves no directory."""
+    progress = Progress(quiet)
     name = config.log.name or f"{config.name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = RunLog.create(config.log.runs_dir, name, config, force=force, argv=sys.argv)
-    say(f"run directory: {run.path}")
+    run = RunLog.create(config.log.runs_dir, name, config, force=force, argv=sys.argv, say=progress.say)
+    progress.say(f"run directory: {run.path}")
     with run:
-        job = build_job(config, run.path, say=say)
-        say(
+        try:
+            job = build_job(config, run.path, say=progress.say)
+        except AgentRLError:
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
+        parameters = sum(p.numel() for p in job.engine.model.parameters())
+        progress.say(
             f"{len(job.train_tasks)} training and {len(job.test_tasks)} held-out questions; "
-            f"{sum(p.numel() for p in job.engine.model.parameters()):,} parameters on {job.engine.device}"
+            f"{parameters:,} parameters on {job.engine.device}"
         )
         if config.warm_start is not None:
-            progress = Progress(quiet=quiet)
             measured = warm_start(job.engine, job.world, config.warm_start, config.seed, progress.note)
-            progress.close()
             run.update_meta({"warm_start": measured})
-            say(f"warm start: {measured['seconds']:.0f} s")
-        return _train(Trainer, job, run, None, quiet)
+            progress.say(
+                f"warm start: {measured['seconds']:.0f} s, {measured['demonstration_steps']:.0f} batches of "
+                f"demonstrations, token accuracy {measured['demonstration_accuracy']:.2f}"
+            )
+        return _train(job, run, progress)
 
 
 def resume_run(run_dir: Path, *, quiet: bool = False) -> FinishedRun:
     """Continue a stopped or killed run from its last good checkpoint."""
-    config = load_config(run_dir / "config.yaml", []).config
-    run = RunLog.open(run_dir)
-    with run:
-        found = latest_checkpoint(run_dir)
+    progress = Progress(quiet)
+    with RunLog.open(run_dir, say=progress.say) as run:
+        config = load_config(run.path / "config.yaml").config
+        found = latest_checkpoint(run.path)
         if found is None:
             raise RunError(
-                f"{run_dir} has no checkpoint to resume from; start it again: agentrl train {run_dir}/config.yaml"
+                f"{run.path} has no checkpoint to resume from; start it again: "
+                f"agentrl train {run.path / 'config.yaml'} --set log.name={run.path.name} --force"
             )
         path, state = found
+        if state["step"] >= config.train.steps:
+            raise RunError(
+                f"{run.path} has finished its {config.train.steps} steps; to go on from its model: agentrl train "
+                f"{run.path / 'config.yaml'} --set model.path={path / 'model'} --set warm_start=null --set log.name=..."
+            )
+        progress.say(f"resuming {run.path} at step {state['step']} of {config.train.steps}")
         run.truncate_after(state["step"])
-        job = build_job(config, run.path, model_path=path / "model", say=_say(quiet))
-        return _train(Trainer, job, run, (path, state), quiet)
+        job = build_job(config, run.path, model_path=path / "model", say=progress.say)
+        return _train(job, run, progress, (path, state))
+
+
+def _train(job: Job, run: RunLog, progress: Progress, checkpoint: tuple[Path, dict] | None = None) -> FinishedRun:
+    config = job.config
+    monitor = Monitor()
+    show = sinks.console(progress.stream) if not progress.quiet else lambda alarm: None
+
+    def observe(record: StepRecord) -> list[Alarm]:
+        alarms = monitor.observe(record)
+        for alarm in alarms:
+            progress.end_line()
+            show(alarm)
+        return alarms
+
+    trainer = Trainer(
+        job,
+        run,
+        monitor=monitor,
+        observe=observe,
+        progress=progress.step,
+        say=progress.say,
+        writers=make_writers(config, run.path),
+    )
+    if checkpoint is not None:
+        trainer.restore(*checkpoint)
+    result = trainer.train()
+    progress.close()
+    if result.status == "stopped":
+        progress.say(f"stopped after step {result.steps} and saved; go on with: agentrl resume {run.path}")
+    return FinishedRun(run.path, result)
+
+
+def say_json(done: FinishedRun, write: Callable[[str], None] = print) -> None:
+    """The run's end as one JSON line."""
+    last = done.result.evaluations[-1] if done.result.evaluations else None
+    write(json.dumps({"run_dir": str(done.run_dir), "status": done.result.status, "steps": done.result.steps, "eval": last}))

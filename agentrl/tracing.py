@@ -65,3 +65,15 @@ def rollout_rows(
         row["turns"] = turns
         out.append(row)
     return out
+
+
+def eval_rows(trajectories: Sequence[Trajectory], tasks: Sequence[Task], samples: int) -> list[dict[str, Any]]:
+    """One dictionary per held-out episode, text without token ids; `trajectories` are `samples` per task, in order."""
+    out = []
+    for i, t in enumerate(trajectories):
+        row = {f.name: getattr(t, f.name) for f in dataclasses.fields(t) if f.name != "turns"}
+        row["task"] = tasks[i // samples].options
+        names = ("action", "observation", "reward", "stop", "info")
+        row["turns"] = [{name: getattr(u, name) for name in names} for u in t.turns]
+        out.append(row)
+    return out

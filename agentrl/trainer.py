@@ -27,9 +27,10 @@ from agentrl.engines.base import ScoreResult
 from agentrl.errors import NonFiniteError
 from agentrl.evaluation.evaluate import evaluate
 from agentrl.job import Job
+from agentrl.monitors import Monitor
 from agentrl.rollouts.play import EnvPool, collect
 from agentrl.runlog import RunLog
-from agentrl.tracing import rollout_rows, trajectory_from_json, trajectory_to_json
+from agentrl.tracing import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
 from agentrl.types import Alarm, StepRecord, Task, Trajectory
 
 Observer = Callable[[StepRecord], list[Alarm]]
@@ -62,14 +63,18 @@ class Trainer:
         job: Job,
         run: RunLog,
         *,
+        monitor: Monitor | None = None,
         observe: Observer | None = None,
         progress: Callable[[StepRecord, int], None] | None = None,
+        say: Callable[[str], None] = lambda line: None,
         writers: tuple[Any, ...] = (),
     ) -> None:
         self.job, self.run, self.config, self.engine = job, run, job.config, job.engine
         self.stream = TaskStream(job.train_tasks, self.config.seed)
         self.pool = EnvPool(job.make_env)
-        self.observe, self.progress, self.writers = observe, progress, writers
+        self.monitor = monitor  # saved with the run, so that a resumed run raises the same alarms
+        self.observe = observe or (monitor.observe if monitor is not None else None)
+        self.progress, self.say, self.writers = progress, say, writers
         self.step_number = 0
         self.tokens = 0
         self.nonfinite_in_a_row = 0
@@ -252,6 +257,11 @@ class Trainer:
         """Held-out evaluation under the current weights, written to the run directory."""
         result = evaluate(self.job, self.pool, step=self.step_number)
         self.run.evaluation(result.summary)
+        rows = eval_rows(result.trajectories, self.job.test_tasks, self.config.eval.samples)
+        self.run.write_eval_rollouts(self.step_number, rows)
+        em = result.summary.get("em")
+        if em is not None:
+            self.say(f"held-out after {self.step_number} steps: {em:.3f} on {result.summary['n']} questions")
         return result.summary
 
     # ------------------------------------------------------------------------------------------------- saving, resuming
@@ -265,9 +275,8 @@ class Trainer:
             "probe": [trajectory_to_json(t) for t in self.probe],
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
         }
-        monitor = getattr(self.observe, "__self__", None)
-        if monitor is not None and hasattr(monitor, "state_dict"):
-            state["monitor"] = monitor.state_dict()
+        if self.monitor is not None:
+            state["monitor"] = self.monitor.state_dict()
         keep = self.config.log.keep_checkpoints
         return save_checkpoint(self.run.path, self.step_number, self.engine.save, state, keep=keep)
 
@@ -278,9 +287,8 @@ class Trainer:
         self.stream.load_state_dict(state["data"])
         self.probe = [trajectory_from_json(t) for t in state["probe"]]
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
-        monitor = getattr(self.observe, "__self__", None)
-        if monitor is not None and "monitor" in state:
-            monitor.load_state_dict(state["monitor"])
+        if self.monitor is not None and "monitor" in state:
+            self.monitor.load_state_dict(state["monitor"])
 
     # --------------------------------------------------------------------------------------------------------- internal
 

@@ -1,0 +1,291 @@
+"""Config files: YAML in, a checked `RunConfig` out, and where each value came from. No torch.
+
+A file may begin with `extends: OTHER`, a shipped config's name or a path beside it; its keys then replace the other's,
+part by part. `--set a.b=c` comes last. All problems are reported at once, each with file, line, dotted key and remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sysconfig
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from agentrl.config import RunConfig
+from agentrl.errors import ConfigError, nearest
+
+DEFAULT = "default"
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A checked config. `origins` maps each dotted key to `file:line`, `--set` or `default`."""
+
+    config: RunConfig
+    origins: dict[str, str]
+    path: Path | None = None
+
+
+@dataclass
+class _Tree:
+    """Values as nested dictionaries, and where each key was written."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Key, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def put(self, key: Key, value: Any, origin: str) -> None:
+        at = self.values
+        for part in key[:-1]:
+            below = at.get(part)
+            if not isinstance(below, dict):
+                below = at[part] = {}
+            at = below
+        at[key[-1]] = value
+        self.origins[key] = origin
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read a file, or a shipped config by name (`search_tiny`), apply `a.b=c` overrides, and check.
+
+    Raises ConfigError with every problem found.
+    """
+    path = find_config(source)
+    tree = _Tree()
+    _read(path, tree, ())
+    for text in overrides:
+        _override(tree, text)
+    if tree.problems:
+        raise ConfigError(tree.problems)
+    try:
+        config = RunConfig.model_validate(tree.values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, tree, path)) from None
+    if "name" not in tree.values:
+        config.name = path.stem
+    return LoadedConfig(config, _origins(config, tree), path)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name to path of the configs that come with the package."""
+    beside = Path(__file__).resolve().parent.parent / "configs"
+    installed = Path(sysconfig.get_path("data")) / "share" / "agentrl" / "configs"
+    folder = beside if beside.is_dir() else installed
+    return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(source: str | Path) -> Path:
+    """The file that `source` names; ConfigError with the nearest shipped name otherwise."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / "config.yaml").is_file():
+        return path / "config.yaml"
+    shipped = shipped_configs()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    stem = path.stem if path.suffix in (".yaml", ".yml") else str(source)
+    hint = nearest(stem, list(shipped)) or f"; shipped are {', '.join(shipped)}"
+    raise ConfigError([f"config {str(source)!r} is neither a file nor a shipped config{hint}"])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-6 as text; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+|[-+]?\.\d+[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def _read(path: Path, tree: _Tree, seen: tuple[Path, ...]) -> None:
+    if path.resolve() in seen:
+        raise ConfigError([f"{path}: extends leads back to itself; remove one of the extends lines"])
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path} cannot be read: {error}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path} is not YAML: {' '.join(str(error).split())}"]) from None
+    if node is None:
+        return
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError([f"{path}:{node.start_mark.line + 1}: a config is a mapping of keys to values"])
+    for name, value in node.value:
+        if name.value == "extends":
+            beside = path.parent / str(value.value)
+            _read(beside if beside.is_file() else find_config(str(value.value)), tree, (*seen, path.resolve()))
+    _walk(node, (), tree, path)
+
+
+def _walk(node: yaml.MappingNode, prefix: Key, tree: _Tree, path: Path) -> None:
+    lines: dict[str, int] = {}
+    for name_node, value_node in node.value:
+        name, line = str(name_node.value), name_node.start_mark.line + 1
+        key = (*prefix, name)
+        if name in lines:
+            tree.problems.append(
+                f"{path}:{line}: {'.'.join(key)} is written twice (first in line {lines[name]}); keep one"
+            )
+            continue
+        lines[name] = line
+        if key == ("extends",):
+            continue
+        if isinstance(value_node, yaml.MappingNode) and not _is_free(key):
+            if not value_node.value:
+                tree.put(key, {}, f"{path}:{line}")
+            _walk(value_node, key, tree, path)
+        else:
+            loader = _Loader("")
+            try:
+                value = loader.construct_document(value_node)
+            except yaml.YAMLError as error:
+                tree.problems.append(f"{path}:{line}: {'.'.join(key)}: {' '.join(str(error).split())}")
+                continue
+            tree.put(key, value, f"{path}:{line}")
+
+
+def _override(tree: _Tree, text: str) -> None:
+    name, equals, raw = text.partition("=")
+    if not equals or not name.strip():
+        tree.problems.append(f"--set {text!r} has no '='; write --set optim.lr=3e-4")
+        return
+    try:
+        value = yaml.load(raw, _Loader) if raw.strip() else None  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        tree.problems.append(f"--set {text!r}: the value is not YAML ({' '.join(str(error).split())})")
+        return
+    tree.put(tuple(name.strip().split(".")), value, "--set")
+
+
+# -------------------------------------------------------------------------------------------------- the schema's tree
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The part that an annotation like `LoraConfig | None` allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in typing.get_args(annotation):
+        if (found := _model_of(inner)) is not None:
+            return found
+    return None
+
+
+def _schema_at(key: Key) -> type[BaseModel] | None:
+    """The part of the schema whose fields are `key`'s children; None where `key` is a value."""
+    model: type[BaseModel] | None = RunConfig
+    for part in key:
+        info = model.model_fields.get(part) if model is not None else None
+        model = _model_of(info.annotation) if info is not None else None
+    return model
+
+
+def _is_free(key: Key) -> bool:
+    """Whether `key` holds a dictionary of the user's own keys (env.kwargs)."""
+    parent = _schema_at(key[:-1])
+    info = parent.model_fields.get(key[-1]) if parent is not None else None
+    return info is not None and _model_of(info.annotation) is None
+
+
+def _explain(error: ValidationError, tree: _Tree, path: Path) -> list[str]:
+    """One line per wrong key; the alternatives of a union become one line."""
+    messages: dict[Key, list[str]] = {}
+    for e in error.errors(include_url=False):
+        key = _known_part(tuple(str(x) for x in e["loc"]))
+        for message in _message(e, key):
+            if message not in messages.setdefault(key, []):
+                messages[key].append(message)
+    out = []
+    for key, found in messages.items():
+        where = _where(key, tree, path)
+        name = ".".join(key)
+        if len(found) > 1 and not all(":" in m or ";" in m for m in found):
+            found = [" or ".join(found)]
+        out += [f"{where}: {name}: {m}" if name else f"{where}: {m}" for m in found]
+    return out
+
+
+def _known_part(loc: Key) -> Key:
+    """`loc` up to the key it speaks of; pydantic appends the names of a union's alternatives."""
+    for i in range(len(loc)):
+        if _schema_at(loc[:i]) is None:
+            return loc[:i]
+    return loc
+
+
+def _message(e: ErrorDetails, key: Key) -> list[str]:
+    if e["type"] == "extra_forbidden":
+        schema = _schema_at(key[:-1])
+        valid = list(schema.model_fields) if schema is not None else []
+        return [f"no such key{nearest(key[-1], valid) or '; valid here: ' + ', '.join(valid)}"]
+    if e["type"] == "value_error":
+        return str(e["ctx"]["error"]).split("\n")
+    text = e["msg"].replace("Input should be ", "should be ")
+    return [f"{text}, but is {e['input']!r}"]
+
+
+def _where(key: Key, tree: _Tree, path: Path) -> str:
+    for n in range(len(key), 0, -1):
+        below = [o for k, o in tree.origins.items() if k[:n] == key[:n]]
+        if below:
+            return below[0]
+    return str(path)
+
+
+def _origins(config: RunConfig, tree: _Tree) -> dict[str, str]:
+    out = {}
+    for key in _leaves(config):
+        origin = next((tree.origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in tree.origins), DEFAULT)
+        out[".".join(key)] = origin
+    return out
+
+
+def _leaves(part: BaseModel, prefix: Key = ()) -> list[Key]:
+    out: list[Key] = []
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        out += _leaves(value, (*prefix, name)) if isinstance(value, BaseModel) else [(*prefix, name)]
+    return out
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, all the way down: what YAML can hold."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(plain(config.model_dump()), sort_keys=False, allow_unicode=True, width=120)
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 of the whole config; the order of keys does not matter."""
+    text = json.dumps(plain(config.model_dump()), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def value_at(config: RunConfig, dotted: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
