@@ -1,0 +1,61 @@
+# Works on a fresh clone: every target that needs Python makes .venv and installs the pinned dependencies once.
+#   make PYTHON=/path/to/python3.12 test     another interpreter (3.11 or newer)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow check bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?=
+INSTALLED := $(VENV)/.installed-dev
+INSTALLED_BENCH := $(VENV)/.installed-bench
+ARGS ?=
+# One BLAS thread per test process: two processes share the cores better than the threads of one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+help:                ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
+
+quickstart: $(INSTALLED)   ## train the built-in search agent, about a minute and a half after the install
+	$(BIN)/agentrl quickstart $(ARGS)
+
+test: $(INSTALLED)         ## fast tests
+	$(PYTEST) -n 2 $(ARGS)
+
+test-slow: $(INSTALLED)    ## whole runs: the quickstart, kill and resume, large inputs
+	$(PYTEST) -m slow --timeout=1200 $(ARGS)
+
+check: $(INSTALLED)        ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED_BENCH)  ## the measured figures of the documentation
+	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:               ## remove the environment and caches; runs/ is kept
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ] && [ -x $(BIN)/python ]; then python=$(BIN)/python; fi; \
+	for name in $$python python3.11 python3.12 python3.13 python3 python; do \
+		path=$$(command -v "$$name") && "$$path" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+		path=; \
+	done; \
+	if [ -z "$$path" ]; then \
+		echo "error: no Python 3.11 or newer was found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	if [ ! -x $(BIN)/python ]; then \
+		echo "making $(VENV) with $$path"; \
+		"$$path" -m venv $(VENV) || { rm -rf $(VENV); \
+			echo "error: $$path cannot make a virtual environment (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }; \
+	fi
+	@echo "installing the pinned dependencies into $(VENV), some minutes the first time"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(INSTALLED_BENCH): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	@touch $@

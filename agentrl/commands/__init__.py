@@ -1,0 +1,25 @@
+"""The commands of `agentrl`: a table of names, so that `agentrl --help` and a typo import none of them.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> int`. It imports what is heavy inside `run`: the
+help of a command must not wait for torch.
+"""
+
+from __future__ import annotations
+
+#: name -> (module, what it does); in the order of `agentrl --help`.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("agentrl.commands.quickstart", "train the built-in search agent, and show what it learned"),
+    "train": ("agentrl.commands.train", "train from a config file or a shipped config"),
+    "resume": ("agentrl.commands.resume", "go on with a run that was stopped or killed"),
+    "eval": ("agentrl.commands.eval", "evaluate a run's checkpoint, or a model"),
+    "rollouts": ("agentrl.commands.rollouts", "read the episodes that a run has stored"),
+    "runs": ("agentrl.commands.runs", "list runs: status, reward, how to resume"),
+    "alarms": ("agentrl.commands.alarms", "list the alarms of a run, or note that they were seen"),
+    "watch": ("agentrl.commands.watch", "raise the monitors' alarms on any trainer's log"),
+    "env": ("agentrl.commands.env", "environments: list them, check your own, be the agent"),
+    "retriever": ("agentrl.commands.retriever", "index a corpus, serve it, search it"),
+    "lld": ("agentrl.commands.lld", "likelihood displacement: the papers' experiments on your model and task"),
+    "plot": ("agentrl.commands.plot", "figures of the algorithms themselves"),
+    "doctor": ("agentrl.commands.doctor", "what is installed, what fits together, what to do about the rest"),
+    "completion": ("agentrl.commands.completion", "print a completion script for your shell"),
+}

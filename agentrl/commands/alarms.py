@@ -1,0 +1,39 @@
+"""`agentrl alarms RUN`: what the monitors have said about a run, and what somebody has seen of it."""
+
+from __future__ import annotations
+
+import argparse
+
+COLORS = {"info": "blue", "warn": "yellow", "critical": "red"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("run", help="a run directory")
+    parser.add_argument("--ack", nargs="+", default=[], metavar="ID", help="note that these were seen; `all` for all")
+    parser.add_argument("--unack", nargs="+", default=[], metavar="ID", help="take that back")
+    parser.add_argument("--open", action="store_true", help="only those that nobody has acknowledged")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Acknowledge what was asked, then list."""
+    from agentrl.commands.rollouts import existing_run
+    from agentrl.console import color, print_json
+    from agentrl.runlog import acknowledge, read_alarms
+
+    path = existing_run(args.run)
+    for ids, value in ((args.ack, True), (args.unack, False)):
+        for name in [str(a["id"]) for a in read_alarms(path)] if ids == ["all"] else ids:
+            acknowledge(path, name, value)
+    alarms = [a for a in read_alarms(path) if not (args.open and a["acknowledged"])]
+    if args.json:
+        print_json(alarms)
+        return 0
+    for a in alarms:
+        seen = "  (seen)" if a["acknowledged"] else ""
+        level = color(f"{a['level']:8}", COLORS.get(a["level"], "blue"))
+        print(f"{level} step {a['step']:>5}  {a['rule']}: {a['message']}{seen}\n{'':20}{a['remedy']}\n{'':20}id {a['id']}")
+    if not alarms:
+        print(f"no {'open ' if args.open else ''}alarms in {path}")
+    return 0

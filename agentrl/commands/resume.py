@@ -1,0 +1,20 @@
+"""`agentrl resume RUN`: go on from the last good checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("run", type=Path, help="a run directory, for example runs/NAME")
+    parser.add_argument("--json", action="store_true", help="the last line is the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Resume."""
+    from agentrl.commands.train import report
+    from agentrl.run import resume_run
+
+    return report(resume_run(args.run, quiet=args.json), args.json)

@@ -1,0 +1,53 @@
+"""`agentrl train CONFIG`: a new run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentrl.run import FinishedRun
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("config", help="YAML file, or the name of a shipped config such as search_tiny")
+    add_set(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print every value with its origin and what it will cost")
+    parser.add_argument("--force", action="store_true", help="delete a run of the same name first")
+    parser.add_argument("--json", action="store_true", help="the last line is the result as JSON")
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """`--set a.b=c`, as often as wanted."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="change one value, for example optim.lr=3e-4"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or say what training would be."""
+    from agentrl.config_io import dry_run_report, load_config
+
+    loaded = load_config(args.config, args.set)
+    if args.dry_run:
+        if args.json:
+            print(json.dumps({"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins}))
+        else:
+            print(dry_run_report(loaded))
+        return 0
+    from agentrl.run import train_run
+
+    return report(train_run(loaded.config, force=args.force, quiet=args.json), args.json)
+
+
+def report(done: FinishedRun, as_json: bool) -> int:
+    """The last line of a run; 130 where Ctrl-C has stopped it."""
+    result = done.result
+    if as_json:
+        row = {"run_dir": str(done.run_dir), "status": result.status, "steps": result.steps}
+        print(json.dumps(row | {"evaluations": result.evaluations}))
+    elif result.status == "stopped":
+        print(f"stopped after {result.steps} steps, saved. Go on: agentrl resume {done.run_dir}")
+    return 130 if result.status == "stopped" else 0
