@@ -1,24 +1,39 @@
-"""The scoring pass of the local engine: log π_old, entropy, and NTHR from the same hidden states and logits."""
+"""The scoring pass of the local engine: log π_old, entropy, and NTHR from the same hidden states and logits.
+
+Without NTHR, rows are scored in micro-batches. With it, a group must be looked at whole: the model's forward is still
+micro-batched by token budget, the hidden states of the action tokens of whole groups are collected on the device, and
+one pass over the output head yields everything. Only (N,) results leave the device.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
+from agentrl.algorithms.head import Head, HeadPass
+from agentrl.algorithms.nthr import Agreement, Layout, NTHRResult, nthr_pass
 from agentrl.batch import TokenBatch, micro_batches
 from agentrl.config import NTHRConfig
 from agentrl.engines.base import ScoreResult
+from agentrl.errors import ModelError
 
 if TYPE_CHECKING:
     from agentrl.engines.local.engine import LocalEngine
+    from agentrl.engines.local.head import OutputHead
+
+HELD = 4  # hidden states are collected over this many micro-batches, or one group where that is more
 
 
 @torch.no_grad()
 def score_batch(
     engine: LocalEngine, batch: TokenBatch, temperature: float, nthr: NTHRConfig | None, entropy: bool
 ) -> ScoreResult:
-    """log π of the action tokens, micro-batched by token budget."""
+    """See `engines.base.Engine.score`."""
+    if nthr is not None:
+        return _score_with_nthr(engine, batch, temperature, nthr, entropy)
     shape = batch.action_mask.shape
     out = ScoreResult(torch.zeros(shape), torch.zeros(shape) if entropy else None)
     for index in micro_batches(batch.lengths(), engine.micro_batch_tokens):
@@ -29,3 +44,110 @@ def score_batch(
         if ent is not None and out.entropy is not None:
             out.entropy[index, :S] = ent.cpu()
     return out
+
+
+def _score_with_nthr(
+    engine: LocalEngine, batch: TokenBatch, temperature: float, nthr: NTHRConfig, entropy: bool
+) -> ScoreResult:
+    shape = batch.action_mask.shape
+    scores, selected, factor = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool), torch.ones(shape)
+    gwhes: dict[int, float] = {}
+    out = ScoreResult(
+        torch.zeros(shape), torch.zeros(shape) if entropy else None, scores, selected, factor, gwhes
+    )  # fmt: skip
+    head = nthr_head(engine.head, temperature, torch.bfloat16 if engine.config.dtype == "bfloat16" else None)
+    agreement = Agreement()
+    # The random baseline must draw the same in a resumed run, so its seed is read off the batch.
+    seed = int((batch.input_ids * torch.arange(1, batch.input_ids.shape[1] + 1)).sum())
+    for index in _whole_groups(batch, HELD * engine.micro_batch_tokens):
+        part = batch.rows(index)
+        mask = part.action_mask
+        ids, group = torch.unique(part.group_ids, return_inverse=True)
+        layout = Layout(mask.nonzero()[:, 0], group, part.correct, len(ids))
+        done, result = nthr_pass(
+            head, _hidden_of_actions(engine, part), part.input_ids[:, 1:][mask].to(engine.device),
+            _on(layout, engine.device), method=nthr.method, entropy=entropy, beta=nthr.beta, eta=nthr.eta,
+            baseline=nthr.baseline, seed=seed, agreement=agreement,
+        )  # fmt: skip
+        _fill(out, index, mask, done, result)
+        gwhes |= {int(g): v for g, v in zip(ids, result.gwhes.tolist()) if v == v}
+    wrong = batch.action_mask & ~batch.correct[:, None]
+    if bool(wrong.any()):
+        out.metrics["nthr_selected"] = float(selected[wrong].float().mean())
+    if bool(selected.any()):
+        out.metrics["nthr_eta"] = float(factor[selected].mean())
+    if agreement.share is not None:
+        out.metrics["nthr_agreement"] = agreement.share
+    return out
+
+
+def _fill(out: ScoreResult, index: Tensor, mask: Tensor, done: HeadPass, result: NTHRResult) -> None:
+    """Write the (N,) results of the rows `index`, whose action tokens are `mask` (n, S), into the (B, S) tensors."""
+    pairs = [
+        (out.logprobs, done.logprobs), (out.entropy, done.entropy), (out.nthr_scores, result.scores),
+        (out.nthr_selected, result.selected), (out.nthr_factor, result.factor),
+    ]  # fmt: skip
+    row, column = mask.nonzero().unbind(1)
+    at = (index[row], column)
+    for target, value in pairs:
+        if target is not None and value is not None:
+            target[at] = value.cpu()
+
+
+def _whole_groups(batch: TokenBatch, most: int) -> Iterator[Tensor]:
+    """Rows of whole groups, correct ones first in each, with about `most` tokens in all; every row once."""
+    order = torch.argsort(2 * batch.group_ids + (~batch.correct), stable=True)
+    lengths = batch.lengths()[order]
+    _, sizes = torch.unique_consecutive(batch.group_ids[order], return_counts=True)
+    start = end = tokens = 0
+    for size in sizes.tolist():
+        group = int(lengths[end : end + size].sum())
+        if end > start and tokens + group > most:
+            yield order[start:end]
+            start, tokens = end, 0
+        end += size
+        tokens += group
+    if end > start:
+        yield order[start:end]
+
+
+def _hidden_of_actions(engine: LocalEngine, part: TokenBatch) -> Tensor:
+    """The head's input at the action tokens of `part`, (N, d) in the order of rows and positions, on the device."""
+    mask = part.action_mask
+    place = (mask.flatten().cumsum(0) - 1).view_as(mask)
+    out: Tensor | None = None
+    for index in micro_batches(part.lengths(), engine.micro_batch_tokens):
+        rows = part.rows(index)
+        here = rows.action_mask
+        ids, attention = rows.input_ids[:, :-1].to(engine.device), rows.attention_mask[:, :-1].to(engine.device)
+        hidden = engine.hidden(ids, attention)[here.to(engine.device)]
+        if out is None:
+            out = hidden.new_empty(int(mask.sum()), hidden.shape[1])
+        out[place[index][:, : here.shape[1]][here].to(engine.device)] = hidden
+    assert out is not None
+    return out
+
+
+def _on(layout: Layout, device: torch.device) -> Layout:
+    return Layout(layout.response.to(device), layout.group.to(device), layout.correct.to(device), layout.groups)
+
+
+def nthr_head(head: OutputHead, temperature: float, dtype: torch.dtype | None) -> Head:
+    """The output head as matrices. Raises ModelError where it is not W h + b, with or without a LoRA adapter."""
+    module: Any = head.module
+    if isinstance(module, nn.Linear):
+        return Head(module.weight, module.bias, head.softcap, temperature, dtype=dtype)
+    base = module.get_base_layer() if hasattr(module, "get_base_layer") else None
+    adapters = list(getattr(module, "active_adapters", []))
+    plain = isinstance(base, nn.Linear) and all(not module.use_dora.get(a) for a in adapters)
+    if base is None or not plain:
+        raise ModelError(
+            f"NTHR needs the output head's matrix, and the head of this model is a {type(module).__name__}; leave the "
+            "head out of model.lora.targets, name another with model.head, or switch algorithm.nthr off"
+        )
+    low_rank = None
+    if adapters and not module.disable_adapters and not module.merged:
+        a = torch.cat([module.lora_A[n].weight for n in adapters if n in module.lora_A])
+        b = torch.cat([module.lora_B[n].weight * module.scaling[n] for n in adapters if n in module.lora_B], 1)
+        low_rank = (a, b)
+    return Head(base.weight, base.bias, head.softcap, temperature, low_rank, dtype)
