@@ -25,9 +25,7 @@ STATE = "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
-def save_checkpoint(
-    run_path: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], keep: int
-) -> Path:
+def save_checkpoint(run_path: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], keep: int) -> Path:
     """Write `run_path/checkpoints/step-NNNNNN` and prune to the newest `keep`; returns its path.
 
     `write(folder)` puts the model's and the optimiser's files there; `state` becomes `state.json`. Checkpoints of later
@@ -83,6 +81,26 @@ def latest_checkpoint(
             f"agentrl train {run_path / 'config.yaml'}"
         )
     return None
+
+
+def checkpoint_at(run_path: Path, step: int | None = None) -> Path:
+    """The verified checkpoint of `step`, or the newest whole one. RunError where there is none."""
+    found = dict(list_checkpoints(run_path))
+    if not found:
+        raise RunError(
+            f"{run_path} has no checkpoint yet: a run writes one at its end, and every log.checkpoint_every steps"
+        )
+    if step is None:
+        newest = latest_checkpoint(run_path)
+        assert newest is not None  # there is at least one, and damage raises
+        return newest[0]
+    if step not in found:
+        raise RunError(f"{run_path} has no checkpoint of step {step}; there are {', '.join(map(str, found))}")
+    if problems := verify(found[step]):
+        raise RunError(
+            f"checkpoint {found[step].name} is damaged: {'; '.join(problems)}; take another of {list(found)}"
+        )
+    return found[step]
 
 
 def list_checkpoints(run_path: Path) -> list[tuple[int, Path]]:

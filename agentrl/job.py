@@ -43,7 +43,7 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
         seed = config.seed if config.world.seed is None else config.world.seed
         world = make_world(config.world.kind, seed, **parameters)
     model_config = config.model if model_path is None else config.model.model_copy(update={"path": str(model_path)})
-    if model_config.path == BUILTIN:
+    if config.model.path == BUILTIN:
         assert world is not None  # RunConfig has checked it
         tokenizer = world.tokenizer()
     else:

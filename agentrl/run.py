@@ -103,10 +103,13 @@ def _train(job: Job, run: RunLog, progress: Progress, checkpoint: tuple[Path, di
         say=progress.say,
         writers=make_writers(config, run.path),
     )
-    if checkpoint is not None:
-        trainer.restore(*checkpoint)
-    result = trainer.train()
-    progress.close()
+    try:
+        if checkpoint is not None:
+            trainer.restore(*checkpoint)
+        result = trainer.train()
+    finally:
+        progress.end_line()
+        trainer.close()
     if result.status == "stopped":
         progress.say(f"stopped after step {result.steps} and saved; go on with: agentrl resume {run.path}")
     return FinishedRun(run.path, result)

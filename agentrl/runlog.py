@@ -85,7 +85,7 @@ class RunLog:
     @classmethod
     def open(cls, path: str | Path, *, say: Callable[[str], None] | None = None) -> RunLog:
         """Take over an existing run to go on with it; says what a killed writer left torn, and mends it."""
-        path = _run_path(Path(path))
+        path = find_run(path)
         run = cls._locked(path, say)
         clean_leftovers(path)
         for file in (METRICS, EVALS, ALARMS):
@@ -363,9 +363,9 @@ def list_runs(runs_dir: str | Path) -> list[RunInfo]:
     return sorted(runs, key=lambda r: (-r.updated, r.name))
 
 
-def _run_path(path: Path) -> Path:
-    """`path`, if it is a run directory."""
-    path = path.expanduser()
+def find_run(path: str | Path) -> Path:
+    """`path`, if it is a run directory; RunError with the nearest name otherwise."""
+    path = Path(path).expanduser()
     if (path / CONFIG).is_file():
         return path
     if not path.is_dir():

@@ -103,9 +103,13 @@ class Trainer:
             self.save()
         status = "finished" if finished else "stopped"
         self.run.set_status(status, step=self.step_number, steps=config.train.steps)
+        return TrainResult(status, self.step_number, evaluations)
+
+    def close(self) -> None:
+        """Close environments and writers; the run directory is its owner's."""
+        self.pool.close()
         for w in self.writers:
             w.close()
-        return TrainResult(status, self.step_number, evaluations)
 
     def step(self) -> StepRecord:
         """One training step; see the module docstring."""

@@ -18,11 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Acknowledge what was asked, then list."""
-    from agentrl.commands.rollouts import existing_run
     from agentrl.console import color, print_json
-    from agentrl.runlog import acknowledge, read_alarms
+    from agentrl.runlog import acknowledge, find_run, read_alarms
 
-    path = existing_run(args.run)
+    path = find_run(args.run)
     for ids, value in ((args.ack, True), (args.unack, False)):
         for name in [str(a["id"]) for a in read_alarms(path)] if ids == ["all"] else ids:
             acknowledge(path, name, value)
@@ -33,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
     for a in alarms:
         seen = "  (seen)" if a["acknowledged"] else ""
         level = color(f"{a['level']:8}", COLORS.get(a["level"], "blue"))
-        print(f"{level} step {a['step']:>5}  {a['rule']}: {a['message']}{seen}\n{'':20}{a['remedy']}\n{'':20}id {a['id']}")
+        print(
+            f"{level} step {a['step']:>5}  {a['rule']}: {a['message']}{seen}\n{'':20}{a['remedy']}\n{'':20}id {a['id']}"
+        )
     if not alarms:
         print(f"no {'open ' if args.open else ''}alarms in {path}")
     return 0

@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     spiral.add_argument("--methods", default="grpo,pos_only,nthr,llds", help="comma-separated (default: %(default)s)")
     spiral.add_argument("--steps", type=int, default=110)
     for p in (delta, identify, tokens, spiral):
-        p.add_argument("run", type=Path, help="a run directory: its config, and its last checkpoint or the one of --step")
+        p.add_argument(
+            "run", type=Path, help="a run directory: its config, and its last checkpoint or the one of --step"
+        )
         p.add_argument("--step", type=int, default=None, help="take the checkpoint of this step")
         p.add_argument("--seed", type=int, default=0, help="of the questions and of sampling")
         p.add_argument("--out", type=Path, default=None, help="folder for figures (default: RUN/lld)")
@@ -82,7 +84,12 @@ def _spiral(args: argparse.Namespace, out: Path) -> int:
 
     config = load_config(args.run / "config.yaml", [*args.set, f"seed={args.seed}"]).config
     result = run_spiral(
-        config, _checkpoint(args) / "model", out / "spiral", args.methods.split(","), steps=args.steps, say=_say(args.json)
+        config,
+        _checkpoint(args) / "model",
+        out / "spiral",
+        args.methods.split(","),
+        steps=args.steps,
+        say=_say(args.json),
     )
     _say(args.json)(table(result.table()))
     for path in plot_spiral(result, out / "spiral"):

@@ -16,5 +16,6 @@ def run(args: argparse.Namespace) -> int:
     """Resume."""
     from agentrl.commands.train import report
     from agentrl.run import resume_run
+    from agentrl.runlog import find_run
 
-    return report(resume_run(args.run, quiet=args.json), args.json)
+    return report(resume_run(find_run(args.run), quiet=args.json), args.json)

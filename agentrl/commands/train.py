@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("config", help="YAML file, or the name of a shipped config such as search_tiny")
     add_set(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print every value with its origin and what it will cost")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print every value with its origin and what it will cost"
+    )
     parser.add_argument("--force", action="store_true", help="delete a run of the same name first")
     parser.add_argument("--json", action="store_true", help="the last line is the result as JSON")
 

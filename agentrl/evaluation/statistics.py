@@ -70,25 +70,30 @@ class SuiteResult:
         return interval([pass_at_k(n, c, k) for n, c in self.counts if n >= k])
 
 
+def responses(suites: Sequence[SuiteResult]) -> int:
+    """Responses per question: the largest number that every suite has for at least one question."""
+    return min(max(n for n, _ in s.counts) for s in suites)
+
+
 def table(rows: dict[str, Sequence[SuiteResult]], ks: Sequence[int], style: str = "text") -> str:
     """Methods down, suites across, their average last, as in NTHR Table 2; pass@k below. `style`: text or markdown.
 
-    Every method must have the same suites.
+    Every method must have the same suites; pass@k is left out where a method has fewer than k responses per question.
     """
     names = [s.name for s in next(iter(rows.values()))]
     for method, suites in rows.items():
         if [s.name for s in suites] != names:
             raise ValueError(f"{method} was evaluated on {[s.name for s in suites]}, the first method on {names}")
-    samples = max(n for suites in rows.values() for s in suites for n, _ in s.counts)
     head = ["method", *names, "average"]
     body: list[list[str]] = []
     for method, suites in rows.items():
         values = [s.average() for s in suites]
         mean = sum(v.value for v in values) / len(values)
+        samples = responses(suites)
         label = method if samples == 1 else f"{method} avg@{samples}"
         body.append([label, *map(str, values), f"{100 * mean:.1f}"])
         for k in ks:
-            if k > 1:
+            if 1 < k <= samples:
                 at = [s.pass_at(k) for s in suites]
                 body.append([f"{method} pass@{k}", *map(str, at), f"{100 * sum(v.value for v in at) / len(at):.1f}"])
     if style == "markdown":
@@ -105,7 +110,7 @@ def to_json(rows: dict[str, Sequence[SuiteResult]], ks: Sequence[int]) -> dict[s
         per = {}
         for s in suites:
             values: dict[str, object] = {"avg": vars(s.average()), "questions": len(s.counts), "failed": s.failed}
-            values |= {f"pass@{k}": vars(s.pass_at(k)) for k in ks if k > 1}
+            values |= {f"pass@{k}": vars(s.pass_at(k)) for k in ks if 1 < k <= responses(suites)}
             per[s.name] = values
         out[method] = {"suites": per, "average": sum(s.average().value for s in suites) / len(suites)}
     return out

@@ -214,6 +214,7 @@ class LocalEngine:
         normalizer = LossNormalizer.of(batch.action_mask, correct=batch.correct)
         want_entropy = loss.entropy_coef != 0
         totals = MetricSums()
+        self.model.train(self.config.gradient_checkpointing)
         for index in self._contributing(batch, advantages, loss):
             part = batch.rows(index).to(self.device)
             S = part.action_mask.shape[1]
@@ -238,6 +239,7 @@ class LocalEngine:
             )
             total.backward()
             totals.add(metrics)
+        self.model.eval()
         return {**totals.result(), **self.optimizer_step()}
 
     def _contributing(self, batch: TokenBatch, advantages: Tensor, loss: LossConfig) -> list[Tensor]:

@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import logging as transformers_logging
 
 from agentrl.config import ModelConfig
 from agentrl.engines.local.tiny import build_tiny_model
 from agentrl.errors import ModelError
 
 BUILTIN = "builtin:tiny"
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # tokenizer classes that add nothing to tokenizer.json
+
+transformers_logging.disable_progress_bar()  # one bar per checkpoint would tear the progress line
 
 
 def pick_device(device: str) -> torch.device:
@@ -28,9 +33,12 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     """The fast tokenizer of `config.path`; a slow one cannot encode tool text safely and is refused."""
     _check_path(config.path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        declared = get_tokenizer_config(_expanded(config.path), **common).get("tokenizer_class")
+        # For some model types AutoTokenizer replaces the file's own pre-tokenizer by the type's usual one: text would be
+        # split in another way than the model was trained with. A generic class means that the file says everything.
+        chosen = PreTrainedTokenizerFast if declared in GENERIC else AutoTokenizer
+        tokenizer = chosen.from_pretrained(_expanded(config.path), **common)
     except Exception as e:  # transformers raises many types here; all of them mean the same to the user
         raise ModelError(f"no tokenizer could be loaded from model.path = {config.path!r}: {_first_line(e)}") from e
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -52,14 +60,15 @@ def load_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: in
         _check_path(config.path)
         common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         try:
-            AutoConfig.from_pretrained(config.path, **common)
-            model = AutoModelForCausalLM.from_pretrained(config.path, dtype=torch.float32, **common)
+            AutoConfig.from_pretrained(_expanded(config.path), **common)
+            model = AutoModelForCausalLM.from_pretrained(_expanded(config.path), dtype=torch.float32, **common)
         except Exception as e:
             raise ModelError(f"no causal LM could be loaded from model.path = {config.path!r}: {_first_line(e)}") from e
     model.to(device)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
+        _without_dropout(model)  # checkpointing works only in training mode, which `update` turns on
     if config.lora is not None:
         model = _with_lora(model, config)
     model.eval()  # no dropout anywhere: the sampler and the scorer must be the same function
@@ -79,6 +88,18 @@ def _with_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
         model,
         LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"),
     )
+
+
+def _without_dropout(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def _expanded(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def _check_path(path: str) -> None:

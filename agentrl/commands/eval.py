@@ -1,0 +1,144 @@
+"""`agentrl eval RUN | MODEL CONFIG`: accuracy on held-out questions, as the papers' tables show it.
+
+One greedy response per question gives the accuracy; `--samples N` adds avg@N and unbiased pass@k of sampled responses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentrl.config import RunConfig
+    from agentrl.evaluation.statistics import SuiteResult
+    from agentrl.job import Job
+    from agentrl.rollouts.play import EnvPool
+    from agentrl.types import Task
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("target", metavar="RUN|MODEL", help="a run directory, or a model's folder or hub id")
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="questions and environment; a run brings its own")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="of a run (default: the newest)")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="also N sampled responses per question (avg@N, pass@k)"
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="of the sampled ones (default: the config's)")
+    parser.add_argument("--questions", type=int, metavar="N", help="per suite (default: eval.questions)")
+    parser.add_argument(
+        "--suite", action="append", default=[], metavar="SOURCE", help="another test set: a file, hub id or recipe:NAME"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change one value of the config")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="the last line is the result as JSON")
+    shape.add_argument("--markdown", action="store_true", help="print a Markdown table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print the table."""
+    import tempfile
+
+    from agentrl.evaluation.statistics import responses, table, to_json
+    from agentrl.job import build_job
+    from agentrl.rollouts.play import EnvPool
+
+    config, model, run_path = _what(args)
+    with tempfile.TemporaryDirectory(prefix="agentrl-eval-") as scratch:
+        job = build_job(config, run_path or Path(scratch), model_path=model, say=_say)
+        suites = _suites(args, job)
+        rows: dict[str, list[SuiteResult]] = {}
+        with EnvPool(job.make_env) as pool:
+            rows["greedy"] = [_measure(job, pool, name, tasks, 1, 0.0) for name, tasks in suites]
+            if (samples := args.samples or config.eval.samples) > 1:
+                t = args.temperature or config.eval.temperature or config.rollout.temperature
+                rows[f"T={t:g}"] = [_measure(job, pool, name, tasks, samples, t) for name, tasks in suites]
+    ks = sorted({2**i for i in range(1, 12)} | {responses(s) for s in rows.values()})
+    about = {"model": str(model or config.model.path), "questions": {s.name: len(s.counts) for s in rows["greedy"]}}
+    if args.json:
+        from agentrl.console import print_json
+
+        print_json(about | {"results": to_json(rows, ks)})
+        return 0
+    print(table(rows, ks, "markdown" if args.markdown else "text"))
+    failed = sum(s.failed for one in rows.values() for s in one)
+    questions = ", ".join(f"{name} {n}" for name, n in about["questions"].items())
+    print(f"\n{about['model']}; questions: {questions}; in brackets: 95 % intervals over questions")
+    if failed:
+        print(f"{failed} responses failed (tool or network) and are left out")
+    return 0
+
+
+def _what(args: argparse.Namespace) -> tuple[RunConfig, Path | None, Path | None]:
+    """The config, the folder of the model where it is not the config's, and the run directory."""
+    from agentrl.checkpoint import checkpoint_at
+    from agentrl.config_io import load_config
+    from agentrl.errors import ConfigError, RunError, nearest
+
+    if args.samples is not None and args.samples < 1:
+        raise ConfigError([f"--samples {args.samples}: give the number of responses per question, for example 8"])
+    path = Path(args.target).expanduser()
+    changes = list(args.set)
+    if args.questions is not None:
+        changes.append(f"eval.questions={args.questions}")
+    if (path / "config.yaml").is_file():
+        config = load_config(args.config or path / "config.yaml", changes).config
+        return config, checkpoint_at(path, args.checkpoint) / "model", path
+    if args.checkpoint is not None:
+        raise RunError(f"--checkpoint is for run directories, and {args.target} is none: it has no config.yaml")
+    if args.config is None:
+        around = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise RunError(
+            f"{args.target} is not a run directory{nearest(str(path), around)}; to evaluate a model, say on what: "
+            f"agentrl eval {args.target} CONFIG"
+        )
+    return load_config(args.config, [*changes, f"model.path={args.target}"]).config, None, None
+
+
+def _suites(args: argparse.Namespace, job: Job) -> list[tuple[str, list[Task]]]:
+    from agentrl.data import load_tasks
+    from agentrl.errors import DataError
+
+    out = []
+    if job.test_tasks and not args.suite:
+        source = job.config.data.test if job.config.world is None else "held-out"
+        out.append((_short(source or "test"), job.test_tasks))
+    for source in args.suite:
+        data = job.config.data.model_copy(update={"test": source})
+        out.append((_short(source), load_tasks(data, "test")))
+    if not out:
+        raise DataError("there are no test questions: set data.test in the config, or give --suite FILE")
+    return out
+
+
+def _short(source: str) -> str:
+    return Path(source.removeprefix("recipe:")).stem or source
+
+
+def _measure(job: Job, pool: EnvPool, name: str, tasks: list[Task], samples: int, temperature: float) -> SuiteResult:
+    """Play and count. AgentRLError where nothing could be played."""
+    from dataclasses import replace
+
+    from agentrl.errors import AgentRLError
+    from agentrl.evaluation.evaluate import evaluate
+    from agentrl.evaluation.statistics import SuiteResult
+
+    asked = job.config.eval.questions or len(tasks)
+    how = job.config.eval.model_copy(update={"samples": samples, "temperature": temperature, "questions": asked})
+    config = job.config.model_copy(update={"eval": how})
+    _say(f"{name}: {min(asked, len(tasks))} questions, {samples} responses each, temperature {temperature:g}")
+    episodes = evaluate(replace(job, config=config), pool, step=0, tasks=tasks).trajectories
+    good = [[t for t in episodes[i : i + samples] if t.error is None] for i in range(0, len(episodes), samples)]
+    counts = tuple((len(g), sum(t.correct for t in g)) for g in good if g)
+    if not counts:
+        errors = sorted({t.error for t in episodes if t.error})[:3]
+        raise AgentRLError(
+            f"{name}: all {len(episodes)} responses failed ({'; '.join(errors)}); mend the tool or server"
+        )
+    return SuiteResult(name, counts, failed=sum(t.error is not None for t in episodes))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

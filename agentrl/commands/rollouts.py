@@ -1,0 +1,109 @@
+"""`agentrl rollouts show RUN`: stored episodes as conversations."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+_VALUES = {"logprobs": "log π", "advantages": "advantage", "entropy": "entropy", "nthr_scores": "NTHR", "delta_logprobs": "Δ log π"}  # fmt: skip # noqa: E501
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Subcommands and their options."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    show = commands.add_parser("show", help="print episodes", description="Print episodes as conversations.")
+    show.add_argument("run", help="a run directory")
+    show.add_argument("--step", type=int, metavar="N", help="of this step (default: the last one stored)")
+    show.add_argument(
+        "--eval", action="store_true", help="held-out episodes; --step N: of the evaluation after N steps"
+    )
+    show.add_argument("--worst", type=int, metavar="K", help="the K episodes with the lowest reward")
+    show.add_argument("--group", metavar="ID", help="only the responses to one question")
+    show.add_argument("--limit", type=int, default=5, metavar="N", help="print N at most (default: 5; 0: all)")
+    show.add_argument(
+        "--tokens", action="store_true", help="every sampled token with its log-probability and advantage"
+    )
+    show.add_argument("--json", action="store_true", help="one JSON object per episode")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Choose and print."""
+    from agentrl.console import print_json
+    from agentrl.errors import RunError, nearest
+    from agentrl.runlog import find_run, read_rollouts, rollout_steps
+
+    path, kind = find_run(args.run), "eval" if args.eval else "step"
+    steps = rollout_steps(path, kind)  # type: ignore[arg-type]
+    if not steps:
+        what = "evaluation" if args.eval else "training step"
+        raise RunError(
+            f"{path} has no stored episodes of any {what} yet; `agentrl runs {path.parent}` shows how far it is"
+        )
+    step = steps[-1] if args.step is None else args.step
+    rows = read_rollouts(path, step, kind)  # type: ignore[arg-type]
+    if args.group is not None:
+        groups = sorted({str(r["group_id"]) for r in rows})
+        rows = [r for r in rows if str(r["group_id"]) == args.group]
+        if not rows:
+            raise RunError(f"step {step} has no group {args.group!r}{nearest(args.group, groups)}; it has {groups[:8]}")
+    limit = args.limit or len(rows)
+    if args.worst is not None:
+        rows, limit = sorted(rows, key=_badness)[: args.worst], args.worst
+    if args.json:
+        for row in rows if args.worst is not None else rows[: args.limit or None]:
+            print_json(row)
+        return 0
+    what = f"evaluation after {step} steps" if args.eval else f"step {step}"
+    print(f"{path}, {what}: {min(limit, len(rows))} of {len(rows)} episodes\n")
+    for row in rows[:limit]:
+        print(conversation(row, tokens=args.tokens))
+    return 0
+
+
+def conversation(row: dict[str, Any], *, tokens: bool = False) -> str:
+    """One episode for a terminal: the question, the model's turns, and what the tools said, dimmed."""
+    from agentrl.console import color, printable
+
+    task = row.get("task") or {}
+    if row.get("error"):
+        verdict = color(f"failed: {printable(str(row['error']))}", "yellow")
+    else:
+        verdict = color("correct", "green") if row["correct"] else color("wrong", "red")
+        verdict += f", reward {row['reward']:g}" + (", truncated" if row.get("truncated") else "")
+    lines = [f"{color('── ' + printable(str(row['sample_id'])), 'bold')}  {verdict}"]
+    if task.get("question"):
+        lines.append(f"{color('question', 'cyan')}  {printable(str(task['question']))}")
+    if task.get("golden_answers") is not None:
+        lines.append(f"{color('expected', 'cyan')}  {printable(' | '.join(map(str, task['golden_answers'])))}")
+    for turn in row["turns"]:
+        cut = "  (cut at the token limit)" if turn.get("stop") == "length" else ""
+        lines.append(f"{color('   model', 'green')}  {_indented(printable(turn['action'].strip()))}{cut}")
+        if tokens and turn.get("action_tokens"):
+            lines.append(_token_table(turn))
+        if turn["observation"].strip():
+            said = _indented(printable(turn["observation"].strip()))
+            lines.append("\n".join(color(line, "dim") for line in f"    tool  {said}".split("\n")))
+    return "\n".join(lines) + "\n"
+
+
+def _badness(row: dict[str, Any]) -> tuple[bool, float]:
+    """Lowest reward first; failed episodes, which have none, last."""
+    reward = row.get("reward")
+    known = isinstance(reward, int | float) and math.isfinite(reward) and not row.get("error")
+    return (not known, float(reward) if known and reward is not None else 0.0)
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n" + " " * 10)
+
+
+def _token_table(turn: dict[str, Any]) -> str:
+    from agentrl.console import printable, table
+
+    names = [k for k in _VALUES if turn.get(k)]
+    rows = [["token", *(_VALUES[k] for k in names)]]
+    for i, token in enumerate(turn["action_tokens"]):
+        cells = [turn[k][i] if i < len(turn[k]) else None for k in names]
+        rows.append([printable(token).replace("\n", "\\n"), *("" if c is None else f"{c:.3f}" for c in cells)])
+    return "\n".join(" " * 10 + line for line in table(rows).split("\n"))

@@ -1,0 +1,202 @@
+"""The rows of one run's metrics.jsonl, read as the file grows.
+
+A place in the file is a *cursor* `OFFSET.CRC`: bytes read so far and the checksum of the last of them. A file that was
+replaced or cut (a resume, `--force`, a run of the same name) no longer has that checksum there, so a reader that comes
+back with a cursor gets exactly the rows after it, or hears that it must start again.
+
+Of a file above `WHOLE` bytes the tail is read whole and the part before it sampled.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentrl.monitors.alarms import SCALES
+from agentrl.monitors.phases import PhaseClassifier, PhaseState
+from agentrl.monitors.stats import Series
+from agentrl.runlog import METRICS
+from agentrl.storage import parse_line
+
+WHOLE = 48 << 20  # bytes: about 30 000 steps; reading them takes about a second
+TAIL = 6 << 20  # bytes at the end of a larger file that are read whole
+SAMPLES = 3000  # rows taken from what is before
+ANCHOR = 256  # bytes under the checksum of a cursor
+LINE = 1 << 16  # longest line looked for when sampling
+KEYS = ("step", "time", "tokens")
+PHASE_SIGNALS = ("logprob_correct", "reward", "entropy", "grad_norm", "delta_correct")
+
+Row = dict[str, Any]
+
+
+class History:
+    """`rows` are plain: step, time, tokens, signals as float or None (not finite), `phase`. Not thread-safe."""
+
+    def __init__(self, run: Path) -> None:
+        self.file = run / METRICS
+        self._clear()
+
+    def _clear(self) -> None:
+        self.rows: list[Row] = []
+        self.ends: list[int] = []  # offset in the file after each row
+        self.offset = 0
+        self.anchor = 0
+        self.partial = 0  # bytes of an unfinished last line
+        self.sampled_bytes = 0  # at the start of the file, of which only a sample was read
+        self.unreadable = 0  # lines
+        self.nonfinite: Counter[str] = Counter()
+        self.generation = 0  # changes whenever rows that were there have gone
+        self.bands: list[dict[str, Any]] = []
+        self.phase = PhaseState("warmup", 0, False, None)
+        self._series: dict[str, Series] = {}
+        self._phases = PhaseClassifier()
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def cursor(self) -> str:
+        """Where reading has come to."""
+        return f"{self.offset}.{self.anchor:08x}"
+
+    def refresh(self) -> None:
+        """Take in what was appended; start again if the file is not the one it was. A missing file has no rows."""
+        try:
+            with self.file.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < self.offset or _checksum(file.fileno(), self.offset) != self.anchor:
+                    self._restart()
+                if self.offset == 0 and size > WHOLE:
+                    self._sample(file.fileno(), size - TAIL)
+                file.seek(self.offset)
+                data = file.read(size - self.offset)
+        except FileNotFoundError:
+            if self.offset:
+                self._restart()
+            return
+        end = data.rfind(b"\n") + 1
+        at = self.offset
+        for line in data[:end].splitlines(keepends=True):
+            at += len(line)
+            self._take(line, at)
+        self.partial = len(data) - end
+        if end:
+            self.offset += end
+            self.anchor = zlib.crc32(data[max(0, end - ANCHOR) : end])
+            if end < min(ANCHOR, self.offset):  # the checksum reaches back before what was just read
+                with self.file.open("rb") as file:
+                    self.anchor = _checksum(file.fileno(), self.offset)
+
+    def since(self, cursor: str | None) -> list[Row] | None:
+        """The rows after `cursor`, or None where that place is not in this file (any more). Call `refresh` first."""
+        offset, _, crc = (cursor or "").partition(".")
+        if not offset.isdigit() or int(offset) > self.offset:
+            return None
+        start = int(offset)
+        if start == 0:
+            return self.rows if self.generation == 0 else None
+        try:
+            with self.file.open("rb") as file:
+                if f"{_checksum(file.fileno(), start):08x}" != crc:
+                    return None
+        except OSError:
+            return None
+        first = next((i for i, end in enumerate(self.ends) if end > start), len(self.ends))
+        return self.rows[first:]
+
+    def _restart(self) -> None:
+        generation = self.generation + 1
+        self._clear()
+        self.generation = generation
+
+    def _sample(self, fd: int, end: int) -> None:
+        """Rows at about evenly spaced places of the first `end` bytes; reading goes on after that."""
+        stride, last = max(1, end // SAMPLES), 0
+        for start in range(0, end, stride):
+            block = os.pread(fd, min(LINE, end - start), start)
+            begin = 0 if start == 0 else block.find(b"\n") + 1
+            stop = block.find(b"\n", begin) + 1
+            if stop > 0 and (start == 0 or begin > 0) and start + begin >= last:
+                last = start + stop
+                self._take(block[begin:stop], last)
+        block = os.pread(fd, LINE, end)
+        self.offset = self.sampled_bytes = end + block.find(b"\n") + 1
+        self.anchor = _checksum(fd, self.offset)
+
+    def _take(self, line: bytes, end: int) -> None:
+        raw = parse_line(line)
+        step = raw.get("step") if raw else None
+        if raw is None or not isinstance(step, int) or isinstance(step, bool):
+            self.unreadable += bool(line.strip())
+            return
+        row = clean_row(raw)
+        while self.rows and self.rows[-1]["step"] >= step:  # a second attempt at these steps: the newer one counts
+            self.rows.pop()
+            self.ends.pop()
+            if not self.rows or self.rows[-1]["step"] < step:
+                self._forget_phases(step)
+        self.nonfinite.update(k for k, v in row.items() if v is None)
+        self._classify(row)
+        self.rows.append(row)
+        self.ends.append(end)
+
+    # -------------------------------------------------------------------------------------------------------- phases
+
+    def _classify(self, row: Row) -> None:
+        for name in PHASE_SIGNALS:
+            value = row.get(name)
+            if value is not None:
+                self._series.setdefault(name, Series(SCALES.get(name, "linear"))).push(row["step"], value)
+        self.phase = self._phases.observe(row["step"], self._series)
+        if not self.bands or self.bands[-1]["phase"] != self.phase.phase:
+            self.bands.append({"phase": self.phase.phase, "from": self.phase.since if self.bands else row["step"]})
+        self.bands[-1]["to"] = row["step"]
+        row["phase"] = self.phase.phase
+
+    def _forget_phases(self, step: int) -> None:
+        self.generation += 1
+        self._series, self._phases = {}, PhaseClassifier()
+        self.bands = [b for b in self.bands if b["from"] < step]
+        for band in self.bands:
+            band["to"] = min(band["to"], step - 1)
+
+
+def clean_row(raw: Mapping[str, Any]) -> Row:
+    """The numbers of a row: not finite becomes None, absent stays absent, what is no number is dropped."""
+    named = raw.get("nonfinite")
+    bad = {n for n in named if isinstance(n, str)} if isinstance(named, list) else set()
+    row: Row = {"step": raw["step"]}
+    for name, value in raw.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
+            try:
+                row[name] = float(value) if math.isfinite(value) else None
+            except OverflowError:  # an integer that no float holds
+                row[name] = None
+        elif value is None and name in bad:
+            row[name] = None
+    return row
+
+
+def columns(rows: list[Row]) -> dict[str, list[float | None]]:
+    """Rows as columns of equal length; None for not measured and for not finite (see `nonfinite_steps`)."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "phase")
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def nonfinite_steps(rows: list[Row]) -> dict[str, list[int]]:
+    """Signal -> steps at which it was NaN or infinite."""
+    out: dict[str, list[int]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if value is None:
+                out.setdefault(name, []).append(row["step"])
+    return out
+
+
+def _checksum(fd: int, offset: int) -> int:
+    size = min(ANCHOR, offset)
+    return zlib.crc32(os.pread(fd, size, offset - size))

@@ -1,0 +1,275 @@
+"""The runs under one folder: what is there, a line about each, and no way out of the folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agentrl.config_io import load_config
+from agentrl.dashboard.history import History
+from agentrl.errors import AgentRLError, ConfigError, nearest
+from agentrl.runlog import (
+    ALARMS, CONFIG, EVALS, LOCK, META, METRICS, ROLLOUTS, STATUS, RunInfo, read_alarms, read_info, read_rollouts,
+    rollout_steps,
+)  # fmt: skip
+from agentrl.storage import read_json
+
+FILES = (CONFIG, META, STATUS, LOCK, METRICS, EVALS, ALARMS, ROLLOUTS)
+SPARK = 40  # points of a spark line
+WINDOW = 1 << 13  # bytes read per point: a row of all signals has about 2 kB
+KEPT = 12  # runs whose rows stay in memory
+KEPT_STEPS = 4  # rollout files that stay in memory
+CONFIG_BYTES = 1 << 20
+_REWARD = re.compile(rb'"reward":\s*(-?\d[\d.eE+-]*)')
+
+
+class UnknownRun(AgentRLError):
+    """The name in a request is no run of this folder."""
+
+
+class Library:
+    """Reads the run directories under `root` and remembers what has not changed since. Safe to use from threads."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().resolve()
+        self._lock = threading.Lock()
+        self._histories: OrderedDict[str, tuple[History, threading.Lock]] = OrderedDict()
+        self._sparks: dict[str, tuple[Any, list[float]]] = {}
+        self._alarms: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
+        self._rollouts: OrderedDict[tuple[str, str, int], tuple[Any, list[dict[str, Any]]]] = OrderedDict()
+
+    # --------------------------------------------------------------------------------------------------------- names
+
+    def ids(self) -> list[str]:
+        """Runs directly in the folder and one level below ("sweep/run-1")."""
+        found: list[str] = []
+        for entry in _folders(self.root):
+            if _is_run(entry):
+                found.append(entry.name)
+            else:
+                found += [f"{entry.name}/{inner.name}" for inner in _folders(entry) if _is_run(inner)]
+        return found
+
+    def path(self, run_id: str) -> Path:
+        """The folder of a run. UnknownRun for what is not a run, or lies outside, also by way of a symbolic link."""
+        parts = run_id.split("/")
+        odd = not 1 <= len(parts) <= 2 or any(p in ("", ".", "..") or "\0" in p or "\\" in p for p in parts)
+        folder = self.root.joinpath(*parts) if not odd else self.root
+        if odd or not self._inside(folder) or not _is_run(folder):
+            raise UnknownRun(f"{run_id[:200]!r} is no run in {self.root}{nearest(run_id[:200], self.ids())}")
+        for name in FILES:
+            if not self._inside(folder / name):
+                raise UnknownRun(f"{run_id}: its {name} is a link to somewhere outside {self.root} and is not read")
+        return folder
+
+    def _inside(self, path: Path) -> bool:
+        try:
+            return path.resolve().is_relative_to(self.root)
+        except (OSError, ValueError, RuntimeError):  # too long, odd, or a loop of links
+            return False
+
+    # ---------------------------------------------------------------------------------------------------------- list
+
+    def list_runs(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """A line about every run, the last updated first, and what could not be read."""
+        lines, problems = [], []
+        for run_id in self.ids():
+            try:
+                lines.append(self.line(run_id))
+            except (AgentRLError, OSError, ValueError, TypeError) as error:  # one bad run must not hide the others
+                problems.append(f"{run_id}: {error}")
+        lines.sort(key=lambda r: (-r["updated"], r["id"]))
+        return lines, problems
+
+    def line(self, run_id: str) -> dict[str, Any]:
+        """What a list shows of one run."""
+        path = self.path(run_id)
+        info = read_info(path)
+        alarms = self.alarms(run_id)
+        open_alarms = [a for a in alarms if not a["acknowledged"]]
+        levels = [a.get("level") for a in open_alarms]
+        return {
+            **run_state(run_id, info),
+            "spark": self._spark(run_id, path),
+            "alarms": len(alarms),
+            "open": {level: levels.count(level) for level in ("info", "warn", "critical")},
+            "last_alarm": alarms[-1] if alarms else None,
+        }
+
+    def alarms(self, run_id: str) -> list[dict[str, Any]]:
+        """All alarms of a run, in order; a line that is not an alarm is left out."""
+        path = self.path(run_id)
+        stamp = _stamp(path / ALARMS)
+        known = self._alarms.get(run_id)
+        if known is None or known[0] != stamp:
+            rows = [a for a in read_alarms(path) if isinstance(a.get("id"), str) and isinstance(a.get("step"), int)]
+            known = self._alarms[run_id] = (stamp, rows)
+        return known[1]
+
+    def _spark(self, run_id: str, path: Path) -> list[float]:
+        stamp = _stamp(path / METRICS)
+        known = self._sparks.get(run_id)
+        if known is None or known[0] != stamp:
+            known = self._sparks[run_id] = (stamp, _spark(path / METRICS))
+        return known[1]
+
+    # ------------------------------------------------------------------------------------------------------- one run
+
+    def history(self, run_id: str) -> tuple[History, threading.Lock]:
+        """The refreshed rows of a run, and the lock to hold while reading them."""
+        path = self.path(run_id)
+        with self._lock:
+            if run_id not in self._histories:
+                self._histories[run_id] = (History(path), threading.Lock())
+            self._histories.move_to_end(run_id)
+            while len(self._histories) > KEPT:
+                self._histories.popitem(last=False)
+            history, lock = self._histories[run_id]
+        with lock:
+            history.refresh()
+        return history, lock
+
+    def rollouts(self, run_id: str, step: int, kind: str) -> list[dict[str, Any]]:
+        """Trajectories of one step. RunError where they are not stored or damaged."""
+        path = self.path(run_id)
+        which: Any = "eval" if kind == "eval" else "step"
+        file = path / ROLLOUTS / f"{which}-{step:06d}.jsonl.gz"
+        if not self._inside(file):
+            raise UnknownRun(f"{run_id}: {file.name} is a link to somewhere outside {self.root} and is not read")
+        key, stamp = (run_id, which, step), _stamp(file)
+        with self._lock:
+            known = self._rollouts.get(key)
+        if known is None or known[0] != stamp:
+            known = (stamp, read_rollouts(path, step, which))
+            with self._lock:
+                self._rollouts[key] = known
+                while len(self._rollouts) > KEPT_STEPS:
+                    self._rollouts.popitem(last=False)
+        return known[1]
+
+    def steps(self, run_id: str) -> dict[str, list[int]]:
+        """Steps whose rollouts are stored, by kind."""
+        path = self.path(run_id)
+        return {"step": rollout_steps(path, "step"), "eval": rollout_steps(path, "eval")}
+
+    def config(self, run_id: str) -> dict[str, Any]:
+        """The config as written, as flat keys, what this version does not understand of it, and meta.json."""
+        path = self.path(run_id)
+        file = path / CONFIG
+        flat: dict[str, Any] = {}
+        problems: list[str] = []
+        text = ""
+        try:
+            text = file.read_bytes()[:CONFIG_BYTES].decode("utf-8", "replace")
+            flat = flatten(yaml.safe_load(text))
+        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+            problems.append(f"{CONFIG} cannot be read: {' '.join(str(error).split())[:300]}")
+        if not problems:
+            try:
+                load_config(file)
+            except ConfigError as error:
+                problems += [f"not understood by this version: {p}" for p in error.problems]
+            except AgentRLError as error:
+                problems.append(f"not understood by this version: {error}")
+        return {"text": text, "flat": flat, "meta": read_json(path / META), "problems": problems}
+
+    def problems(self, run_id: str, history: History, running: bool) -> list[str]:
+        """What of this run could not be read, in words."""
+        path = self.path(run_id)
+        out = []
+        for name in (STATUS, META):
+            if not read_json(path / name):
+                out.append(f"{name} is {'damaged' if (path / name).exists() else 'missing'}")
+        if not (path / CONFIG).exists():
+            out.append(f"{CONFIG} is missing")
+        if history.unreadable:
+            out.append(f"{history.unreadable} lines of {METRICS} are torn or no rows and are left out")
+        if history.partial and not running:
+            out.append(f"the last line of {METRICS} ({history.partial} bytes) was not written whole and is left out")
+        if history.sampled_bytes:
+            out.append(
+                f"{METRICS} is large: its last rows are shown in full, and {SAMPLES_TEXT} of the first "
+                f"{history.sampled_bytes / 2**20:,.0f} MiB"
+            )
+        return out
+
+
+SAMPLES_TEXT = "a sample"
+
+
+def run_state(run_id: str, info: RunInfo) -> dict[str, Any]:
+    """The part of a run that status.json and the last row tell."""
+    reward = info.metrics.get("reward")
+    resume = read_json(info.path / STATUS).get("resume")
+    return {
+        "id": run_id,
+        "name": info.name,
+        "status": info.status,
+        "step": info.step,
+        "steps": info.steps,
+        "updated": info.updated,
+        "message": info.message,
+        "resume": resume if isinstance(resume, str) else f"agentrl resume {info.path}",
+        "reward": reward if isinstance(reward, int | float) and reward == reward else None,
+    }
+
+
+def flatten(value: Any, prefix: str = "", out: dict[str, Any] | None = None) -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}. ValueError above 5 000 keys."""
+    out = {} if out is None else out
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            flatten(inner, f"{prefix}.{key}" if prefix else str(key), out)
+    elif prefix:
+        if len(out) >= 5000:
+            raise ValueError("more than 5 000 keys")
+        out[prefix] = value if isinstance(value, str | int | float | bool | None) else repr(value)[:500]
+    return out
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(path) as entries:
+            names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+    except OSError:
+        return
+    yield from (path / name for name in names)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / STATUS).is_file() or (path / CONFIG).is_file()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _spark(file: Path) -> list[float]:
+    """About SPARK rewards, evenly spaced in the file."""
+    try:
+        with file.open("rb") as opened:
+            fd, size = opened.fileno(), os.fstat(opened.fileno()).st_size
+            if size <= SPARK * WINDOW:
+                rows = [m for line in opened if (m := _REWARD.search(line))]
+                found = [float(m[1]) for m in rows[:: max(1, len(rows) // SPARK)]]
+            else:
+                found = []
+                for start in range(0, size - WINDOW, (size - WINDOW) // SPARK):
+                    block = os.pread(fd, WINDOW, start)
+                    m = _REWARD.search(block, block.find(b"\n") + 1)
+                    if m:
+                        found.append(float(m[1]))
+    except (OSError, ValueError):
+        return []
+    return found
