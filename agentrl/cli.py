@@ -83,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        code = _exit_code(error)
-        if code is None or os.environ.get("AGENTRL_DEBUG", "0") not in ("", "0"):
+        failed = _exit_code(error)
+        if failed is None or os.environ.get("AGENTRL_DEBUG", "0") not in ("", "0"):
             raise
         print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
-        return code
+        return failed
 
 
 def _run(arguments: list[str]) -> int:

@@ -56,16 +56,16 @@ def run(args: argparse.Namespace) -> int:
                 t = args.temperature or config.eval.temperature or config.rollout.temperature
                 rows[f"T={t:g}"] = [_measure(job, pool, name, tasks, samples, t) for name, tasks in suites]
     ks = sorted({2**i for i in range(1, 12)} | {responses(s) for s in rows.values()})
-    about = {"model": str(model or config.model.path), "questions": {s.name: len(s.counts) for s in rows["greedy"]}}
+    name, asked = str(model or config.model.path), {s.name: len(s.counts) for s in rows["greedy"]}
     if args.json:
         from agentrl.console import print_json
 
-        print_json(about | {"results": to_json(rows, ks)})
+        print_json({"model": name, "questions": asked, "results": to_json(rows, ks)})
         return 0
     print(table(rows, ks, "markdown" if args.markdown else "text"))
     failed = sum(s.failed for one in rows.values() for s in one)
-    questions = ", ".join(f"{name} {n}" for name, n in about["questions"].items())
-    print(f"\n{about['model']}; questions: {questions}; in brackets: 95 % intervals over questions")
+    questions = ", ".join(f"{suite} {n}" for suite, n in asked.items())
+    print(f"\n{name}; questions: {questions}; in brackets: 95 % intervals over questions")
     if failed:
         print(f"{failed} responses failed (tool or network) and are left out")
     return 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Probability that at least one of k responses is correct, from n responses of which c are (Chen et al. 2021, Eq. 1).
+    """Probability that at least one of k responses is correct; c of n are (Chen et al. 2021, Eq. 1).
 
     1 - C(n - c, k) / C(n, k): the mean over all draws of k without replacement, so it is unbiased.
     """
@@ -75,7 +75,7 @@ def responses(suites: Sequence[SuiteResult]) -> int:
     return min(max(n for n, _ in s.counts) for s in suites)
 
 
-def table(rows: dict[str, Sequence[SuiteResult]], ks: Sequence[int], style: str = "text") -> str:
+def table(rows: Mapping[str, Sequence[SuiteResult]], ks: Sequence[int], style: str = "text") -> str:
     """Methods down, suites across, their average last, as in NTHR Table 2; pass@k below. `style`: text or markdown.
 
     Every method must have the same suites; pass@k is left out where a method has fewer than k responses per question.
@@ -103,7 +103,7 @@ def table(rows: dict[str, Sequence[SuiteResult]], ks: Sequence[int], style: str 
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, width)).rstrip() for r in [head, *body])
 
 
-def to_json(rows: dict[str, Sequence[SuiteResult]], ks: Sequence[int]) -> dict[str, object]:
+def to_json(rows: Mapping[str, Sequence[SuiteResult]], ks: Sequence[int]) -> dict[str, object]:
     """The same as plain JSON: shares in [0, 1]."""
     out: dict[str, object] = {}
     for method, suites in rows.items():
