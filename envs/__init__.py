@@ -2,11 +2,70 @@
 
 from __future__ import annotations
 
+import inspect
+from importlib import import_module
+from typing import Any, NamedTuple
+
+ENVS: dict[str, dict[str, str]] = {
+    "agentrl/Search-v0": {"entry_point": "envs.search:SearchEnv", "vector_entry_point": "envs.vector:SearchVectorEnv"},
+    "agentrl/Math-v0": {"entry_point": "envs.math:MathEnv"},
+    "agentrl/Calculator-v0": {"entry_point": "envs.calculator:CalculatorEnv"},
+}
+
+
+class EnvInfo(NamedTuple):
+    """One registered environment. `parameters` are the constructor's, with their defaults as (shortened) text."""
+
+    id: str
+    summary: str
+    entry_point: str
+    parameters: dict[str, str]
+
 
 def register_envs() -> None:
-    """Register `agentrl/Search-v0` and `agentrl/Math-v0`; twice is once."""
+    """Register the environments of `ENVS`; twice is once."""
     import gymnasium
 
-    for name, entry in (("agentrl/Search-v0", "envs.search:SearchEnv"), ("agentrl/Math-v0", "envs.math:MathEnv")):
+    for name, entry in ENVS.items():
         if name not in gymnasium.registry:
-            gymnasium.register(name, entry_point=entry)
+            gymnasium.register(name, **entry)  # type: ignore[arg-type]
+
+
+def list_envs() -> list[EnvInfo]:
+    """All registered environments that Gymnasium does not bring itself, by id: agentrl's and those of plug-ins.
+
+    An environment whose module cannot be imported is listed with the reason as its summary.
+    """
+    import gymnasium
+
+    register_envs()
+    return [
+        _info(name, spec.entry_point)
+        for name, spec in sorted(gymnasium.registry.items())
+        if spec.entry_point is not None and not _where(spec.entry_point).startswith("gymnasium.")
+    ]
+
+
+def _where(entry: Any) -> str:
+    return entry if isinstance(entry, str) else f"{entry.__module__}:{getattr(entry, '__qualname__', repr(entry))}"
+
+
+def _default(value: Any) -> str:
+    text = getattr(value, "__name__", repr(value))
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _info(name: str, entry: Any) -> EnvInfo:
+    where = _where(entry)
+    try:
+        made = entry
+        if isinstance(entry, str):
+            module, attribute = entry.split(":")
+            made = getattr(import_module(module), attribute)
+        parameters = inspect.signature(made).parameters.values()
+    except Exception as e:  # a plug-in's own fault must not hide the other environments
+        return EnvInfo(name, f"cannot be imported: {type(e).__name__}: {e}", where, {})
+    summary = (inspect.getdoc(made) or "").split("\n\n")[0].replace("\n", " ").removesuffix(f": `{name}`.")
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    defaults = {p.name: "required" if p.default is p.empty else _default(p.default) for p in named}
+    return EnvInfo(name, summary, where, defaults)

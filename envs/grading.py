@@ -63,7 +63,7 @@ def normalize(answer: str) -> str:
 def grade(answer: str | None, golden_answers: Sequence[str], *, deadline_s: float = DEADLINE_S) -> Grade:
     """Grade one extracted answer (the content of the box) against any of the golden answers.
 
-    Never raises for what stands in `answer`: too long, unparsable or too slow to compare is wrong, and `method` says so.
+    Never raises for what stands in `answer`: too long, unparsable or too slow to compare is wrong; `method` says which.
     """
     if answer is None or not answer.strip():
         return Grade(False, "none")

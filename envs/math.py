@@ -6,13 +6,14 @@ The task of the NTHR paper. Left out: code execution, multi-turn correction.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 
-from envs.errors import TaskError
 from envs.grading import DEADLINE_S, grade, last_boxed
 from envs.spaces import AnyText
+from envs.tasks import choose_task, read_task
 
 PROMPT = (
     "Solve the following problem. Reason step by step, then give the final answer inside \\boxed{{}}.\n\n"
@@ -21,17 +22,20 @@ PROMPT = (
 
 
 class MathEnv(gymnasium.Env[str, str]):
-    """`agentrl/Math-v0`.
+    """A mathematics problem, one response with the answer in a box: `agentrl/Math-v0`.
 
-    reset(options={"question": str, "golden_answers": [str]}) gives the prompt; the one step gives the reward:
-    `correct_reward` for a correct answer, plus `format_reward` for any complete box. Only the action is read.
+    reset(options={"question": str, "golden_answers": [str]}) gives the prompt; without options one of `tasks` is drawn.
+    The one step gives the reward: `correct_reward` for a correct answer, plus `format_reward` for any complete box.
+    Only the action is read.
     """
 
-    metadata = {"render_modes": ["ansi"]}
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (as gymnasium.Env declares it)
+    example_actions = ("Two and three are \\boxed{5}.",)
 
     def __init__(
         self,
         *,
+        tasks: Sequence[dict[str, Any]] = (),
         prompt_template: str = PROMPT,
         correct_reward: float = 1.0,
         format_reward: float = 0.0,
@@ -42,9 +46,13 @@ class MathEnv(gymnasium.Env[str, str]):
             raise ValueError("prompt_template has no {question}; say where the question goes")
         self.observation_space, self.action_space = AnyText(), AnyText()
         before, after = prompt_template.split("{question}", 1)
-        self._open, self._close = before.replace("{{", "{").replace("}}", "}"), after.replace("{{", "{").replace("}}", "}")
+        self._open, self._close = (
+            before.replace("{{", "{").replace("}}", "}"),
+            after.replace("{{", "{").replace("}}", "}"),
+        )
         self.correct_reward, self.format_reward, self.deadline_s = correct_reward, format_reward, deadline_s
         self.render_mode = render_mode
+        self._tasks = list(tasks) or [DEFAULT_TASK]
         self.stop_strings: tuple[str, ...] = ()
         self._golden: list[str] = []
         self._transcript = ""
@@ -52,8 +60,7 @@ class MathEnv(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a problem. Raises TaskError where the options hold no question or no golden answer."""
         super().reset(seed=seed)
-        question, golden = _task(options)
-        self._golden = golden
+        question, self._golden = read_task(choose_task(options, self._tasks, self.np_random))
         parts = {"open": self._open, "body": question, "close": self._close}
         prompt = "".join(parts.values())
         self._transcript = prompt
@@ -66,7 +73,7 @@ class MathEnv(gymnasium.Env[str, str]):
         span = last_boxed(action)
         result = grade(None if span is None else action[slice(*span)], self._golden, deadline_s=self.deadline_s)
         reward = self.correct_reward * result.correct + self.format_reward * (span is not None)
-        info = {
+        info: dict[str, Any] = {
             "kind": "answer" if span else "invalid",
             "valid": span is not None,
             "answer": None if span is None else action[slice(*span)].strip(),
@@ -79,7 +86,9 @@ class MathEnv(gymnasium.Env[str, str]):
         self._transcript += action
         return "", float(reward), True, False, info
 
-    async def areset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    async def areset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """`reset` for an event loop."""
         return self.reset(seed=seed, options=options)
 
@@ -92,15 +101,4 @@ class MathEnv(gymnasium.Env[str, str]):
         return self._transcript if self.render_mode == "ansi" else None
 
 
-DEFAULT_TASK = {"question": "What is 2 + 3?", "golden_answers": ["5"]}  # so that reset() works without options
-
-
-def _task(options: dict[str, Any] | None) -> tuple[str, list[str]]:
-    options = DEFAULT_TASK if options is None else options
-    question, golden = options.get("question"), options.get("golden_answers")
-    golden = [golden] if isinstance(golden, str) else golden
-    if not isinstance(question, str) or not question.strip():
-        raise TaskError(f"options['question'] is {question!r}; give the problem as text")
-    if not isinstance(golden, (list, tuple)) or not any(isinstance(g, str) and g.strip() for g in golden):
-        raise TaskError(f"options['golden_answers'] is {golden!r}; give at least one non-empty answer as text")
-    return question, [g for g in golden if isinstance(g, str) and g.strip()]
+DEFAULT_TASK = {"question": "What is 2 + 3?", "golden_answers": ["5"]}

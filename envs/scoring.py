@@ -16,10 +16,18 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
+def answer_key(text: str) -> str:
+    """What exact match compares: the normalised answer; the bare text where normalising leaves nothing of it.
+
+    Without the exception every answer of articles and punctuation ("the", "A", "?") would equal every other.
+    """
+    return normalize_answer(text) or text.strip().lower()
+
+
 def exact_match(answer: str, golden_answers: Sequence[str]) -> float:
-    """1.0 where the normalised answer equals any normalised golden answer."""
-    given = normalize_answer(answer)
-    return float(any(given == normalize_answer(g) for g in golden_answers))
+    """1.0 where the answer equals any golden answer, both normalised (METHODS §7)."""
+    given = answer_key(answer)
+    return float(any(given == answer_key(g) for g in golden_answers))
 
 
 def f1(answer: str, golden_answers: Sequence[str]) -> float:

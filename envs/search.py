@@ -2,94 +2,62 @@
 
 The action is the model's text of one turn. The first `<search>…</search>` or `<answer>…</answer>` in it counts. What
 the retriever returns is data: protocol tags inside it are defused, and no reward ever reads it.
+
+Left out: cutting observations to a number of tokens, and limits on tokens, which need a tokenizer (agentrl.rollouts).
 """
 
 from __future__ import annotations
 
-import re
 import time
+import weakref
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 
-from envs.errors import TaskError, ToolFailure
-from envs.scoring import normalize_answer
+from envs.errors import ToolFailure
+from envs.protocol import INVALID, PASSAGE, PROMPT, ParsedAction, defuse, parse_action, passage_writer
+from envs.scoring import answer_key
 from envs.spaces import AnyText
+from envs.tasks import choose_task, read_task
+from retriever.base import Hit, open_searcher
+from retriever.batching import MicroBatcher
+from retriever.errors import RetrieverError
 
-PROMPT = (
-    "Answer the question below. Think first, inside <think> and </think>, whenever you learn something new. If you lack "
-    "knowledge, write <search> your query </search>: the best passages are then shown between <information> and "
-    "</information>. Search as often as you want. When you know enough, write only the answer inside <answer> and "
-    "</answer>, without explanation, for example <answer> Lisbon </answer>. Question: {question}"
-)
-INVALID = (
-    "\nThat action was not valid. To search, put the query between <search> and </search>. "
-    "To answer, put the answer between <answer> and </answer>. Try again.\n"
-)
-_TAGS = re.compile(r"<(\s*/?\s*)(think|search|information|answer)(\s*)>", re.IGNORECASE)
-_OPENERS = (("search", "<search>", "</search>"), ("answer", "<answer>", "</answer>"))
-MAX_PASSAGE_CHARACTERS = 20_000
+__all__ = ["INVALID", "PROMPT", "ParsedAction", "SearchEnv", "defuse", "parse_action"]
 
-
-class ParsedAction(NamedTuple):
-    """What an action asks for. `span` holds the character offsets of `content`."""
-
-    kind: str  # search | answer | invalid
-    content: str
-    span: tuple[int, int]
-
-
-def parse_action(action: str) -> ParsedAction:
-    """The first complete search or answer of a turn; any text gives a result, none an exception.
-
-    The content runs from the opening tag to the first closing tag of its kind; where another opening tag of the same
-    kind stands between, from the last one of those.
-    """
-    best: tuple[int, str, int] | None = None
-    for kind, opening, closing in _OPENERS:
-        start = action.find(opening)
-        if start >= 0:
-            end = action.find(closing, start)
-            if end >= 0 and (best is None or start < best[0]):
-                best = (start, kind, end)
-    if best is None:
-        return ParsedAction("invalid", "", (0, 0))
-    start, kind, end = best
-    opening = f"<{kind}>"
-    a, b = action.rfind(opening, start, end) + len(opening), end
-    while a < b and action[a].isspace():
-        a += 1
-    while b > a and action[b - 1].isspace():
-        b -= 1
-    if a == b:
-        return ParsedAction("invalid", "", (0, 0))
-    return ParsedAction(kind, action[a:b], (a, b))
-
-
-def defuse(text: str) -> str:
-    """The text with protocol tags in it written with round brackets, which nothing reads as a tag."""
-    return _TAGS.sub(r"(\1\2\3)", text) if "<" in text else text
+Step = tuple[str, float, bool, bool, dict[str, Any]]  # observation, reward, terminated, truncated, info
+Hits = Sequence[Hit]
 
 
 class SearchEnv(gymnasium.Env[str, str]):
-    """`agentrl/Search-v0`.
+    """Questions answered by searching, in Search-R1's protocol: `agentrl/Search-v0`.
 
-    reset(options={"id", "question": str, "golden_answers": [str]}) gives the prompt. Each step is one turn: a search is
-    answered with passages, an answer ends the episode with reward 1 or 0 (exact match), anything else is told the two
-    tags. After `max_turns` turns there is one more in which a search is not executed.
+    reset(options={"id", "question": str, "golden_answers": [str]}) gives the prompt; without options one of `tasks` is
+    drawn. Each step is one turn: a search is answered with passages, an answer ends the episode with reward 1 or 0
+    (exact match; `format_reward` for a wrong one), anything else is told the two tags. After `max_turns` turns there is
+    one more in which a search is not executed.
+
+    `retriever` is a url, an index folder or an object with `search_batch`. Without a retriever and without `tasks` the
+    environment plays the questions of a small made-up encyclopedia.
     """
 
-    metadata = {"render_modes": ["ansi"]}
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (as gymnasium.Env declares it)
+    example_actions = (
+        "<think> who? </think> <search> the founder of that company </search>",
+        "<answer> Lisbon </answer>",
+    )
 
     def __init__(
         self,
         *,
         retriever: Any = None,
+        tasks: Sequence[dict[str, Any]] = (),
         topk: int = 3,
         max_turns: int = 3,
         prompt_template: str = PROMPT,
-        passage_template: str = "Doc {rank}(Title: {title}) {text}\n",
+        passage_template: str = PASSAGE,
         information_open: str = "\n\n<information>",
         information_close: str = "</information>\n\n",
         nothing_found: str = "",
@@ -106,16 +74,12 @@ class SearchEnv(gymnasium.Env[str, str]):
         self.stop_strings = ("</search>", "</answer>")
         self._prompt = tuple(prompt_template.split("{question}", 1))
         self._open, self._close, self._invalid = information_open, information_close, invalid_message
-        self._nothing, self._template = nothing_found, passage_template
-        self._topk, self._max_turns, self._format_reward = topk, max_turns, format_reward
-        self._searcher: Any = None
-        self._batcher: Any = None
-        if retriever is not None:
-            from retriever.base import open_searcher
-            from retriever.batching import MicroBatcher
-
-            self._searcher = open_searcher(retriever)
-            self._batcher = _batcher_of(self._searcher) or MicroBatcher(self._searcher)
+        self._nothing, self._show = nothing_found, passage_writer(passage_template)
+        self.topk, self._max_turns, self._format_reward = topk, max_turns, format_reward
+        self._tasks = list(tasks)
+        self._own_world = retriever is None and not tasks  # its questions; they are searched in its passages
+        self.searcher: Any = None if retriever is None else open_searcher(retriever)
+        self._batcher: MicroBatcher | None = None
         self._golden: frozenset[str] | None = None
         self._turn = 0
         self._transcript: list[str] = []
@@ -123,42 +87,49 @@ class SearchEnv(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a question. Raises TaskError where the options are no task."""
         super().reset(seed=seed)
-        question, golden = _task(options)
-        self._golden = frozenset(normalize_answer(g) for g in golden)
+        if not options:
+            if not self._tasks:
+                self._tasks = _world()[1] if self._own_world else [DEFAULT_TASK]
+            if self._own_world:
+                self.searcher = _world()[0]
+            options = choose_task(None, self._tasks, self.np_random)
+        elif self._own_world:  # somebody else's question: never searched in the made-up encyclopedia
+            self.searcher = self._batcher = None
+        question, golden = read_task(options)
+        self._golden = frozenset(map(answer_key, golden))
         self._turn = 0
-        parts = {"open": self._prompt[0], "body": defuse(question), "close": self._prompt[1]}
-        prompt = parts["open"] + parts["body"] + parts["close"]
-        self._transcript = [prompt]
-        return prompt, {"observation_parts": parts}
+        body = defuse(question if question.endswith("?") else question + "?")
+        opening, closing = self._prompt
+        prompt = opening + body + closing
+        if self.render_mode is not None:
+            self._transcript = [prompt]
+        return prompt, {"observation_parts": {"open": opening, "body": body, "close": closing}}
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """One turn. Raises ToolFailure where the retriever fails."""
-        parsed = self._begin(action)
-        if parsed.kind != "search" or self._turn > self._max_turns:
-            return self._without_search(parsed)
-        from retriever.errors import RetrieverError
-
-        began = time.perf_counter()
+    def step(self, action: str) -> Step:
+        """One turn. Raises ToolFailure where the retriever fails; the turn then has not happened."""
+        parsed = self.parse(action)
+        if not self.needs_search(parsed):
+            return self.advance(action, parsed)
+        searcher, began = self.needed_searcher(), time.perf_counter()
         try:
-            hits = self._needed().search_batch([parsed.content], self._topk)[0]
+            hits = searcher.search_batch([parsed.content], self.topk)[0]
         except RetrieverError as e:
             raise ToolFailure(str(e)) from e
-        return self._found(parsed.content, hits, began)
+        return self.advance(action, parsed, hits, time.perf_counter() - began)
 
-    async def astep(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    async def astep(self, action: str) -> Step:
         """`step`, with retrieval batched over all episodes that search at the same moment."""
-        parsed = self._begin(action)
-        if parsed.kind != "search" or self._turn > self._max_turns:
-            return self._without_search(parsed)
-        from retriever.errors import RetrieverError
-
-        self._needed()
+        parsed = self.parse(action)
+        if not self.needs_search(parsed):
+            return self.advance(action, parsed)
+        if self._batcher is None:
+            self._batcher = _batcher_of(self.needed_searcher())
         began = time.perf_counter()
         try:
-            hits = await self._batcher.search(parsed.content, self._topk)
+            hits = await self._batcher.search(parsed.content, self.topk)
         except RetrieverError as e:
             raise ToolFailure(str(e)) from e
-        return self._found(parsed.content, hits, began)
+        return self.advance(action, parsed, hits, time.perf_counter() - began)
 
     async def areset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -170,41 +141,60 @@ class SearchEnv(gymnasium.Env[str, str]):
         """The episode so far, where render_mode is ansi."""
         return "".join(self._transcript) if self.render_mode == "ansi" else None
 
-    # ------------------------------------------------------------------------------------------------------- internal
+    # ------------------------------------------------------------ a step in three parts, for those who batch searches
 
-    def _begin(self, action: str) -> ParsedAction:
+    def parse(self, action: str) -> ParsedAction:
+        """What `action` asks for. Changes nothing; raises ResetNeeded outside an episode."""
         if self._golden is None:
             raise gymnasium.error.ResetNeeded("step() was called before reset(), or after the episode ended")
+        return parse_action(action)
+
+    def needs_search(self, parsed: ParsedAction) -> bool:
+        """Whether this turn executes a search; the final one never does."""
+        return parsed.kind == "search" and self._turn < self._max_turns
+
+    def advance(self, action: str, parsed: ParsedAction, hits: Hits | None = None, latency_s: float = 0.0) -> Step:
+        """The rest of the step; `hits` are what was found for `parsed.content`, where that needed a search."""
         self._turn += 1
         if self.render_mode is not None:
             self._transcript.append(action)
-        return parse_action(action)
-
-    def _needed(self) -> Any:
-        if self._searcher is None:
-            raise ValueError("the environment was made without a retriever; pass retriever=URL, index folder or object")
-        return self._searcher
-
-    def _without_search(self, parsed: ParsedAction) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        last = self._turn > self._max_turns
+        if hits is not None:
+            return self._found(parsed.content, hits, latency_s)
         if parsed.kind == "answer":
-            assert self._golden is not None
-            correct = normalize_answer(parsed.content) in self._golden
-            self._golden = None
-            info = {
-                "kind": "answer", "valid": True, "answer": parsed.content, "answer_span": parsed.span, "correct": correct,
-            }  # fmt: skip
-            return "", float(correct) + (0.0 if correct else self._format_reward), True, False, info
-        if last:  # out of turns, without an answer
+            return self._answered(parsed)
+        if self._turn > self._max_turns:  # out of turns, without an answer
             self._golden = None
             return "", 0.0, False, True, {"kind": parsed.kind, "valid": False, "correct": False}
-        parts = {"open": self._invalid, "body": "", "close": ""}
         if self.render_mode is not None:
             self._transcript.append(self._invalid)
+        parts = {"open": self._invalid, "body": "", "close": ""}
         return self._invalid, 0.0, False, False, {"kind": "invalid", "valid": False, "observation_parts": parts}
 
-    def _found(self, query: str, hits: Any, began: float) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        body = "".join([_shown(self._template, i, h.passage) for i, h in enumerate(hits, 1)]) or self._nothing
+    def needed_searcher(self) -> Any:
+        """What searches; ValueError where there is nothing."""
+        if self.searcher is None:
+            raise ValueError("the environment was made without a retriever; pass retriever=URL, index folder or object")
+        return self.searcher
+
+    # ------------------------------------------------------------------------------------------------------- internal
+
+    def _answered(self, parsed: ParsedAction) -> Step:
+        assert self._golden is not None
+        correct = answer_key(parsed.content) in self._golden
+        self._golden = None
+        info = {
+            "kind": "answer",
+            "valid": True,
+            "answer": parsed.content,
+            "answer_span": parsed.span,
+            "correct": correct,
+        }
+        return "", 1.0 if correct else self._format_reward, True, False, info
+
+    def _found(self, query: str, hits: Hits, latency_s: float) -> Step:
+        show = self._show
+        shown = [show(rank, hit.passage) for rank, hit in enumerate(hits, 1)]
+        body = defuse("".join(shown)) if shown else self._nothing  # joined first: no tag may arise where passages meet
         observation = self._open + body + self._close
         if self.render_mode is not None:
             self._transcript.append(observation)
@@ -212,43 +202,37 @@ class SearchEnv(gymnasium.Env[str, str]):
             "kind": "search",
             "valid": True,
             "query": query,
-            "retrieved": [h.passage.id for h in hits],
-            "latency_s": time.perf_counter() - began,
+            "retrieved": [hit.passage.id for hit in hits],
+            "latency_s": latency_s,
             "observation_parts": {"open": self._open, "body": body, "close": self._close},
         }
         return observation, 0.0, False, False, info
 
 
-@lru_cache(maxsize=4096)
-def _shown(template: str, rank: int, passage: Any) -> str:
-    text = template.replace("{rank}", str(rank)).replace("{title}", defuse(passage.title))
-    return text.replace("{text}", defuse(passage.text[:MAX_PASSAGE_CHARACTERS]))
+_batchers: weakref.WeakValueDictionary[int, MicroBatcher] = weakref.WeakValueDictionary()
 
 
-_batchers: dict[int, tuple[Any, Any]] = {}
+def _batcher_of(searcher: Any) -> MicroBatcher:
+    """One batcher per searcher, so that all environments that share a searcher share its batches.
 
-
-def _batcher_of(searcher: Any) -> Any:
-    """One batcher per searcher, so that all environments that share a searcher share its batches."""
-    from retriever.batching import MicroBatcher
-
+    A batcher keeps its searcher alive, so an id in the table is that of the searcher.
+    """
     known = _batchers.get(id(searcher))
-    if known is None or known[0] is not searcher:
-        known = (searcher, MicroBatcher(searcher))
-        _batchers[id(searcher)] = known
-    return known[1]
+    if known is None:
+        known = _batchers[id(searcher)] = MicroBatcher(searcher)
+    return known
 
 
-DEFAULT_TASK = {"question": "Which city is asked for?", "golden_answers": ["Lisbon"]}
+DEFAULT_TASK = {"question": "What is the capital of Portugal?", "golden_answers": ["Lisbon"]}
 
 
-def _task(options: dict[str, Any] | None) -> tuple[str, list[str]]:
-    options = DEFAULT_TASK if options is None else options
-    question, golden = options.get("question"), options.get("golden_answers")
-    golden = [golden] if isinstance(golden, str) else golden
-    if not isinstance(question, str) or not question.strip():
-        raise TaskError(f"options['question'] is {question!r}; give the question as text")
-    if not isinstance(golden, list | tuple) or not any(isinstance(g, str) and normalize_answer(g) for g in golden):
-        raise TaskError(f"options['golden_answers'] is {golden!r}; give at least one answer that is not empty")
-    question = question.strip()
-    return (question if question.endswith("?") else question + "?"), [g for g in golden if isinstance(g, str)]
+@lru_cache(maxsize=1)
+def _world() -> tuple[Any, list[dict[str, Any]]]:
+    """(index, questions) of the made-up encyclopedia that is played where nothing else is given."""
+    from envs.worlds.search import SearchWorld
+    from retriever.bm25 import Bm25Index
+    from retriever.corpus import Passage
+
+    world = SearchWorld(0, people=24, companies=12, cities=8, regions=6)
+    passages = (Passage(p["id"], p["title"], p["text"]) for p in world.passages)
+    return Bm25Index.from_passages(passages), world.questions("train")

@@ -116,6 +116,10 @@ class Bm25Index:
             raise TypeError("an index in memory cannot be sent to another process: write it with build_index")
         return open_searcher, (self.name,)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself, because it never changes: Gymnasium copies an environment's arguments."""
+        return self
+
     @property
     def quick(self) -> bool:
         """Whether a batch may run on an event loop without holding it up."""

@@ -1,8 +1,8 @@
 """A made-up mathematics task for a tiny model: small integers, worked step by step, answered in a box.
 
-Levels: 1, expressions of two operations; 2, of three with a bracket; 3, linear equations; 4, small word problems. Values
-stay within 0 to `LARGEST`, one token each, so that one step of a solution is one table entry and the difficulty is in
-working the steps in order. Training and held-out questions are different questions; both use the whole table.
+Levels: 1, expressions of two operations; 2, of three with a bracket; 3, linear equations; 4, small word problems.
+Values stay within 0 to `LARGEST`, one token each, so that one step of a solution is one table entry and the difficulty
+is in working the steps in order. Training and held-out questions are different questions; both use the whole table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Steps = list[tuple[int, str, int, int]]  # a, operation, b, result
 
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<think>", "</think>", "\\boxed{", "}")
 WORDS = tuple(
-    "question: + - * = ( ) ; , . ? x so has buys gives away and each boxes of pens how many find left now step".split()
+    "question: + - * = ( ) ; , . ? x so has buys gives away and each boxes of pens how many find left now step".split()  # noqa: SIM905
 )
 NAMES = ("ann", "bob", "cem", "dov", "eva", "finn")
 
@@ -158,7 +158,9 @@ class ArithmeticWorld:
 
         return word_tokenizer(self.vocabulary, SPECIALS)
 
-    def demonstration(self, question: dict[str, Any], rng: random.Random, errors: Errors | None = None) -> list[Segment]:
+    def demonstration(
+        self, question: dict[str, Any], rng: random.Random, errors: Errors | None = None
+    ) -> list[Segment]:
         """An imperfect worked solution of a training question."""
         e = errors or Errors()
         steps = self._steps[question["question"]]
@@ -176,7 +178,10 @@ class ArithmeticWorld:
             value = min(LARGEST, max(0, value))
             worked.append(f"{a} {op} {b} = {value}")
         answer = f"{value}" if rng.random() < e.unboxed else f"\\boxed{{ {value} }}"
-        return [(f"question: {question['question']}", False), (f"<think> {' ; '.join(worked)} </think> {answer} <eos>", True)]
+        return [
+            (f"question: {question['question']}", False),
+            (f"<think> {' ; '.join(worked)} </think> {answer} <eos>", True),
+        ]
 
     def practice(self, rng: random.Random) -> list[Segment]:
         """The table: single steps, densely."""

@@ -46,7 +46,7 @@ SPECIALS = (
     "<answer>", "</answer>",
 )  # fmt: skip
 THINK = ("need {asked} of {name}", "find {asked} now", "let me search", "next {asked}")
-WORDS = "question: doc of ? . need find now let me search next not sure try again nothing".split()
+WORDS = "question: doc of ? . need find now let me search next not sure try again nothing".split()  # noqa: SIM905
 YEARS = tuple(str(y) for y in range(1950, 2000))
 TEST_SHARE = 1 / 3
 MAX_PASSAGES = 100_000
@@ -205,7 +205,9 @@ class SearchWorld:
 
     # --------------------------------------------------------------------------------------------------- warm start
 
-    def demonstration(self, question: dict[str, Any], rng: random.Random, errors: Errors | None = None) -> list[Segment]:
+    def demonstration(
+        self, question: dict[str, Any], rng: random.Random, errors: Errors | None = None
+    ) -> list[Segment]:
         """An imperfect episode of a training question, in the environment's own text.
 
         It searches the training world's passages alone, so that no held-out name is ever shown.
@@ -286,7 +288,7 @@ class SearchWorld:
         return [self._by_id[h.passage.id] for h in self._index.search(query, self._topk)]
 
     def practice(self, rng: random.Random, facts: int = 5) -> list[Segment]:
-        """Look-ups over facts made up on the spot from any names: search, quote, answer; or recite, in another order."""
+        """Look-ups over facts made up on the spot of any names: search, quote, answer; or recite in another order."""
         heads: list[str] = []
         made: dict[tuple[str, Relation], str] = {}
         while len(made) < facts:
