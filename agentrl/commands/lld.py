@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,7 +114,7 @@ def _checkpoint(args: argparse.Namespace) -> Path:
     return checkpoint_at(args.run, args.step)
 
 
-def _say(quiet: bool):  # noqa: ANN202
+def _say(quiet: bool) -> Callable[[str], None]:
     return (lambda text: print(text, file=sys.stderr)) if quiet else print
 
 
