@@ -214,7 +214,7 @@ def _explain(error: ValidationError, tree: _Tree, path: Path) -> list[str]:
         where = _where(key, tree, path)
         name = ".".join(key)
         if len(found) > 1 and not all(":" in m or ";" in m for m in found):
-            found = [" or ".join(found)]
+            found = [" or ".join([m.rpartition(", but is ")[0] for m in found[:-1]] + found[-1:])]
         out += [f"{where}: {name}: {m}" if name else f"{where}: {m}" for m in found]
     return out
 
@@ -234,7 +234,7 @@ def _message(e: ErrorDetails, key: Key) -> list[str]:
         return [f"no such key{nearest(key[-1], valid) or '; valid here: ' + ', '.join(valid)}"]
     if e["type"] == "value_error":
         return str(e["ctx"]["error"]).split("\n")
-    text = e["msg"].replace("Input should be ", "should be ")
+    text = e["msg"].replace("Input should be ", "should be ").split(", unable to ")[0]
     return [f"{text}, but is {e['input']!r}"]
 
 

@@ -35,13 +35,7 @@ class Job:
 
 def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = None, say: Say = print) -> Job:
     """Everything that the config names. `work_dir` keeps the built-in world's index; `model_path` replaces the model."""
-    world = None
-    if config.world is not None:
-        from envs.worlds import make_world
-
-        parameters = config.world.model_dump(exclude={"kind", "seed"})
-        seed = config.seed if config.world.seed is None else config.world.seed
-        world = make_world(config.world.kind, seed, **parameters)
+    world = build_world(config)
     model_config = config.model if model_path is None else config.model.model_copy(update={"path": str(model_path)})
     if config.model.path == BUILTIN:
         assert world is not None  # RunConfig has checked it
@@ -73,6 +67,17 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
             ]
         )
     return Job(config, engine, chat, make_env, train, test, world)
+
+
+def build_world(config: RunConfig) -> Any:
+    """The built-in world that the config names, or None."""
+    if config.world is None:
+        return None
+    from envs.worlds import make_world
+
+    parameters = config.world.model_dump(exclude={"kind", "seed"})
+    seed = config.seed if config.world.seed is None else config.world.seed
+    return make_world(config.world.kind, seed, **parameters)
 
 
 def environment_maker(

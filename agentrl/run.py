@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,9 +111,3 @@ def _train(job: Job, run: RunLog, progress: Progress, checkpoint: tuple[Path, di
     if result.status == "stopped":
         progress.say(f"stopped after step {result.steps} and saved; go on with: agentrl resume {run.path}")
     return FinishedRun(run.path, result)
-
-
-def say_json(done: FinishedRun, write: Callable[[str], None] = print) -> None:
-    """The run's end as one JSON line."""
-    last = done.result.evaluations[-1] if done.result.evaluations else None
-    write(json.dumps({"run_dir": str(done.run_dir), "status": done.result.status, "steps": done.result.steps, "eval": last}))

@@ -30,13 +30,15 @@ def add_set(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or say what training would be."""
-    from agentrl.config_io import dry_run_report, load_config
+    from agentrl.config_io import load_config
 
     loaded = load_config(args.config, args.set)
     if args.dry_run:
         if args.json:
             print(json.dumps({"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins}))
         else:
+            from agentrl.dryrun import report as dry_run_report
+
             print(dry_run_report(loaded))
         return 0
     from agentrl.run import train_run
@@ -50,6 +52,4 @@ def report(done: FinishedRun, as_json: bool) -> int:
     if as_json:
         row = {"run_dir": str(done.run_dir), "status": result.status, "steps": result.steps}
         print(json.dumps(row | {"evaluations": result.evaluations}))
-    elif result.status == "stopped":
-        print(f"stopped after {result.steps} steps, saved. Go on: agentrl resume {done.run_dir}")
     return 130 if result.status == "stopped" else 0

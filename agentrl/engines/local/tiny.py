@@ -21,29 +21,32 @@ COPY_GAIN = 4.0  # of the values that are copied
 SLOW_SPAN = 60  # tokens over which a rotary dimension must turn by less than a radian to be used for matching
 
 
+def tiny_model_config(config: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+    """The Qwen2 config for the tokenizer's vocabulary."""
+    return Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        initializer_range=config.init_std,
+        attention_dropout=0.0,
+        use_sliding_window=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+
+
 def build_tiny_model(config: TinyModelConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
     """A freshly initialised Qwen2 for the tokenizer's vocabulary; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.kv_heads,
-                intermediate_size=config.intermediate_size,
-                max_position_embeddings=config.max_positions,
-                tie_word_embeddings=True,
-                rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-                initializer_range=config.init_std,
-                attention_dropout=0.0,
-                use_sliding_window=False,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                bos_token_id=None,
-            )
-        )
+        model = Qwen2ForCausalLM(tiny_model_config(config, tokenizer))
         with torch.no_grad():
             embedding = model.model.embed_tokens.weight
             embedding.normal_(0, config.embedding_std)
