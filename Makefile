@@ -53,9 +53,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 			echo "error: $$path cannot make a virtual environment (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }; \
 	fi
 	@echo "installing the pinned dependencies into $(VENV), some minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 $(INSTALLED_BENCH): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	@touch $@
