@@ -1,12 +1,14 @@
 """Grading mathematical answers: string equality, then exact integers, then math-verify in worker processes.
 
 math-verify stops long computations with signals, which threads cannot use, and sympy can be made to compute for hours:
-so it runs in worker processes with a deadline, and a worker that misses it is ended and replaced.
+so it runs in worker processes with a deadline, and a worker that misses it is ended and replaced. As with all of
+multiprocessing, a script that grades must keep its own work under `if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import os
 import re
@@ -86,6 +88,7 @@ def grade(answer: str | None, golden_answers: Sequence[str], *, deadline_s: floa
 
 def _verify(answer: str, golden_answers: list[str]) -> bool:
     """In a worker process."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we, not it, watch the time
     from math_verify import parse, verify
 
     given = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # type: ignore[arg-type]
