@@ -72,7 +72,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _play(args: argparse.Namespace) -> int:
-    from agentrl.errors import ConfigError
+    from agentrl.errors import AgentRLError, ConfigError
     from envs.play import play
 
     if bool(args.question) != bool(args.answer):
@@ -81,6 +81,8 @@ def _play(args: argparse.Namespace) -> int:
     env = _make(args.env, _values(args.set))
     try:
         play(env, options=task, seed=args.seed)
+    except ValueError as error:  # no task, or a search in an environment that was made without a retriever
+        raise AgentRLError(f"{args.env}: {error}") from error
     finally:
         env.close()
     return 0
