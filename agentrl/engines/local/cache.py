@@ -31,6 +31,7 @@ class Plan:
     length: int
     mask: Tensor
     write_rows: Tensor  # (n, 1)
+    fresh: bool = False  # no row has a past: what is written is all there is to read
 
 
 class RowCache:
@@ -99,7 +100,8 @@ class RowCache:
         else:
             n, index = len(rows), torch.tensor(rows, device=self.device)
             write = index
-        return Plan(n, index, position, slot, length, mask[:, None], write[:, None])
+        fresh = C > 1 and not bool(start.any())
+        return Plan(n, index, position, slot, length, mask[:, None], write[:, None], fresh)
 
     def write_and_read(self, i: int, kv: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """Store `kv` (n, C, 2, kv_heads, head_dim) of layer `i`; returns keys and values (n, kv_heads, length, hd)."""
@@ -107,8 +109,10 @@ class RowCache:
         if buffer.dtype != kv.dtype:
             kv = kv.to(buffer.dtype)
         buffer[plan.write_rows, :, :, plan.slot] = kv
-        view = buffer[: plan.n] if plan.rows is None else buffer.index_select(0, plan.rows)
-        view = view[:, :, :, : plan.length]
+        if plan.fresh:
+            return kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+        view = buffer[:, :, :, : plan.length]  # before the rows are copied, not after
+        view = view[: plan.n] if plan.rows is None else view.index_select(0, plan.rows)
         return view[:, 0], view[:, 1]
 
     def hf_cache(self, n_layers: int, plan: Plan) -> Cache:
