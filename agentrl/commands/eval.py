@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=int, metavar="N", help="also N sampled responses per question (avg@N, pass@k)"
     )
     parser.add_argument("--temperature", type=float, metavar="T", help="of the sampled ones (default: the config's)")
-    parser.add_argument("--questions", type=int, metavar="N", help="per suite (default: eval.questions)")
+    parser.add_argument("--questions", type=int, metavar="N", help="per suite (default: eval.questions; 0: all)")
     parser.add_argument(
         "--suite", action="append", default=[], metavar="SOURCE", help="another test set: a file, hub id or recipe:NAME"
     )
@@ -128,7 +128,7 @@ def _measure(job: Job, pool: EnvPool, name: str, tasks: list[Task], samples: int
     asked = job.config.eval.questions or len(tasks)
     how = job.config.eval.model_copy(update={"samples": samples, "temperature": temperature, "questions": asked})
     config = job.config.model_copy(update={"eval": how})
-    _say(f"{name}: {min(asked, len(tasks))} questions, {samples} responses each, temperature {temperature:g}")
+    _say(f"{name}: {min(asked, len(tasks))} questions x {samples}, temperature {temperature:g}")
     episodes = evaluate(replace(job, config=config), pool, step=0, tasks=tasks).trajectories
     good = [[t for t in episodes[i : i + samples] if t.error is None] for i in range(0, len(episodes), samples)]
     counts = tuple((len(g), sum(t.correct for t in g)) for g in good if g)

@@ -47,16 +47,15 @@ def run(args: argparse.Namespace) -> int:
         rows = [r for r in rows if str(r["group_id"]) == args.group]
         if not rows:
             raise RunError(f"step {step} has no group {args.group!r}{nearest(args.group, groups)}; it has {groups[:8]}")
-    limit = args.limit or len(rows)
-    if args.worst is not None:
-        rows, limit = sorted(rows, key=_badness)[: args.worst], args.worst
+    limit = args.limit or len(rows) if args.worst is None else args.worst
+    shown = rows[:limit] if args.worst is None else sorted(rows, key=_badness)[:limit]
     if args.json:
-        for row in rows if args.worst is not None else rows[: args.limit or None]:
+        for row in shown:
             print_json(row)
         return 0
     what = f"evaluation after {step} steps" if args.eval else f"step {step}"
-    print(f"{path}, {what}: {min(limit, len(rows))} of {len(rows)} episodes\n")
-    for row in rows[:limit]:
+    print(f"{path}, {what}: {len(shown)} of {len(rows)} episodes\n")
+    for row in shown:
         print(conversation(row, tokens=args.tokens))
     return 0
 
