@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 PROMPT = (
     "Answer the question below. Think first, inside <think> and </think>, whenever you learn something new. If you "
@@ -18,9 +17,9 @@ INVALID = (
     "To answer, put the answer between <answer> and </answer>. Try again.\n"
 )
 PASSAGE = "Doc {rank}(Title: {title}) {text}\n"
-MAX_PASSAGE_CHARACTERS = 20_000
-_CACHED_CHARACTERS = 4_000  # a longer passage is shown anew each time, to bound the cache's memory
+MAX_BODY_CHARACTERS = 200_000  # of one observation; what the model may see of it is cut in tokens, later
 _TAGS = re.compile(r"<(\s*/?\s*)(think|search|information|answer)(\s*)>", re.IGNORECASE)
+_FIELD_NAMES = ("rank", "title", "text")
 _FIELDS = re.compile(r"\{(rank|title|text)\}")
 
 
@@ -42,21 +41,24 @@ def parse_action(action: str) -> ParsedAction:
     kind stands between, from the last one of those. White space around it is left out; an empty one is invalid.
     """
     search, answer = action.find("<search>"), action.find("<answer>")
-    search_end = action.find("</search>", search) if search >= 0 else -1
-    answer_end = action.find("</answer>", answer) if answer >= 0 else -1
-    if search_end >= 0 and (answer_end < 0 or search < answer):
-        kind, start, end = "search", search, search_end
-    elif answer_end >= 0:
-        kind, start, end = "answer", answer, answer_end
-    else:
+    kind, start, end = "", -1, -1
+    if search >= 0 and (answer < 0 or search < answer):
+        kind, start, end = "search", search, action.find("</search>", search)
+    if end < 0 <= answer:
+        kind, start, end = "answer", answer, action.find("</answer>", answer)
+    if end < 0 <= search:
+        kind, start, end = "search", search, action.find("</search>", search)
+    if end < 0:
         return NOTHING
-    start = action.rfind(f"<{kind}>", start, end) + 8  # both opening tags have eight characters
-    raw = action[start:end]
-    content = raw.lstrip()
-    start += len(raw) - len(content)
-    content = content.rstrip()
+    start += 8  # both opening tags have eight characters
+    content = action[start:end]
+    if "<" in content and (again := content.rfind(f"<{kind}>")) >= 0:
+        start += again + 8
+        content = content[again + 8 :]
+    content = content.strip()
     if not content:
         return NOTHING
+    start = action.find(content, start)
     return ParsedAction(kind, content, (start, start + len(content)))
 
 
@@ -65,21 +67,12 @@ def defuse(text: str) -> str:
     return _TAGS.sub(r"(\1\2\3)", text) if "<" in text else text
 
 
-@lru_cache(maxsize=32)  # so that all environments of one template share its cache
-def passage_writer(template: str) -> Callable[[int, Any], str]:
-    """A function of (rank, passage) that fills `{rank}`, `{title}` and `{text}`; passages are never read for fields."""
-    parts = _FIELDS.split(template)  # literal, field, literal, field, ..., literal
-
-    def write(rank: int, title: str, text: str) -> str:
-        values = {"rank": str(rank), "title": title, "text": text}
-        return "".join([values[p] if i % 2 else p for i, p in enumerate(parts)])
-
-    cached = lru_cache(maxsize=4096)(write)
-
-    def shown(rank: int, passage: Any) -> str:
-        title, text = passage.title, passage.text
-        if len(title) + len(text) <= _CACHED_CHARACTERS:
-            return cached(rank, title, text)
-        return write(rank, title[:MAX_PASSAGE_CHARACTERS], text[:MAX_PASSAGE_CHARACTERS])
-
-    return shown
+def passage_format(template: str) -> Callable[[int, str, str], str]:
+    """A function of (rank, title, text) that fills `{rank}`, `{title}`, `{text}`; passages are not read for fields."""
+    parts = _FIELDS.split(template)  # literal, field, literal, ..., literal
+    if parts[1::2] == ["rank", "title", "text"]:  # as most are: twice as fast
+        a, _, b, _, c, _, d = parts
+        return lambda rank, title, text: f"{a}{rank}{b}{title}{c}{text}{d}"
+    literals = [p.replace("{", "{{").replace("}", "}}") for p in parts]
+    fields = [f"{{{_FIELD_NAMES.index(p)}}}" if i % 2 else "" for i, p in enumerate(parts)]
+    return "".join(f or literal for f, literal in zip(fields, literals)).format

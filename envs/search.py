@@ -17,7 +17,16 @@ from typing import Any
 import gymnasium
 
 from envs.errors import ToolFailure
-from envs.protocol import INVALID, PASSAGE, PROMPT, ParsedAction, defuse, parse_action, passage_writer
+from envs.protocol import (
+    INVALID,
+    MAX_BODY_CHARACTERS,
+    PASSAGE,
+    PROMPT,
+    ParsedAction,
+    defuse,
+    parse_action,
+    passage_format,
+)
 from envs.scoring import answer_key
 from envs.spaces import AnyText
 from envs.tasks import choose_task, read_task
@@ -74,7 +83,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         self.stop_strings = ("</search>", "</answer>")
         self._prompt = tuple(prompt_template.split("{question}", 1))
         self._open, self._close, self._invalid = information_open, information_close, invalid_message
-        self._nothing, self._show = nothing_found, passage_writer(passage_template)
+        self._nothing, self._show = nothing_found, passage_format(passage_template)
         self.topk, self._max_turns, self._format_reward = topk, max_turns, format_reward
         self._tasks = list(tasks)
         self._own_world = retriever is None and not tasks  # its questions; they are searched in its passages
@@ -98,7 +107,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         question, golden = read_task(options)
         self._golden = frozenset(map(answer_key, golden))
         self._turn = 0
-        body = defuse(question if question.endswith("?") else question + "?")
+        body = defuse(question if question[-1] == "?" else question + "?")
         opening, closing = self._prompt
         prompt = opening + body + closing
         if self.render_mode is not None:
@@ -192,17 +201,20 @@ class SearchEnv(gymnasium.Env[str, str]):
         return "", 1.0 if correct else self._format_reward, True, False, info
 
     def _found(self, query: str, hits: Hits, latency_s: float) -> Step:
-        show = self._show
-        shown = [show(rank, hit.passage) for rank, hit in enumerate(hits, 1)]
-        body = defuse("".join(shown)) if shown else self._nothing  # joined first: no tag may arise where passages meet
-        observation = self._open + body + self._close
+        show, shown, retrieved = self._show, [], []
+        for passage, _ in hits:
+            retrieved.append(passage.id)
+            shown.append(show(len(retrieved), passage.title, passage.text))
+        body = "".join(shown)[:MAX_BODY_CHARACTERS]
+        body = defuse(body) or self._nothing  # joined first, so that no tag arises where passages meet
+        observation = f"{self._open}{body}{self._close}"
         if self.render_mode is not None:
             self._transcript.append(observation)
         info = {
             "kind": "search",
             "valid": True,
             "query": query,
-            "retrieved": [hit.passage.id for hit in hits],
+            "retrieved": retrieved,
             "latency_s": latency_s,
             "observation_parts": {"open": self._open, "body": body, "close": self._close},
         }
