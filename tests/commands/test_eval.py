@@ -1,0 +1,88 @@
+"""`eval` on a run, on a model's folder, and on what is neither."""
+
+import json
+
+import pytest
+
+from agentrl.cli import main
+from agentrl.runlog import read_evals
+
+
+def results(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_run_is_evaluated_again_as_it_was_during_training(finished_run, capsys):
+    recorded = {row["step"]: row["em"] for row in read_evals(finished_run)}
+    for step in (1, 2):
+        assert main(["eval", str(finished_run), "--checkpoint", str(step), "--json"]) == 0
+        out = results(capsys)
+        assert out["model"].endswith(f"step-{step:06d}/model") and out["questions"] == {"held-out": 6}
+        assert out["results"]["greedy"]["average"] == pytest.approx(recorded[step])
+
+
+def test_samples_add_avg_and_pass_at_k(finished_run, capsys):
+    assert main(["eval", str(finished_run), "--samples", "3", "--questions", "4", "--json"]) == 0
+    out = results(capsys)
+    sampled = out["results"]["T=1"]["suites"]["held-out"]
+    assert {"avg", "pass@2", "pass@3"} <= set(sampled) and "pass@4" not in sampled and sampled["questions"] == 4
+    assert "pass@2" not in out["results"]["greedy"]["suites"]["held-out"]
+    assert sampled["avg"]["value"] <= sampled["pass@2"]["value"] <= sampled["pass@3"]["value"]
+
+
+def test_the_table_is_text_or_markdown(finished_run, capsys):
+    assert main(["eval", str(finished_run), "--questions", "2"]) == 0
+    text = capsys.readouterr()
+    assert text.out.splitlines()[0].split() == ["method", "held-out", "average"]
+    assert "questions: held-out 2" in text.out and "Traceback" not in text.err
+    assert main(["eval", str(finished_run), "--questions", "2", "--samples", "2", "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "|---|---|---|" and lines[3].startswith("| T=1 avg@2 |")
+
+
+def test_a_model_folder_needs_a_config(finished_run, capsys):
+    model = str(finished_run / "checkpoints" / "step-000002" / "model")
+    assert main(["eval", model]) == 2
+    assert f"agentrl eval {model} CONFIG" in capsys.readouterr().err
+    assert main(["eval", model, str(finished_run / "config.yaml"), "--questions", "3", "--json"]) == 0
+    assert results(capsys)["questions"] == {"held-out": 3}
+
+
+def test_another_test_set_becomes_a_suite(finished_run, tmp_path, capsys):
+    from envs.worlds import make_world
+
+    world = make_world("search", 3, people=24, companies=10, cities=8, regions=6)
+    rows = list(world.questions("test"))[:3]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps({k: r[k] for k in ("question", "golden_answers")}) + "\n" for r in rows))
+    assert main(["eval", str(finished_run), "--suite", str(file), "--json"]) == 0
+    assert results(capsys)["questions"] == {"mine": 3}
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (["--checkpoint", "7"], "no checkpoint of step 7; there are 1, 2"),
+        (["--samples", "0"], "--samples 0"),
+        (["--set", "eval.question=3"], "did you mean 'questions'?"),
+        (["--suite", "/nowhere/at/all.jsonl"], "/nowhere/at/all.jsonl"),
+    ],
+)
+def test_mistakes_are_named(finished_run, capsys, more, wanted):
+    assert main(["eval", str(finished_run), *more]) == 2
+    assert wanted in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_not_evaluated(finished_run, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    weights = copy / "checkpoints" / "step-000002" / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert main(["eval", str(copy), "--checkpoint", "2"]) == 2
+    assert "SHA-256" in capsys.readouterr().err
+    assert main(["eval", str(copy), "--questions", "1", "--json"]) == 0  # the newest whole one
+    assert results(capsys)["model"].endswith("step-000001/model")

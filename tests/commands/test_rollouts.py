@@ -1,0 +1,71 @@
+"""`rollouts show` on a real run, and on hostile text."""
+
+import json
+
+import pytest
+
+from agentrl.cli import main
+from agentrl.commands.rollouts import conversation
+from agentrl.runlog import read_rollouts
+
+
+def shown(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_last_step_is_shown_as_a_conversation(finished_run, capsys):
+    assert main(["rollouts", "show", str(finished_run), "--limit", "2"]) == 0
+    out = capsys.readouterr().out
+    rows = read_rollouts(finished_run, 1)
+    assert f"step 1: 2 of {len(rows)} episodes" in out
+    assert rows[0]["sample_id"] in out and rows[0]["task"]["question"] in out and "model" in out
+    assert rows[2]["sample_id"] not in out
+
+
+def test_worst_are_those_with_the_lowest_reward(finished_run, capsys):
+    rows = read_rollouts(finished_run, 0)
+    assert main(["rollouts", "show", str(finished_run), "--step", "0", "--worst", "3", "--json"]) == 0
+    found = shown(capsys)
+    assert sorted(r["reward"] for r in found) == sorted(r["reward"] for r in rows)[:3]
+    assert main(["rollouts", "show", str(finished_run), "--limit", "0", "--json"]) == 0
+    assert len(shown(capsys)) == len(read_rollouts(finished_run, 1)) == 16
+
+
+def test_groups_evaluations_and_tokens(finished_run, capsys):
+    group = read_rollouts(finished_run, 1)[-1]["group_id"]
+    assert main(["rollouts", "show", str(finished_run), "--group", group, "--json"]) == 0
+    assert {r["group_id"] for r in shown(capsys)} == {group}
+    assert main(["rollouts", "show", str(finished_run), "--eval"]) == 0
+    assert "evaluation after 2 steps: 5 of 6 episodes" in capsys.readouterr().out
+    assert main(["rollouts", "show", str(finished_run), "--tokens", "--limit", "1"]) == 0
+    out = capsys.readouterr().out
+    turn = read_rollouts(finished_run, 1)[0]["turns"][0]
+    assert "log π" in out and "advantage" in out and f"{turn['logprobs'][0]:.3f}" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (["--step", "9"], "stored are 0 to 1"),
+        (["--group", "no"], "has no group 'no'"),
+        (["--eval", "--step", "7"], "eval 7"),
+    ],
+)
+def test_what_is_not_there_is_named(finished_run, capsys, more, wanted):
+    assert main(["rollouts", "show", str(finished_run), *more]) == 2
+    assert wanted in capsys.readouterr().err
+
+
+def test_a_folder_without_rollouts(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("")
+    assert main(["rollouts", "show", str(tmp_path)]) == 2
+    assert "no stored episodes" in capsys.readouterr().err
+
+
+def test_hostile_text_cannot_drive_the_terminal_and_failures_are_told_apart():
+    turn = {"action": "\x1b[2J<search> \u202e x </search>", "observation": "\x07bell\x00", "stop": "length"}
+    row = {"sample_id": "\x1b]0;t\x07", "error": None, "correct": False, "reward": 0.0, "turns": [turn], "task": {}}
+    text = conversation(row)
+    assert not {"\x1b", "\x07", "\x00", "\u202e"} & set(text)
+    assert "wrong, reward 0" in text and "cut at the token limit" in text
+    assert "failed: timeout" in conversation(row | {"error": "timeout", "reward": None})
