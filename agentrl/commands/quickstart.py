@@ -8,7 +8,9 @@ import json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--seed", type=int, default=0, help="of the world, the model and the run (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the world, the model and the run (default: 0)"
+    )
     parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where the run goes (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="the last line is the result as JSON")
 
