@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -30,6 +30,7 @@ class Relation(NamedTuple):
     tail: str
 
 
+Chain = tuple[Relation, ...]
 RELATIONS = (
     Relation("birthplace", "born", "person", "city"),
     Relation("school", "studied", "person", "city"),
@@ -50,6 +51,7 @@ WORDS = "question: doc of ? . need find now let me search next not sure try agai
 YEARS = tuple(str(y) for y in range(1950, 2000))
 TEST_SHARE = 1 / 3
 MAX_PASSAGES = 100_000
+MAX_QUESTIONS = 50_000  # of one split: four hops in a large world make millions
 
 
 @dataclass(frozen=True)
@@ -166,29 +168,29 @@ class SearchWorld:
 
     def _rows(self, split: str) -> list[dict[str, Any]]:
         if split not in self._questions:
-            rows = []
-            for head, chain, answer in self._chains(split):
-                text = " ".join(f"{r.asked} of" for r in reversed(chain)) + f" {head} ?"
-                rows.append(
-                    {"question": text, "golden_answers": [answer], "hops": len(chain), "_head": head, "_chain": chain}
-                )
+            rows = [self._row(head, chain) for head, chain in self._chains(split)]
             random.Random(f"{self._seed}:{split}").shuffle(rows)
             self._questions[split] = [{"id": f"{split}-{i}", **row} for i, row in enumerate(rows)]
         return self._questions[split]
 
-    def _chains(self, split: str) -> Iterator[tuple[str, tuple[Relation, ...], str]]:
-        relations = {kind: [r for r in RELATIONS if r.head == kind] for kind in ("person", "company", "city")}
+    def _row(self, head: str, chain: Chain) -> dict[str, Any]:
+        answer = head
+        for r in chain:
+            answer = self.facts[answer, r].tail
+        text = " ".join(f"{r.asked} of" for r in reversed(chain)) + f" {head} ?"
+        return {"question": text, "golden_answers": [answer], "hops": len(chain), "_head": head, "_chain": chain}
 
-        def walk(head: str, name: str, kind: str, chain: tuple[Relation, ...]) -> Iterator[tuple[Any, ...]]:
-            if len(chain) in self.hops:
-                yield head, chain, name
-            if len(chain) < max(self.hops):
-                for r in relations.get(kind, ()):
-                    yield from walk(head, self.facts[name, r].tail, r.tail, (*chain, r))
-
-        for kind in relations:
-            for head in self.entities[split][kind]:
-                yield from walk(head, head, kind, ())
+    def _chains(self, split: str) -> list[tuple[str, Chain]]:
+        """(name, relations) of all questions, or of `MAX_QUESTIONS` of them chosen by the seed."""
+        paths = [
+            (head, chain)
+            for kind in ("person", "company", "city")
+            for head, chain in product(self.entities[split][kind], _paths(kind, max(self.hops)))
+            if len(chain) in self.hops
+        ]
+        if len(paths) <= MAX_QUESTIONS:
+            return paths
+        return random.Random(f"{self._seed}:{split}:chosen").sample(paths, MAX_QUESTIONS)
 
     # ------------------------------------------------------------------------------------------------------- language
 
@@ -324,6 +326,16 @@ class SearchWorld:
 
 def _write_lines(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     Path(path).write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+
+
+def _paths(kind: str, longest: int) -> list[Chain]:
+    """All chains of 1 to `longest` relations that begin at a `kind`, each before those that go on from it."""
+    out: list[Chain] = []
+    for r in RELATIONS:
+        if r.head == kind:
+            out.append((r,))
+            out += [(r, *rest) for rest in (_paths(r.tail, longest - 1) if longest > 1 else ())]
+    return out
 
 
 def _names(rng: random.Random, n: int, tokens: int) -> tuple[list[str], list[str]]:
