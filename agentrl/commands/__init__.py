@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollouts": ("agentrl.commands.rollouts", "read the episodes that a run has stored"),
     "runs": ("agentrl.commands.runs", "list runs: status, reward, how to resume"),
     "alarms": ("agentrl.commands.alarms", "list the alarms of a run, or note that they were seen"),
+    "dashboard": ("agentrl.commands.dashboard", "watch your runs in a web browser"),
     "watch": ("agentrl.commands.watch", "raise the monitors' alarms on any trainer's log"),
     "env": ("agentrl.commands.env", "environments: list them, check your own, be the agent"),
     "retriever": ("agentrl.commands.retriever", "index a corpus, serve it, search it"),

@@ -50,7 +50,6 @@ class History:
         self.sampled_bytes = 0  # at the start of the file, of which only a sample was read
         self.unreadable = 0  # lines
         self.nonfinite: Counter[str] = Counter()
-        self.generation = 0  # changes whenever rows that were there have gone
         self.bands: list[dict[str, Any]] = []
         self.phase = PhaseState("warmup", 0, False, None)
         self._series: dict[str, Series] = {}
@@ -69,14 +68,14 @@ class History:
             with self.file.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < self.offset or _checksum(file.fileno(), self.offset) != self.anchor:
-                    self._restart()
+                    self._clear()
                 if self.offset == 0 and size > WHOLE:
                     self._sample(file.fileno(), size - TAIL)
                 file.seek(self.offset)
                 data = file.read(size - self.offset)
         except FileNotFoundError:
             if self.offset:
-                self._restart()
+                self._clear()
             return
         end = data.rfind(b"\n") + 1
         at = self.offset
@@ -98,7 +97,7 @@ class History:
             return None
         start = int(offset)
         if start == 0:
-            return self.rows if self.generation == 0 else None
+            return self.rows
         try:
             with self.file.open("rb") as file:
                 if f"{_checksum(file.fileno(), start):08x}" != crc:
@@ -107,11 +106,6 @@ class History:
             return None
         first = next((i for i, end in enumerate(self.ends) if end > start), len(self.ends))
         return self.rows[first:]
-
-    def _restart(self) -> None:
-        generation = self.generation + 1
-        self._clear()
-        self.generation = generation
 
     def _sample(self, fd: int, end: int) -> None:
         """Rows at about evenly spaced places of the first `end` bytes; reading goes on after that."""
@@ -153,12 +147,14 @@ class History:
                 self._series.setdefault(name, Series(SCALES.get(name, "linear"))).push(row["step"], value)
         self.phase = self._phases.observe(row["step"], self._series)
         if not self.bands or self.bands[-1]["phase"] != self.phase.phase:
-            self.bands.append({"phase": self.phase.phase, "from": self.phase.since if self.bands else row["step"]})
+            start = max(self.phase.since, self.bands[-1]["from"] + 1) if self.bands else row["step"]
+            if self.bands:  # a phase is announced some steps after it began
+                self.bands[-1]["to"] = start - 1
+            self.bands.append({"phase": self.phase.phase, "from": start})
         self.bands[-1]["to"] = row["step"]
         row["phase"] = self.phase.phase
 
     def _forget_phases(self, step: int) -> None:
-        self.generation += 1
         self._series, self._phases = {}, PhaseClassifier()
         self.bands = [b for b in self.bands if b["from"] < step]
         for band in self.bands:

@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from agentrl.config_io import load_config
+from agentrl.config import RunConfig
 from agentrl.dashboard.history import History
-from agentrl.errors import AgentRLError, ConfigError, nearest
+from agentrl.errors import AgentRLError, nearest
 from agentrl.runlog import (
-    ALARMS, CONFIG, EVALS, LOCK, META, METRICS, ROLLOUTS, STATUS, RunInfo, read_alarms, read_info, read_rollouts,
+    ALARMS,
+    CONFIG,
+    EVALS,
+    LOCK,
+    META,
+    METRICS,
+    ROLLOUTS,
+    STATUS,
+    RunInfo,
+    read_alarms,
+    read_info,
+    read_rollouts,
     rollout_steps,
 )  # fmt: skip
 from agentrl.storage import read_json
@@ -172,12 +184,13 @@ class Library:
         except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
             problems.append(f"{CONFIG} cannot be read: {' '.join(str(error).split())[:300]}")
         if not problems:
-            try:
-                load_config(file)
-            except ConfigError as error:
-                problems += [f"not understood by this version: {p}" for p in error.problems]
-            except AgentRLError as error:
-                problems.append(f"not understood by this version: {error}")
+            try:  # not `load_config`: it follows `extends`, and a run's config must lead nowhere else
+                RunConfig.model_validate(yaml.safe_load(text))
+            except ValidationError as error:
+                problems += [
+                    f"not understood by this version: {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}"
+                    for e in error.errors(include_input=False, include_url=False)
+                ]
         return {"text": text, "flat": flat, "meta": read_json(path / META), "problems": problems}
 
     def problems(self, run_id: str, history: History, running: bool) -> list[str]:
@@ -195,13 +208,10 @@ class Library:
             out.append(f"the last line of {METRICS} ({history.partial} bytes) was not written whole and is left out")
         if history.sampled_bytes:
             out.append(
-                f"{METRICS} is large: its last rows are shown in full, and {SAMPLES_TEXT} of the first "
-                f"{history.sampled_bytes / 2**20:,.0f} MiB"
+                f"{METRICS} is large: its last rows are shown in full, of the first "
+                f"{history.sampled_bytes / 2**20:,.0f} MiB only a sample"
             )
         return out
-
-
-SAMPLES_TEXT = "a sample"
 
 
 def run_state(run_id: str, info: RunInfo) -> dict[str, Any]:

@@ -1,0 +1,265 @@
+"""The web server: JSON about the runs of one folder, a stream of events per run, and the page's files."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from agentrl import runlog
+from agentrl.dashboard import episodes, live, prometheus
+from agentrl.dashboard.access import TOKEN_VARIABLE, Access, check_bind, is_loopback
+from agentrl.dashboard.history import columns, nonfinite_steps
+from agentrl.dashboard.library import Library, UnknownRun, run_state
+from agentrl.errors import AgentRLError
+from agentrl.monitors.signals import SIGNALS
+from agentrl.storage import finite
+
+STATIC = Path(__file__).parent / "static"
+BODY = 1 << 16  # bytes of a POST
+
+
+def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = ()) -> Starlette:
+    """The application over `runs_dir`. `hosts`: names besides this machine's under which it may be reached."""
+    library = Library(runs_dir)
+
+    def json(answer: Callable[[Library, Request], Any]) -> Callable[[Request], Any]:
+        async def endpoint(request: Request) -> Response:
+            value = await anyio.to_thread.run_sync(partial(answer, library, request))
+            return JSONResponse(finite(value))
+
+        return endpoint
+
+    async def events(request: Request) -> Response:
+        run_id = _run(request)
+        await anyio.to_thread.run_sync(library.path, run_id)
+        cursor = request.headers.get("last-event-id") or request.query_params.get("after", "")
+
+        async def until_gone() -> AsyncIterator[str]:
+            async for text in live.stream(library, run_id, cursor):
+                yield text
+                if await request.is_disconnected():
+                    return
+
+        return StreamingResponse(until_gone(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    async def acknowledge(request: Request) -> Response:
+        body = await _body(request)
+        path = await anyio.to_thread.run_sync(library.path, str(body.get("run", "")))
+        seen = body.get("acknowledged", True) is True
+        await anyio.to_thread.run_sync(runlog.acknowledge, path, str(body.get("id", "")), seen)
+        return JSONResponse({"acknowledged": seen})
+
+    async def metrics(_: Request) -> Response:
+        text = await anyio.to_thread.run_sync(prometheus.render, library)
+        return Response(text, headers={"Content-Type": prometheus.CONTENT_TYPE})
+
+    async def page(_: Request) -> Response:
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    async def grafana(_: Request) -> Response:
+        return FileResponse(prometheus.grafana_file(), filename="agentrl-grafana.json")
+
+    async def report(request: Request) -> Response:
+        from agentrl.dashboard.report import render_report
+
+        run_id = _run(request)
+        text = await anyio.to_thread.run_sync(render_report, library, run_id)
+        name = run_id.replace("/", "-").encode("ascii", "replace").decode().replace('"', "")
+        disposition = f'attachment; filename="{name}.html"'
+        return Response(text, media_type="text/html", headers={"Content-Disposition": disposition})
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/run", page),
+            Route("/compare", page),
+            Route("/api/runs", json(_runs)),
+            Route("/api/signals", json(lambda *_: {k: asdict(s) for k, s in SIGNALS.items()})),
+            Route("/api/run", json(_one)),
+            Route("/api/metrics", json(_metrics)),
+            Route("/api/config", json(lambda lib, r: lib.config(_run(r)))),
+            Route("/api/rollouts", json(_rollouts)),
+            Route("/api/rollout", json(_rollout)),
+            Route("/api/group", json(_group)),
+            Route("/api/events", events),
+            Route("/api/acknowledge", acknowledge, methods=["POST"]),
+            Route("/api/report", report),
+            Route("/metrics", metrics),
+            Route("/grafana.json", grafana),
+            Mount("/static", _Static(directory=STATIC)),
+        ],
+        middleware=[Middleware(Access, token=token, hosts=tuple(hosts)), Middleware(GZipMiddleware, minimum_size=2048)],
+        exception_handlers={AgentRLError: _explain, HTTPException: _http, Exception: _bug},
+    )
+
+
+def serve(runs_dir: Path, host: str, port: int, hosts: Iterable[str] = (), say: Callable[[str], None] = print) -> None:
+    """Serve until interrupted. The token comes from the environment only. AgentRLError where that cannot be."""
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    check_bind(host, token)
+    if not runs_dir.expanduser().is_dir():
+        raise AgentRLError(
+            f"{runs_dir} is not a folder: name the one that holds your runs, for example `agentrl dashboard runs`"
+        )
+    app = create_app(runs_dir, token, [host, *hosts])
+    listening = _listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    say(f"dashboard: http://{shown}:{listening.getsockname()[1]}/ over {runs_dir} (Ctrl-C ends it)")
+    if not is_loopback(host):
+        say(f"open it once as /?token=... with the value of {TOKEN_VARIABLE}; the connection itself is not encrypted")
+    # No access log: the token is in the first request's address.
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        raise AgentRLError(
+            f"cannot listen on {host} port {port} ({error}); choose another with --port, 0 takes a free one"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+def _runs(library: Library, _: Request) -> Any:
+    runs, problems = library.list_runs()
+    return {"root": str(library.root), "runs": runs, "problems": problems}
+
+
+def _one(library: Library, request: Request) -> Any:
+    run_id = _run(request)
+    path = library.path(run_id)
+    history, lock = library.history(run_id)
+    state = run_state(run_id, runlog.read_info(path))
+    with lock:
+        rows = list(history.rows)
+        answer = {"cursor": history.cursor, "bands": list(history.bands), "phase": live.phase_of(history)}
+        problems = library.problems(run_id, history, state["status"] == "running")
+    return {
+        **answer,
+        "state": state,
+        "columns": columns(rows),
+        "nonfinite": nonfinite_steps(rows),
+        "alarms": library.alarms(run_id),
+        "evals": [r for r in runlog.read_evals(path) if isinstance(r.get("step"), int)],
+        "rollout_steps": library.steps(run_id),
+        "problems": problems,
+    }
+
+
+def _metrics(library: Library, request: Request) -> Any:
+    """Rows after `after`, or everything: what a comparison needs."""
+    run_id = _run(request)
+    history, lock = library.history(run_id)
+    with lock:
+        rows = history.since(request.query_params.get("after"))
+        whole = rows is None
+        rows = list(history.rows if rows is None else rows)
+        cursor, bands = history.cursor, list(history.bands)
+    return {
+        "whole": whole,
+        "cursor": cursor,
+        "bands": bands,
+        "columns": columns(rows),
+        "nonfinite": nonfinite_steps(rows),
+        "state": run_state(run_id, runlog.read_info(library.path(run_id))),
+    }
+
+
+def _rollouts(library: Library, request: Request) -> Any:
+    run_id, step, kind = _run(request), _step(request), _kind(request)
+    rows = library.rollouts(run_id, step, kind)
+    return {
+        "step": step,
+        "kind": kind,
+        "rows": [episodes.summary(r) for r in rows],
+        "steps": library.steps(run_id)[kind],
+    }
+
+
+def _rollout(library: Library, request: Request) -> Any:
+    rows = library.rollouts(_run(request), _step(request), _kind(request))
+    return episodes.find(rows, request.query_params.get("sample", ""))
+
+
+def _group(library: Library, request: Request) -> Any:
+    group = request.query_params.get("group", "")
+    rows = library.rollouts(_run(request), _step(request), _kind(request))
+    return {"rows": [episodes.conversation(r) for r in rows if str(r.get("group_id")) == group]}
+
+
+def _run(request: Request) -> str:
+    return request.query_params.get("run", "")
+
+
+def _kind(request: Request) -> str:
+    return "eval" if request.query_params.get("kind") == "eval" else "step"
+
+
+def _step(request: Request) -> int:
+    text = request.query_params.get("step", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 13):
+        raise HTTPException(400, f"step is {text[:40]!r}; it must be a number")
+    return int(text)
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    size = 0
+    parts = []
+    async for part in request.stream():
+        size += len(part)
+        if size > BODY:
+            raise HTTPException(413, f"more than {BODY} bytes")
+        parts.append(part)
+    request._body = b"".join(parts)
+    try:
+        body = await request.json()
+    except ValueError:
+        raise HTTPException(400, "the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise HTTPException(400, "the body must be a JSON object")
+    return body
+
+
+class _Static(StaticFiles):
+    """The page's files; the browser asks again each time, since they change with an upgrade."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+async def _explain(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, status_code=404 if isinstance(error, UnknownRun) else 422)
+
+
+async def _http(_: Request, error: Exception) -> Response:
+    status, text = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
+    return JSONResponse({"error": text}, status_code=status)
+
+
+async def _bug(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"{type(error).__name__} in the dashboard; its log has the details"}, status_code=500)

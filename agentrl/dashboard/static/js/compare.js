@@ -1,0 +1,2 @@
+import { fill, h } from "./dom.js";
+export async function show(main) { fill(main, h("p", {}, "coming")); }

@@ -1,0 +1,98 @@
+// The rows of one run as columns, growing.
+
+export class Store {
+  constructor(answer) {
+    this.listeners = new Set();
+    this.load(answer);
+  }
+
+  load({ columns, nonfinite, bands, phase }) {
+    this.columns = columns.step ? columns : { step: [] };
+    this.nonfinite = nonfinite;
+    this.bands = bands ?? [];
+    this.phase = phase ?? null;
+  }
+
+  get length() {
+    return this.columns.step.length;
+  }
+
+  // Adds rows; one whose step is already there replaces it and what came after (the run was resumed).
+  append(rows, bands, phase) {
+    const c = this.columns;
+    for (const row of rows) {
+      while (c.step.length && c.step.at(-1) >= row.step) for (const values of Object.values(c)) values.pop();
+      const n = c.step.length;
+      for (const [name, value] of Object.entries(row)) {
+        if (name === "phase") continue;
+        (c[name] ??= new Array(n).fill(null)).push(value);
+        if (value === null) (this.nonfinite[name] ??= []).push(row.step);
+      }
+      for (const values of Object.values(c)) if (values.length === n) values.push(null);
+    }
+    if (bands) this.bands = bands;
+    if (phase) this.phase = phase;
+    this.changed();
+  }
+
+  changed() {
+    for (const listener of this.listeners) listener();
+  }
+
+  has(name) {
+    const values = this.columns[name];
+    return Boolean(values && values.some((v) => v !== null)) || Boolean(this.nonfinite[name]?.length);
+  }
+
+  // Values of the x axis: steps, sampled tokens, or minutes since the first row.
+  x(mode) {
+    const c = this.columns;
+    if (mode === "tokens" && c.tokens) return monotone(c.tokens);
+    if (mode === "time" && c.time) {
+      const first = c.time.find((v) => v !== null) ?? 0;
+      return monotone(c.time.map((v) => (v === null ? null : (v - first) / 60)));
+    }
+    return c.step;
+  }
+
+  indexOf(step) {
+    const steps = this.columns.step;
+    let low = 0, high = steps.length - 1;
+    while (low < high) {
+      const middle = (low + high + 1) >> 1;
+      if (steps[middle] <= step) low = middle;
+      else high = middle - 1;
+    }
+    return low;
+  }
+}
+
+// A chart's x must not go back: a clock that was set back, or a row without it, stays where the last one was.
+function monotone(values) {
+  let last = 0;
+  return values.map((v) => (last = v === null || v < last ? last : v));
+}
+
+// Exponential moving average with bias correction (as Adam's); gaps stay gaps.
+export function smoothed(values, weight) {
+  let sum = 0, total = 0;
+  return values.map((v) => {
+    if (v === null || v === undefined) return null;
+    sum = weight * sum + (1 - weight) * v;
+    total = weight * total + (1 - weight);
+    return sum / total;
+  });
+}
+
+// What all charts of a page share: the cursor, the zoom, the axis, the smoothing.
+export class View {
+  constructor({ x = "step", smooth = 0, zoom = null, pinned = null }) {
+    Object.assign(this, { x, smooth, zoom, pinned, index: null });
+    this.listeners = new Set();
+  }
+
+  set(values, from = null) {
+    Object.assign(this, values);
+    for (const listener of this.listeners) listener(Object.keys(values), from);
+  }
+}
