@@ -10,8 +10,6 @@ PYTHON ?=
 INSTALLED := $(VENV)/.installed-dev
 INSTALLED_BENCH := $(VENV)/.installed-bench
 ARGS ?=
-# One BLAS thread per test process: two processes share the cores better than the threads of one.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 help:                ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
@@ -20,10 +18,10 @@ quickstart: $(INSTALLED)   ## train the built-in search agent, about a minute an
 	$(BIN)/agentrl quickstart $(ARGS)
 
 test: $(INSTALLED)         ## fast tests
-	$(PYTEST) -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-slow: $(INSTALLED)    ## whole runs: the quickstart, kill and resume, large inputs
-	$(PYTEST) -m slow --timeout=1200 $(ARGS)
+	$(BIN)/python -m pytest -m slow --timeout=1200 $(ARGS)
 
 check: $(INSTALLED)        ## lint, format, types
 	$(BIN)/ruff check .
