@@ -23,6 +23,8 @@ def quickstart(seed: int = 0, runs_dir: str = "runs", *, quiet: bool = False) ->
     start = time.perf_counter()
     config = load_config(CONFIG, [f"seed={seed}", f"log.runs_dir={runs_dir}"]).config
     done = train_run(config, quiet=quiet)
+    if done.result.status != "finished":
+        raise KeyboardInterrupt  # the run has been saved and has said how to go on
     before, after = done.result.evaluations[0], done.result.evaluations[-1]
     seconds = time.perf_counter() - start
     out = {
