@@ -12,7 +12,7 @@ import gymnasium
 from agentrl.config import RunConfig
 from agentrl.data import load_tasks, tasks_from_world
 from agentrl.engines.local.engine import LocalEngine
-from agentrl.engines.local.loading import BUILTIN, load_model, load_tokenizer
+from agentrl.engines.local.loading import BUILTIN, is_adapter, load_model, load_tokenizer, load_weights
 from agentrl.errors import ConfigError
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.types import Task
@@ -34,9 +34,15 @@ class Job:
 
 
 def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = None, say: Say = print) -> Job:
-    """Everything that the config names. `work_dir` keeps the built-in world's index; `model_path` replaces the model."""
+    """Everything that the config names. `work_dir` keeps the built-in world's index; `model_path` is of a checkpoint.
+
+    Raises AgentRLError for everything in the config that does not work, before anything is sampled.
+    """
     world = build_world(config)
-    model_config = config.model if model_path is None else config.model.model_copy(update={"path": str(model_path)})
+    model_config = config.model
+    adapter = model_path if model_path is not None and is_adapter(model_path) else None
+    if model_path is not None and adapter is None:
+        model_config = model_config.model_copy(update={"path": str(model_path)})
     if config.model.path == BUILTIN:
         assert world is not None  # RunConfig has checked it
         tokenizer = world.tokenizer()
@@ -49,8 +55,11 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
         test = load_tasks(config.data, "test") if config.data.test else []
     make_env = environment_maker(config, world, work_dir, say)
     chat = ChatFormat(tokenizer, config.rollout)
+    model = load_model(model_config, tokenizer, config.seed)
+    if adapter is not None:
+        load_weights(model, adapter)
     engine = LocalEngine(
-        load_model(model_config, tokenizer, config.seed),
+        model,
         tokenizer,
         config=model_config,
         optim=config.optim,
@@ -77,7 +86,10 @@ def build_world(config: RunConfig) -> Any:
 
     parameters = config.world.model_dump(exclude={"kind", "seed"})
     seed = config.seed if config.world.seed is None else config.world.seed
-    return make_world(config.world.kind, seed, **parameters)
+    try:
+        return make_world(config.world.kind, seed, **parameters)
+    except ValueError as error:
+        raise ConfigError([f"world: {error}"]) from error
 
 
 def environment_maker(
@@ -111,7 +123,16 @@ def environment_maker(
             ]
         )
     kwargs.update(config.env.kwargs)
-    return lambda: gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+
+    def make() -> gymnasium.Env[str, str]:
+        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+
+    try:
+        make().close()
+    except (TypeError, ValueError, ImportError, gymnasium.error.Error) as error:
+        given = ", ".join(f"{k} = {v!r}" for k, v in config.env.kwargs.items()) or "nothing"
+        raise ConfigError([f"env.id {env_id} cannot be made with env.kwargs ({given}): {error}"]) from error
+    return make
 
 
 def _world_index(world: Any, work_dir: Path) -> Any:

@@ -12,14 +12,17 @@ from agentrl.checkpoint import latest_checkpoint
 from agentrl.config import RunConfig
 from agentrl.config_io import load_config
 from agentrl.console import Progress
-from agentrl.errors import AgentRLError, RunError
+from agentrl.errors import RunError
 from agentrl.job import Job, build_job
 from agentrl.monitors import Monitor, sinks
 from agentrl.runlog import RunLog
+from agentrl.storage import writing
 from agentrl.trainer import Trainer, TrainResult
 from agentrl.types import Alarm, StepRecord
 from agentrl.warmstart import warm_start
 from agentrl.writers import make_writers
+
+REFERENCE = "reference"  # the frozen initial policy, kept where the loss has a KL term
 
 
 @dataclass
@@ -39,7 +42,7 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
     with run:
         try:
             job = build_job(config, run.path, say=progress.say)
-        except AgentRLError:
+        except Exception:
             shutil.rmtree(run.path, ignore_errors=True)
             raise
         parameters = sum(p.numel() for p in job.engine.model.parameters())
@@ -54,6 +57,10 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
                 f"warm start: {measured['seconds']:.0f} s, {measured['demonstration_steps']:.0f} batches of "
                 f"demonstrations, token accuracy {measured['demonstration_accuracy']:.2f}"
             )
+        if job.engine.reference is not None:  # KL is to the policy as it is here, also after a resume
+            job.engine.freeze_reference()
+            with writing(run.path):
+                job.engine.save_model(run.path / REFERENCE)
         return _train(job, run, progress)
 
 
@@ -77,6 +84,8 @@ def resume_run(run_dir: Path, *, quiet: bool = False) -> FinishedRun:
         progress.say(f"resuming {run.path} at step {state['step']} of {config.train.steps}")
         run.truncate_after(state["step"])
         job = build_job(config, run.path, model_path=path / "model", say=progress.say)
+        if job.engine.reference is not None:
+            job.engine.freeze_reference(run.path / REFERENCE)
         return _train(job, run, progress, (path, state))
 
 

@@ -24,12 +24,12 @@ from agentrl.checkpoint import save_checkpoint
 from agentrl.config import LossConfig
 from agentrl.data import TaskStream
 from agentrl.engines.base import ScoreResult
-from agentrl.errors import NonFiniteError
+from agentrl.errors import NonFiniteError, RunError
 from agentrl.evaluation.evaluate import evaluate
 from agentrl.job import Job
 from agentrl.monitors import Monitor
 from agentrl.rollouts.play import EnvPool, collect
-from agentrl.runlog import RunLog
+from agentrl.runlog import RunLog, Status
 from agentrl.tracing import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
 from agentrl.types import Alarm, StepRecord, Task, Trajectory
 
@@ -40,7 +40,7 @@ Observer = Callable[[StepRecord], list[Alarm]]
 class TrainResult:
     """How a run ended."""
 
-    status: str  # finished | stopped
+    status: Status  # finished or stopped
     steps: int
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
@@ -101,7 +101,7 @@ class Trainer:
         finished = self.step_number >= config.train.steps
         if not finished:
             self.save()
-        status = "finished" if finished else "stopped"
+        status: Status = "finished" if finished else "stopped"
         self.run.set_status(status, step=self.step_number, steps=config.train.steps)
         return TrainResult(status, self.step_number, evaluations)
 
@@ -187,7 +187,7 @@ class Trainer:
             used = _comparable(everything, drop_equal=False)
         if not used:
             errors = sorted({t.error for t in everything if t.error})[:3]
-            raise NonFiniteError(
+            raise RunError(
                 f"step {n}: all {len(everything)} rollouts failed ({'; '.join(errors)}). "
                 "Mend the tool or server, then resume the run."
             )
@@ -319,8 +319,9 @@ class Trainer:
         if self.nonfinite_in_a_row >= self.config.train.max_nonfinite:
             self.run.set_status("failed", step=n, steps=self.config.train.steps, message="non-finite gradients")
             raise NonFiniteError(
-                f"loss or gradient was not finite in {self.nonfinite_in_a_row} steps in a row; the batches are in {folder}. "
-                f"Nothing was saved since the last good checkpoint: lower optim.lr (now {self.config.optim.lr}) and resume."
+                f"loss or gradient was not finite in {self.nonfinite_in_a_row} steps in a row; the batches are in "
+                f"{folder}. Nothing of them was saved: lower optim.lr (now {self.config.optim.lr:g}) in "
+                f"{self.run.path / 'config.yaml'} and resume"
             )
 
     def _trace(

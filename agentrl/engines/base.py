@@ -30,7 +30,10 @@ class ScoreResult:
 class Sampler(Protocol):
     """The half of an engine that rollouts see."""
 
-    policy_version: int
+    @property
+    def policy_version(self) -> int:
+        """Number of times it was given new weights."""
+        ...
 
     async def sample(
         self,

@@ -25,10 +25,10 @@ from agentrl.config import LossConfig, ModelConfig, NTHRConfig, OptimConfig
 from agentrl.engines.base import ScoreResult
 from agentrl.engines.local.cache import Plan, RowCache
 from agentrl.engines.local.head import OutputHead
-from agentrl.engines.local.loading import pick_device
+from agentrl.engines.local.loading import load_weights, pick_device
 from agentrl.engines.local.qwen2 import FastQwen2, usable
-from agentrl.engines.local.scoring import score_batch
 from agentrl.engines.local.sampler import BatchSampler, TokenText
+from agentrl.engines.local.scoring import score_batch
 from agentrl.errors import ModelError
 from agentrl.types import Sample
 
@@ -66,9 +66,8 @@ class LocalEngine:
             self.fast = FastQwen2(model)
         self._check_paths()
         self.reference: Any = None
-        if keep_reference and config.lora is None:
-            self.reference = copy.deepcopy(model).requires_grad_(False)
         self.keep_reference = keep_reference
+        self.freeze_reference()
         self.optimizer = self._make_optimizer()
         self.updates = 0
         eos = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))} - {None}
@@ -182,6 +181,16 @@ class LocalEngine:
         if reference:
             return ScoreResult(self._reference_logprobs(batch, temperature))
         return score_batch(self, batch, temperature, nthr, entropy)
+
+    def freeze_reference(self, saved: Path | None = None) -> None:
+        """The policy as it is now, or the model in the folder `saved`, becomes the reference, where one is kept.
+
+        With LoRA the reference is the base model, which never changes.
+        """
+        if self.keep_reference and self.config.lora is None:
+            self.reference = copy.deepcopy(self.model).requires_grad_(False)
+            if saved is not None:
+                load_weights(self.reference, saved)
 
     def _reference_logprobs(self, batch: TokenBatch, temperature: float) -> Tensor:
         if not self.keep_reference:
@@ -297,27 +306,7 @@ class LocalEngine:
 
     def load(self, path: Path) -> None:
         """The inverse of `save`: weights, optimiser state and counters, exactly."""
-        model_path = path / "model"
-        adapter = model_path / "adapter_model.safetensors"
-        if adapter.exists():
-            from peft import set_peft_model_state_dict
-
-            set_peft_model_state_dict(self.model, load_file(str(adapter)))
-        else:
-            weights: dict[str, Tensor] = {}
-            for f in sorted(model_path.glob("*.safetensors")):
-                weights.update(load_file(str(f)))
-            missing, unexpected = self.base.load_state_dict(weights, strict=False)
-            tied = set(
-                getattr(self.base, "all_tied_weights_keys", None)
-                or getattr(self.base, "_tied_weights_keys", None)
-                or ()
-            )
-            if set(missing) - tied or unexpected:
-                raise ModelError(
-                    f"the checkpoint {path} does not fit the model: missing {sorted(set(missing) - tied)[:3]}, "
-                    f"unexpected {list(unexpected)[:3]}; was the config changed?"
-                )
+        load_weights(self.model, path / "model")
         parameters = dict(self.model.named_parameters())
         self.optimizer.state.clear()
         for name, value in load_file(str(path / "optimizer.safetensors")).items():
@@ -359,11 +348,18 @@ class LocalEngine:
                 f"the output head found on {type(self.base).__name__} does not give the model's own log-probabilities "
                 f"(off by {gap:.2g} nats): its logits are changed after the head; name the right module with model.head"
             )
-        if (
-            fast is not None
-            and float((fast.hidden(ids) @ fast.model.lm_head.weight.t()).log_softmax(-1).sub(own).abs().max()) < 1e-4
-        ):
+        if fast is not None and self._same_function(ids):
             self.fast = fast
+
+    def _same_function(self, ids: Tensor) -> bool:
+        """Whether the hand-written path computes what the module does; in fp64, where rounding cannot decide it.
+
+        In fp32 the answer would depend on the weights, and a resumed run could take another path than it began with.
+        """
+        model = copy.deepcopy(self.model).double()
+        own = model(input_ids=ids).logits.log_softmax(-1)
+        fast = (FastQwen2(model).hidden(ids) @ model.lm_head.weight.t()).log_softmax(-1)
+        return float((fast - own).abs().max()) < FAST_TOLERANCE
 
 
 def learning_rate(config: OptimConfig, update: int, total: int) -> float:

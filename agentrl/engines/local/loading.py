@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
@@ -15,6 +17,7 @@ from agentrl.engines.local.tiny import build_tiny_model
 from agentrl.errors import ModelError
 
 BUILTIN = "builtin:tiny"
+ADAPTER = "adapter_model.safetensors"
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # tokenizer classes that add nothing to tokenizer.json
 
 transformers_logging.disable_progress_bar()  # one bar per checkpoint would tear the progress line
@@ -35,8 +38,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     try:
         common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         declared = get_tokenizer_config(_expanded(config.path), **common).get("tokenizer_class")
-        # For some model types AutoTokenizer replaces the file's own pre-tokenizer by the type's usual one: text would be
-        # split in another way than the model was trained with. A generic class means that the file says everything.
+        # For some model types AutoTokenizer replaces the file's own pre-tokenizer by the type's usual one: text would
+        # be split in another way than the model was trained with. A generic class means that the file says everything.
         chosen = PreTrainedTokenizerFast if declared in GENERIC else AutoTokenizer
         tokenizer = chosen.from_pretrained(_expanded(config.path), **common)
     except Exception as e:  # transformers raises many types here; all of them mean the same to the user
@@ -70,12 +73,36 @@ def load_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: in
         model.enable_input_require_grads()
         _without_dropout(model)  # checkpointing works only in training mode, which `update` turns on
     if config.lora is not None:
-        model = _with_lora(model, config)
+        model = _with_lora(model, config, seed)
     model.eval()  # no dropout anywhere: the sampler and the scorer must be the same function
     return model
 
 
-def _with_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds LoRA adapters alone, without the base model's weights."""
+    return (folder / ADAPTER).is_file()
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put the weights saved in `folder`, of a model or of its adapters, into `model`. ModelError if they do not fit."""
+    if is_adapter(folder):
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(str(folder / ADAPTER)))
+        return
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights.update(load_file(str(file)))
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+    if set(missing) - tied or unexpected:
+        raise ModelError(
+            f"the weights in {folder} do not fit the model: missing {sorted(set(missing) - tied)[:3]}, "
+            f"unexpected {list(unexpected)[:3]}; was the config changed?"
+        )
+
+
+def _with_lora(model: PreTrainedModel, config: ModelConfig, seed: int) -> Any:
     assert config.lora is not None
     try:
         from peft import LoraConfig, get_peft_model
@@ -84,10 +111,10 @@ def _with_lora(model: PreTrainedModel, config: ModelConfig) -> Any:
     lora = config.lora
     if lora.dropout:
         raise ModelError(f"model.lora.dropout is {lora.dropout}; sampler and scorer would disagree, set it to 0")
-    return get_peft_model(
-        model,
-        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"),
-    )
+    made = LoraConfig(r=lora.rank, lora_alpha=cast(int, lora.alpha), target_modules=lora.targets, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the adapters begin at random
+        return get_peft_model(model, made)
 
 
 def _without_dropout(model: Any) -> None:

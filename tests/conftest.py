@@ -1,0 +1,22 @@
+"""What several tests share and what takes seconds to make."""
+
+from pathlib import Path
+
+import pytest
+
+from agentrl.config import WarmStartConfig
+from tests.small import small_config
+
+
+@pytest.fixture(scope="session")
+def warm_model(tmp_path_factory) -> Path:
+    """A model of the small world in Hugging Face format that searches, and answers about half of the questions."""
+    from agentrl.job import build_job
+    from agentrl.warmstart import warm_start
+
+    folder = tmp_path_factory.mktemp("warm")
+    job = build_job(small_config(folder), folder)
+    practice = WarmStartConfig(lookup_steps=0, demonstrations=1500, epochs=2, lr=1e-2, context_weight=0.0, threads=1)
+    warm_start(job.engine, job.world, practice, seed=0, say=lambda line: None)
+    job.engine.save_model(folder / "model")
+    return folder / "model"
