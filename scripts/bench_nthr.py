@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def on_job(args: argparse.Namespace) -> dict[str, Any]:
             train_run(config, quiet=True)
         finally:
             LocalEngine.score = score  # type: ignore[method-assign]
-    step = sum(b["start"] - a["end"] for a, b in zip(seconds, seconds[1:])) / (len(seconds) - 1)  # from score to score
+    step = sum(b["start"] - a["end"] for a, b in pairwise(seconds)) / max(1, len(seconds) - 1)
     of = {name: sum(t[name] for t in seconds) / len(seconds) for name in ("off", "exact", "vstar")}
     return {
         "job": args.job,

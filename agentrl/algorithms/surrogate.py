@@ -67,7 +67,8 @@ SURROGATES: dict[str, Surrogate] = {
         lambda r, k: r * (1 - r) ** k,
     ),
     "grpo_tilde_k": Surrogate(
-        lambda r, k: 2 / k * _pass_at_k(r, k).sqrt().asin(),
+        # arcsin √ρ_K, exact where ρ_K is close to 1
+        lambda r, k: 2 / k * torch.atan2(_pass_at_k(r, k).sqrt(), (1 - r) ** (k / 2)),
         lambda r, k: (1 - r) ** (k / 2 - 1) * _pass_at_k(r, k).rsqrt(),
         # ρ √((1-ρ_K)/ρ_K); ρ/√ρ_K tends to 0 with ρ
         lambda r, k: ((1 - r) ** (k / 2) * r / _pass_at_k(r, k).sqrt()).where(r > 0, 0.0),
