@@ -7,7 +7,7 @@ from agentrl.algorithms.advantages import ADVANTAGES, advantages
 from agentrl.algorithms.lld import Displacement, displacement
 from agentrl.algorithms.llds import llds_loss
 from agentrl.algorithms.losses import LossNormalizer, Metric, Metrics, MetricSums, policy_loss
-from agentrl.algorithms.nthr import NTHRResult, nthr_scores, nthr_scores_batched
+from agentrl.algorithms.nthr import NTHRResult, nthr_scores
 from agentrl.algorithms.surrogate import SURROGATES, group_gradient_weight, surrogate, surrogate_slope
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "group_gradient_weight",
     "llds_loss",
     "nthr_scores",
-    "nthr_scores_batched",
     "policy_loss",
     "surrogate",
     "surrogate_slope",

@@ -20,7 +20,7 @@ nothing to soften: its scores are 0, no token is selected whatever β, η is 1, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class Agreement:
     """What `auto` has measured so far in this batch."""
 
     same: int = 0
-    tokens: int = field(default=0)
+    tokens: int = 0
 
     @property
     def share(self) -> float | None:
@@ -91,12 +91,14 @@ class Agreement:
         return self.same / self.tokens if self.tokens else None
 
 
+@torch.no_grad()
 def nthr_scores(
     hidden: Tensor,
     token_ids: Tensor,
     head_weight: Tensor,
     response_ids: Tensor,
     correct: Tensor,
+    group_ids: Tensor | None = None,
     *,
     head_bias: Tensor | None = None,
     temperature: float = 1.0,
@@ -108,43 +110,19 @@ def nthr_scores(
     baseline: str | None = None,
     seed: int = 0,
 ) -> NTHRResult:
-    """Scores, threshold and selection of one group's action tokens.
+    """Scores, threshold and selection of the action tokens of one group, or of many with `group_ids`.
 
-    hidden (T, d): the input of the output head; token_ids, response_ids (T,) integers in any order; correct (T,) bool,
-    the same for all tokens of a response; head_weight (V, d); head_bias (V,). temperature and softcap as the policy
-    that sampled. chunk_tokens bounds the memory, not the result. beta: factor of the threshold, -inf selects every
-    incorrect token. eta: one of `ETAS` or a number. baseline "random": as many tokens per response, chosen uniformly
-    with `seed`. p is the share of correct responses among those that have tokens here. Raises AlgorithmError.
+    hidden (N, d): the input of the output head; token_ids (N,); response_ids, group_ids (N,): any integers in any
+    order, response ids unique within a group; correct (N,) bool, the same for all tokens of a response; head_weight
+    (V, d); head_bias (V,). temperature and softcap: those of the policy that sampled. chunk_tokens bounds the memory,
+    not the result. beta: factor of the threshold, -inf selects every incorrect token. eta: one of `ETAS` or a number.
+    baseline "random": as many tokens per response, chosen uniformly with `seed`. p is the share of correct responses
+    among those that have tokens here. Raises AlgorithmError.
     """
-    return nthr_scores_batched(
-        hidden, token_ids, head_weight, response_ids, correct, torch.zeros_like(response_ids),
-        head_bias=head_bias, temperature=temperature, method=method, chunk_tokens=chunk_tokens, softcap=softcap,
-        beta=beta, eta=eta, baseline=baseline, seed=seed,
-    )  # fmt: skip
-
-
-def nthr_scores_batched(
-    hidden: Tensor,
-    token_ids: Tensor,
-    head_weight: Tensor,
-    response_ids: Tensor,
-    correct: Tensor,
-    group_ids: Tensor,
-    *,
-    head_bias: Tensor | None = None,
-    temperature: float = 1.0,
-    method: str = "exact",
-    chunk_tokens: int = CHUNK_TOKENS,
-    softcap: float | None = None,
-    beta: float = 1.0,
-    eta: str | float = "2|0.5-p|",
-    baseline: str | None = None,
-    seed: int = 0,
-) -> NTHRResult:
-    """`nthr_scores` for the tokens of many groups at once.
-
-    group_ids (N,) integers in any order; response_ids are unique within a group. The rest as in `nthr_scores`.
-    """
+    if baseline not in (None, "random"):
+        raise AlgorithmError(f"baseline {baseline!r} does not exist; use 'random' or None")
+    if group_ids is None:
+        group_ids = torch.zeros_like(response_ids)
     _check_tokens(hidden, token_ids, head_weight, response_ids, correct, group_ids)
     groups, slot = torch.unique(group_ids, return_inverse=True)
     pairs, response = torch.unique(torch.stack([slot, response_ids]), dim=1, return_inverse=True)
@@ -160,10 +138,10 @@ def nthr_scores_batched(
     layout = Layout(response, pairs[0], right > 0, len(groups))
     order = layout.order()
     layout = replace(layout, response=response[order])
-    head = Head(head_weight, head_bias, softcap, temperature)
+    draw = torch.rand(len(order), generator=torch.Generator().manual_seed(seed)) if baseline else None
     _, result = nthr_pass(
-        head, hidden[order], token_ids[order], layout,
-        method=method, chunk_tokens=chunk_tokens, beta=beta, eta=eta, baseline=baseline, seed=seed,
+        Head(head_weight, head_bias, softcap, temperature), hidden[order], token_ids[order], layout,
+        method=method, chunk_tokens=chunk_tokens, beta=beta, eta=eta, draw=draw,
     )  # fmt: skip
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
@@ -188,40 +166,39 @@ def nthr_pass(
     chunk_tokens: int = CHUNK_TOKENS,
     beta: float = 1.0,
     eta: str | float = "2|0.5-p|",
-    baseline: str | None = None,
-    seed: int = 0,
+    draw: Tensor | None = None,
     agreement: Agreement | None = None,
 ) -> tuple[HeadPass, NTHRResult]:
     """log π, entropy and NTHR of N tokens from one pass over the output head.
 
-    hidden (N, d) and token_ids (N,) in the order of `layout`; `agreement` carries what `auto` measures from one part of
-    a batch to the next. Group ids of the result are slots. Raises AlgorithmError, also where logits are not finite.
+    hidden (N, d) and token_ids (N,) in the order of `layout`. draw (N,): random numbers that select in place of the
+    scores (`random_like`). agreement: carries what `auto` measures from one part of a batch to the next. Group ids of
+    the result are slots. Raises AlgorithmError, also where logits are not finite.
     """
-    _check_options(method, beta, baseline)
+    if method not in METHODS:
+        raise AlgorithmError(f"method {method!r} does not exist{nearest(method, METHODS)}; known: {', '.join(METHODS)}")
+    if math.isnan(beta):
+        raise AlgorithmError("beta is not a number; 1 is the paper's value, -inf selects every incorrect token")
     spans = layout.spans()
     agreement = agreement or Agreement()
     if method == "auto" and head.vocabulary <= SMALL_VOCABULARY:
         method = "exact"
+    cut = _sample(spans, SAMPLE_TOKENS - agreement.tokens) if method == "auto" else 0
+    passes = []
+    if cut:
+        here, first = slice(0, cut), [s for s in spans if s[2] <= cut]
+        passes.append(_one_method(head, hidden[here], token_ids[here], first, "exact", entropy, chunk_tokens))
+        _measure(agreement, head, hidden[here], token_ids[here], layout.part(here), first, passes[0], beta)
     if method == "auto":
-        cut = _sample(spans, SAMPLE_TOKENS - agreement.tokens)
-        first = [s for s in spans if s[2] <= cut]
-        rest = [(a - cut, n, b - cut) for a, n, b in spans if a >= cut]
-        passes = []
-        if cut:
-            here = slice(0, cut)
-            passes.append(_one_method(head, hidden[here], token_ids[here], first, "exact", entropy, chunk_tokens))
-            _measure(agreement, head, hidden[here], token_ids[here], layout.part(here), first, passes[0], beta)
-        if cut < len(hidden):
-            here = slice(cut, len(hidden))
-            chosen = "vstar" if (agreement.share or 0.0) >= AGREEMENT else "exact"
-            passes.append(_one_method(head, hidden[here], token_ids[here], rest, chosen, entropy, chunk_tokens))
-        done = _joined(passes)
-    else:
-        done = _one_method(head, hidden, token_ids, spans, method, entropy, chunk_tokens)
+        method = "vstar" if (agreement.share or 0.0) >= AGREEMENT else "exact"
+    if cut < len(hidden) or not cut:
+        here, rest = slice(cut, len(hidden)), [(a - cut, n, b - cut) for a, n, b in spans if a >= cut]
+        passes.append(_one_method(head, hidden[here], token_ids[here], rest, method, entropy, chunk_tokens))
+    done = passes[0] if len(passes) == 1 else _joined(passes)
     assert done.scores is not None
     result = _select(done.scores, layout, beta, eta)
-    if baseline == "random":
-        selected = random_like(result.selected, layout.response, seed)
+    if draw is not None:
+        selected = random_like(result.selected, layout.response, draw)
         result = replace(result, selected=selected, factor=_factor(selected, result.eta, layout))
     return done, replace(result, agreement=agreement.share)
 
@@ -343,31 +320,18 @@ def eta_values(eta: str | float, p: Tensor) -> Tensor:
     return torch.full_like(p, value)
 
 
-def random_like(selected: Tensor, response: Tensor, seed: int) -> Tensor:
-    """As many tokens of every response as in `selected` (N,), chosen uniformly (arXiv 2505.18830, §5.3).
+def random_like(selected: Tensor, response: Tensor, draw: Tensor) -> Tensor:
+    """As many tokens of every response as in `selected` (N,): those with the smallest `draw` (§5.3 of the paper).
 
-    response (N,): any integers. The choice depends on the seed and N, not on the device.
+    response (N,): any integers; draw (N,): uniform on [0, 1).
     """
-    key = torch.rand(len(selected), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    ids, slot, size = torch.unique(response, return_inverse=True, return_counts=True)
-    order = torch.argsort(slot.double() + key.to(slot.device))  # by response, at random within
+    _, slot, size = torch.unique(response, return_inverse=True, return_counts=True)
+    order = torch.argsort(slot.double() + draw.double().to(slot.device))  # by response, at random within
     first = size.cumsum(0) - size
     rank = torch.empty_like(slot)
     rank[order] = torch.arange(len(slot), device=slot.device) - first[slot[order]]
-    wanted = torch.zeros_like(ids).index_add_(0, slot, selected.long())
+    wanted = torch.zeros_like(size).index_add_(0, slot, selected.long())
     return rank < wanted[slot]
-
-
-# ------------------------------------------------------------------------------------------------------------ checks
-
-
-def _check_options(method: str, beta: float, baseline: str | None) -> None:
-    if method not in METHODS:
-        raise AlgorithmError(f"method {method!r} does not exist{nearest(method, METHODS)}; known: {', '.join(METHODS)}")
-    if math.isnan(beta):
-        raise AlgorithmError("beta is not a number; 1 is the paper's value, -inf selects every incorrect token")
-    if baseline not in (None, "random"):
-        raise AlgorithmError(f"baseline {baseline!r} does not exist; use 'random' or None")
 
 
 def _check_tokens(hidden: Tensor, token_ids: Tensor, weight: Tensor, *per_token: Tensor) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from agentrl.algorithms import NTHRResult, nthr, nthr_scores, nthr_scores_batched
+from agentrl.algorithms import NTHRResult, nthr, nthr_scores
 from agentrl.algorithms.head import Head
 from agentrl.algorithms.nthr import Agreement, Layout, eta_values, nthr_pass, random_like
 from agentrl.errors import AlgorithmError
@@ -91,7 +91,7 @@ def test_many_groups_of_unequal_size_in_any_order(chunk_tokens):
     ids = torch.cat([torch.full((len(m[1]),), n) for m, n in zip(made, names)])
     mix = torch.randperm(len(ids), generator=torch.Generator().manual_seed(5))
     hidden, y, response, right = (torch.cat(x)[mix] for x in zip(*made))
-    got = nthr_scores_batched(hidden, y, weight(), response, right, ids[mix], beta=0.0, chunk_tokens=chunk_tokens)
+    got = nthr_scores(hidden, y, weight(), response, right, ids[mix], beta=0.0, chunk_tokens=chunk_tokens)
     assert got.group_ids.tolist() == sorted(names)
     for m, n, kind in zip(made, names, kinds):
         k, tokens = sorted(names).index(n), ids[mix] == n
@@ -154,7 +154,7 @@ def many(n=6):
 
 
 def test_auto_is_exact_where_the_vocabulary_is_small():
-    got, exact = (nthr_scores_batched(*many(), method=m) for m in ("auto", "exact"))
+    got, exact = (nthr_scores(*many(), method=m) for m in ("auto", "exact"))
     assert torch.equal(got.scores, exact.scores) and got.agreement is None
 
 
@@ -164,7 +164,7 @@ def test_auto_measures_on_the_first_groups_and_then_decides(needed, monkeypatch)
     monkeypatch.setattr(nthr, "SAMPLE_TOKENS", 40)
     monkeypatch.setattr(nthr, "AGREEMENT", needed)
     data = many()
-    auto, exact, vstar = (nthr_scores_batched(*data, method=m, beta=0.0) for m in ("auto", "exact", "vstar"))
+    auto, exact, vstar = (nthr_scores(*data, method=m, beta=0.0) for m in ("auto", "exact", "vstar"))
     wrong, first = ~data[4], data[5] < 2  # 28 or so incorrect tokens a group: two groups are looked at
     assert 40 <= int((wrong & first).sum()) < 100
     same = (exact.selected == vstar.selected)[wrong & first].float().mean()
@@ -195,8 +195,8 @@ def test_what_auto_measured_carries_over_to_the_next_part(monkeypatch):
 
 def test_random_baseline_selects_as_many_per_response():
     data = many()
-    chosen = nthr_scores_batched(*data, beta=0.0)
-    got = [nthr_scores_batched(*data, beta=0.0, baseline="random", seed=s) for s in (1, 1, 2)]
+    chosen = nthr_scores(*data, beta=0.0)
+    got = [nthr_scores(*data, beta=0.0, baseline="random", seed=s) for s in (1, 1, 2)]
     assert torch.equal(got[0].selected, got[1].selected) and not torch.equal(got[0].selected, got[2].selected)
     assert not got[0].selected[data[4]].any()
     key = data[5] * 1000 + data[3]
@@ -209,7 +209,8 @@ def test_random_choice_is_uniform():
     selected, response = torch.tensor([1, 0, 0, 1, 0, 0, 0, 0]) > 0, torch.tensor([5, 5, 5, 5, -1, -1, 5, -1])
     counts = torch.zeros(8)
     for seed in range(2000):
-        counts += random_like(selected, response, seed)
+        draw = torch.rand(8, generator=torch.Generator().manual_seed(seed))
+        counts += random_like(selected, response, draw)
     assert counts[response == -1].tolist() == [0, 0, 0]
     assert counts[response == 5].tolist() == pytest.approx([800] * 5, abs=110)  # 2 of 5; five standard deviations
 

@@ -57,8 +57,7 @@ def _score_with_nthr(
     )  # fmt: skip
     head = nthr_head(engine.head, temperature, torch.bfloat16 if engine.config.dtype == "bfloat16" else None)
     agreement = Agreement()
-    # The random baseline must draw the same in a resumed run, so its seed is read off the batch.
-    seed = int((batch.input_ids * torch.arange(1, batch.input_ids.shape[1] + 1)).sum())
+    draw = _draw(batch) if nthr.baseline == "random" else None
     for index in _whole_groups(batch, HELD * engine.micro_batch_tokens):
         part = batch.rows(index)
         mask = part.action_mask
@@ -67,18 +66,26 @@ def _score_with_nthr(
         done, result = nthr_pass(
             head, _hidden_of_actions(engine, part), part.input_ids[:, 1:][mask].to(engine.device),
             _on(layout, engine.device), method=nthr.method, entropy=entropy, beta=nthr.beta, eta=nthr.eta,
-            baseline=nthr.baseline, seed=seed, agreement=agreement,
+            draw=None if draw is None else draw[index, : mask.shape[1]][mask], agreement=agreement,
         )  # fmt: skip
         _fill(out, index, mask, done, result)
         gwhes |= {int(g): v for g, v in zip(ids, result.gwhes.tolist()) if v == v}
-    wrong = batch.action_mask & ~batch.correct[:, None]
-    if bool(wrong.any()):
-        out.metrics["nthr_selected"] = float(selected[wrong].float().mean())
+    mixed = torch.isin(batch.group_ids, torch.tensor(list(gwhes), dtype=torch.int64))
+    penalised = batch.action_mask & (mixed & ~batch.correct)[:, None]
+    if bool(penalised.any()):
+        out.metrics["nthr_selected"] = float(selected[penalised].float().mean())
     if bool(selected.any()):
         out.metrics["nthr_eta"] = float(factor[selected].mean())
     if agreement.share is not None:
         out.metrics["nthr_agreement"] = agreement.share
     return out
+
+
+def _draw(batch: TokenBatch) -> Tensor:
+    """Random numbers (B, S) that are the same in a resumed run: their seed is read off the batch."""
+    place = torch.arange(1, batch.input_ids.shape[1] + 1)
+    seed = int((batch.input_ids * batch.attention_mask * place).sum())
+    return torch.rand(batch.action_mask.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _fill(out: ScoreResult, index: Tensor, mask: Tensor, done: HeadPass, result: NTHRResult) -> None:

@@ -74,9 +74,10 @@ def test_metrics_are_of_incorrect_and_of_selected_tokens(folder):
     batch = rollout(engine)
     scored = engine.score(batch, nthr=NTHRConfig(enabled=True, beta=-math.inf, eta=0.25))
     mixed = torch.tensor([len(batch.correct[batch.group_ids == g].unique()) == 2 for g in batch.group_ids.tolist()])
-    wrong = batch.action_mask & ~batch.correct[:, None]
-    assert torch.equal(scored.nthr_selected, wrong & mixed[:, None])
-    assert scored.metrics["nthr_selected"] == pytest.approx(float((wrong & mixed[:, None]).sum() / wrong.sum()))
+    wrong = batch.action_mask & ~batch.correct[:, None] & mixed[:, None]
+    assert torch.equal(scored.nthr_selected, wrong) and scored.metrics["nthr_selected"] == 1.0
+    some = engine.score(batch, nthr=NTHRConfig(enabled=True, beta=0.0))
+    assert some.metrics["nthr_selected"] == pytest.approx(float(some.nthr_selected.sum() / wrong.sum()))
     assert scored.metrics["nthr_eta"] == 0.25 and "nthr_agreement" not in scored.metrics
     batch.correct[:] = True
     nothing = engine.score(batch, nthr=NTHRConfig(enabled=True, beta=-math.inf))
@@ -93,6 +94,8 @@ def test_random_baseline_is_as_large_and_repeats(folder):
     assert chosen.any() and torch.equal(a.nthr_selected, b.nthr_selected)
     assert torch.equal(a.nthr_selected.sum(1), chosen.sum(1)) and not torch.equal(a.nthr_selected, chosen)
     assert not a.nthr_selected[~batch.action_mask].any()
+    split = make(folder, micro_batch_tokens=40).score(batch, nthr=nthr)
+    assert torch.equal(a.nthr_selected, split.nthr_selected)
 
 
 def test_a_response_without_action_tokens_counts_in_p_only(folder):
