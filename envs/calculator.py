@@ -1,11 +1,8 @@
 """A tool environment of one's own, complete: copy this file to begin another, then run `envs.checker` on it.
 
-The model may write `<calc> expression </calc>`, is shown the value between `<result>` tags, and ends with
-`<answer> value </answer>`. What makes it trainable is marked by numbers: (1) text in and out, (2) stop strings, (3) the
-observation's parts, of which `body` is data and must spell no tag, (4) a reward that reads the action alone, (5) the
-tool as a parameter, which may raise ToolFailure, so that the checker can put a hostile one in its place.
-
-Left out: `areset` and `astep`, for tools that wait for a network; see envs.search.
+What makes it trainable: (1) text in and out, (2) stop strings, (3) the observation's parts, of which `body` is data
+and must spell no tag, (4) a reward that reads the action alone, (5) the tool as a parameter, which may raise
+ToolFailure, so that the checker can put a hostile one in its place. A tool that waits also wants `areset`, `astep`.
 """
 
 from __future__ import annotations

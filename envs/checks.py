@@ -60,7 +60,8 @@ class Subject:
     def __post_init__(self) -> None:
         env = self.make()
         inner = env.unwrapped
-        self.stops = tuple(getattr(inner, "stop_strings", ()))
+        stops = getattr(inner, "stop_strings", ())
+        self.stops = tuple(s for s in ((stops,) if isinstance(stops, str) else stops or ()) if isinstance(s, str) and s)
         self.actions = tuple(getattr(inner, "example_actions", ()))
         self.exemplary = bool(self.actions)
         if not self.actions:  # what the stop strings suggest
@@ -143,13 +144,18 @@ def check_text(subject: Subject) -> Iterator[Problem]:
 
 def check_stop_strings(subject: Subject) -> Iterator[Problem]:
     """Stop strings are a tuple of strings; there are example actions."""
-    stops = getattr(subject.make().unwrapped, "stop_strings", None)
-    if stops is None:
+    env = subject.make().unwrapped
+    stops = getattr(env, "stop_strings", None)
+    if not hasattr(env, "stop_strings"):
         yield "warning", "there are none", "give the attribute stop_strings, () where only the end of text ends a turn"
     elif isinstance(stops, str):
         yield "error", f"{stops!r} is one string, read as its letters", f"write ({stops!r},)"
-    elif not all(isinstance(s, str) and s for s in stops):
-        yield "error", f"{stops!r} holds something other than non-empty strings", "give a tuple of strings"
+    elif not isinstance(stops, tuple | list) or not all(isinstance(s, str) and s for s in stops):
+        yield (
+            "error",
+            f"{stops!r} is not a tuple of non-empty strings",
+            "give one, empty where only the end ends a turn",
+        )
     if not subject.exemplary:
         yield "warning", "there are no example_actions", "give some, so that the checker can drive the tool"
 
