@@ -1,2 +1,219 @@
-import { fill, h } from "./dom.js";
-export class RolloutTab { constructor(run, panel){ this.panel = panel; } open(){ fill(this.panel, h("p", {}, "coming")); } move(){ return false; } }
+// The rollouts of one step: a table with filters, and one trajectory as a conversation, as tokens, or beside its group.
+import { get } from "./api.js";
+import { conversation, verdict } from "./conversation.js";
+import { fill, h, segmented } from "./dom.js";
+import { number } from "./format.js";
+import { key } from "./keys.js";
+import { TokenMap } from "./tokens.js";
+import { change, param } from "./url.js";
+
+const VERDICTS = { all: "all outcomes", correct: "correct", incorrect: "incorrect", tool: "tool error", failed: "failed", truncated: "truncated" };
+const FITS = {
+  all: () => true, correct: (r) => r.correct, incorrect: (r) => !r.correct && !r.error, tool: (r) => r.tool_error, failed: (r) => Boolean(r.error), truncated: (r) => r.truncated,
+};
+
+export class RolloutTab {
+  constructor(run, panel, alarms, onstep) {
+    Object.assign(this, { run, panel, alarms, onstep, steps: { step: [], eval: [] }, rows: [], loaded: null, sample: null, detailFor: null });
+    this.panel.classList.add("rollout-tab");
+    key("j", "next rollout", () => this.next(1));
+    key("k", "previous rollout", () => this.next(-1));
+  }
+
+  // Shows what the address asks for.
+  async open(steps) {
+    if (steps) this.steps = steps;
+    if (!this.filters) this.layout();
+    this.kind = param("kind") === "eval" ? "eval" : "step";
+    const stored = this.steps[this.kind];
+    this.kinds.pick(this.kind);
+    this.verdict.value = VERDICTS[param("verdict")] ? param("verdict") : "all";
+    this.search.value = param("q", "");
+    this.low.value = param("from", "");
+    this.high.value = param("to", "");
+    if (!stored.length) {
+      fill(this.say, h("p", { class: "empty" }, this.kind === "eval" ? "No evaluation of this run stored its rollouts." : "No rollouts are stored yet. log.rollout_groups says how many groups are kept per step."));
+      fill(this.list);
+      fill(this.detail);
+      return;
+    }
+    const wanted = param("step") === null ? stored.at(-1) : Number(param("step"));
+    const step = stored.reduce((best, s) => (Math.abs(s - wanted) < Math.abs(best - wanted) ? s : best), stored[0]);
+    this.step.value = step;
+    this.missing = step === wanted ? "" : `Rollouts of ${this.kind === "eval" ? "evaluation" : "step"} ${wanted} were not stored; these are of ${step}. `;
+    const name = `${this.kind} ${step}`;
+    try {
+      if (this.loaded !== name) {
+        fill(this.say, h("p", { class: "muted" }, "Reading …"));
+        const answer = await get("rollouts", { run: this.run, step, kind: this.kind });
+        this.rows = answer.rows;
+        this.steps[this.kind] = answer.steps;
+        this.loaded = name;
+        this.detailFor = null;
+        this.current = step;
+      }
+      this.groups();
+      this.draw();
+    } catch (error) {
+      fill(this.say, h("div", { class: "notice error", role: "alert" }, error.message));
+      fill(this.list);
+      fill(this.detail);
+      this.current = step;
+      this.loaded = null;
+    }
+  }
+
+  layout() {
+    const store = (values) => { change({ ...values, sample: null }); this.open(); };
+    this.kinds = segmented("Kind of rollouts", [["step", "Training"], ["eval", "Evaluation"]], "step", (kind) => store({ kind: kind === "step" ? null : kind, step: null, only: null }));
+    this.step = h("input", { type: "number", min: 0, "aria-label": "Step", onchange: () => store({ step: this.step.value }) });
+    this.verdict = h("select", { "aria-label": "Outcome", onchange: () => store({ verdict: this.verdict.value === "all" ? null : this.verdict.value }) }, Object.entries(VERDICTS).map(([v, label]) => h("option", { value: v }, label)));
+    this.group = h("select", { "aria-label": "Group", onchange: () => store({ group: this.group.value }) });
+    this.search = h("input", { type: "search", placeholder: "Search", "aria-label": "Search questions and answers", oninput: () => { change({ q: this.search.value }); this.draw(); } });
+    const bound = (name, label) => h("input", { type: "number", step: "any", placeholder: label, "aria-label": `Reward ${label}`, oninput: (e) => { change({ [name]: e.target.value }); this.draw(); } });
+    this.low = bound("from", "from");
+    this.high = bound("to", "to");
+    this.only = h("input", { type: "checkbox", onchange: () => store({ only: this.only.checked ? "alarm" : null }) });
+    this.onlyLabel = h("label", {}, this.only, "named by the alarm");
+    this.say = h("div", { role: "status" });
+    this.list = h("div", { class: "card list", tabindex: 0, role: "region", "aria-label": "Rollouts of the step" });
+    this.detail = h("div", { class: "card detail" });
+    this.filters = h("div", { class: "filters" }, this.kinds,
+      h("button", { type: "button", "aria-label": "Previous stored step", onclick: () => this.move(-1) }, "←"), h("label", {}, "Step", this.step), h("button", { type: "button", "aria-label": "Next stored step", onclick: () => this.move(1) }, "→"),
+      this.verdict, this.group, h("label", {}, "Reward", this.low, "–", this.high), this.onlyLabel, this.search);
+    fill(this.panel, this.filters, this.say, h("div", { class: "rollouts" }, this.list, this.detail));
+  }
+
+  // The stored step before or after this one; at the end it looks whether there are newer ones.
+  move(by) {
+    const stored = this.steps[this.kind] ?? [], at = stored.indexOf(this.current);
+    const next = stored[Math.min(stored.length - 1, Math.max(0, at + by))];
+    if (by > 0 && at === stored.length - 1) {
+      get("run", { run: this.run }).then((answer) => {
+        if (answer.rollout_steps[this.kind].length > stored.length) { this.steps = answer.rollout_steps; this.move(by); }
+      }, () => {});
+      return true;
+    }
+    if (next === undefined || next === this.current) return true;
+    change({ step: next, sample: null, only: null });
+    this.onstep(next);
+    this.open();
+    return true;
+  }
+
+  next(by) {
+    if (param("tab") !== "rollouts") return false;
+    const shown = this.visible(), at = shown.findIndex((r) => r.sample_id === this.sample);
+    const row = shown[Math.min(shown.length - 1, Math.max(0, at + by))];
+    if (row) this.pick(row.sample_id);
+    return true;
+  }
+
+  groups() {
+    const ids = [...new Set(this.rows.map((r) => r.group_id))];
+    this.number = new Map(ids.map((id, i) => [id, i + 1]));
+    fill(this.group, h("option", { value: "" }, "all groups"), ids.map((id) => h("option", { value: id }, `group ${this.number.get(id)}: ${this.rows.find((r) => r.group_id === id).question.slice(0, 40)}`)));
+    this.group.value = ids.includes(param("group")) ? param("group") : "";
+    const alarm = this.alarm();
+    this.onlyLabel.hidden = !alarm;
+    this.only.checked = Boolean(alarm) && param("only") === "alarm";
+  }
+
+  alarm() {
+    const alarm = this.alarms().find((a) => a.id === param("alarm"));
+    return alarm && this.kind === "step" && alarm.step === this.current ? alarm : null;
+  }
+
+  named() {
+    const alarm = this.alarm();
+    return alarm ? { samples: new Set(alarm.rollouts ?? []), groups: new Set(alarm.groups ?? []) } : null;
+  }
+
+  visible() {
+    const text = this.search.value.toLowerCase(), named = this.only.checked ? this.named() : null;
+    const low = this.low.value === "" ? -Infinity : Number(this.low.value), high = this.high.value === "" ? Infinity : Number(this.high.value);
+    const bounded = this.low.value !== "" || this.high.value !== "";
+    return this.rows.filter((r) => FITS[this.verdict.value](r) && (!this.group.value || r.group_id === this.group.value)
+      && (!named || (named.samples.size ? named.samples.has(r.sample_id) : named.groups.has(r.group_id)))
+      && (!bounded || (typeof r.reward === "number" && r.reward >= low && r.reward <= high))
+      && (!text || `${r.question} ${r.answer ?? ""} ${r.sample_id} ${r.error ?? ""}`.toLowerCase().includes(text)));
+  }
+
+  draw() {
+    const shown = this.visible(), named = this.named();
+    const lost = this.only.checked && named ? [...named.samples].filter((id) => !this.rows.some((r) => r.sample_id === id)).length : 0;
+    fill(this.say, h("p", { class: "muted small" }, this.missing, `${shown.length} of ${this.rows.length} rollouts in ${this.number.size} groups. `, lost ? `${lost} of those that the alarm names were not stored (log.rollout_groups).` : ""));
+    let before = null;
+    const line = (r) => {
+      const start = before !== null && before !== r.group_id;
+      before = r.group_id;
+      const hit = named && (named.samples.has(r.sample_id) || (!named.samples.size && named.groups.has(r.group_id)));
+      return h("tr", { class: `pick${start ? " group-start" : ""}`, "aria-selected": String(r.sample_id === this.sample), data: { sample: r.sample_id }, onclick: () => this.pick(r.sample_id) },
+        h("td", {}, h("button", { class: "quiet", type: "button", "aria-label": `Open rollout ${r.sample_id}` }, this.number.get(r.group_id))),
+        h("td", { class: "nowrap" }, verdict(r), hit ? h("span", { class: "level", data: { level: "warn" }, title: "named by the alarm" }, "") : null),
+        h("td", { class: "num" }, number(r.reward, 3)), h("td", { class: "q", title: r.question }, brief(r.question, 90)), h("td", { class: "q", title: r.answer }, r.answer === null ? (r.tool_error ? "tool error" : "–") : brief(r.answer, 50)),
+        h("td", { class: "num" }, number(r.tokens)));
+    };
+    fill(this.list, shown.length ? h("table", {}, h("caption", { class: "sr" }, "Rollouts"),
+      h("thead", {}, h("tr", {}, [["Group"], ["Outcome"], ["Reward", "num"], ["Question"], ["Answer"], ["Tokens", "num"]].map(([t, c]) => h("th", { class: c, scope: "col" }, t)))),
+      h("tbody", {}, shown.map(line))) : h("p", { class: "empty" }, "No rollout matches the filters."));
+    const wanted = param("sample") ?? this.sample;
+    const row = shown.find((r) => r.sample_id === wanted) ?? shown[0];
+    if (row) this.pick(row.sample_id, false);
+    else fill(this.detail, h("p", { class: "empty" }, "Nothing is selected."));
+  }
+
+  async pick(sample, push = true) {
+    this.sample = sample;
+    if (push) change({ sample, step: this.current });
+    for (const tr of this.list.querySelectorAll("tr.pick")) {
+      const is = tr.dataset.sample === sample;
+      tr.setAttribute("aria-selected", String(is));
+      if (is && push) tr.scrollIntoView({ block: "nearest" });
+    }
+    const name = `${this.loaded} ${sample}`;
+    if (this.detailFor === name) return;
+    this.detailFor = name;
+    try {
+      const row = await get("rollout", { run: this.run, step: this.current, kind: this.kind, sample });
+      if (this.detailFor === name) this.drawDetail(row);
+    } catch (error) {
+      if (this.detailFor === name) fill(this.detail, h("div", { class: "notice error" }, error.message));
+    }
+  }
+
+  drawDetail(row) {
+    const looks = { conversation: "Conversation", tokens: "Tokens", group: "Group" };
+    const current = looks[param("look")] ? param("look") : "conversation";
+    const body = h("div");
+    const draw = async (look) => {
+      if (look === "tokens") fill(body, new TokenMap(row, `${this.run}-${row.sample_id}`).el);
+      else if (look === "group") await this.drawGroup(row, body);
+      else fill(body, conversation(row));
+    };
+    fill(this.detail,
+      h("div", { class: "row" }, verdict(row.summary), h("span", {}, `reward ${number(row.reward, 3)}`), row.truncated ? h("span", { class: "pill" }, "truncated") : null,
+        h("span", { class: "muted small" }, `group ${this.number.get(String(row.group_id))}, policy version ${row.policy_version}`), h("code", { class: "muted" }, row.sample_id), h("span", { class: "grow" }),
+        segmented("Look at it as", Object.entries(looks), current, (look) => { change({ look: look === "conversation" ? null : look }); draw(look); })),
+      body);
+    draw(current);
+  }
+
+  async drawGroup(row, body) {
+    fill(body, h("p", { class: "muted" }, "Reading …"));
+    try {
+      const { rows } = await get("group", { run: this.run, step: this.current, kind: this.kind, group: row.group_id });
+      fill(body, h("div", { class: "turns" }, h("div", { class: "turn ask" }, String(row.task?.question ?? ""))),
+        h("div", { class: "siblings", tabindex: 0, role: "region", "aria-label": "The group's responses side by side" }, rows.map((r) =>
+          h("section", { class: `sibling${r.sample_id === row.sample_id ? " current" : ""}`, "aria-label": `Response ${r.sample_id}` },
+            h("div", { class: "row" }, verdict(r.summary), h("span", { class: "muted" }, `reward ${number(r.reward, 3)}`), h("span", { class: "grow" }), h("button", { class: "quiet", type: "button", onclick: () => { change({ look: null }); this.detailFor = null; this.pick(String(r.sample_id)); } }, "Open")),
+            conversation(r, { short: true })))));
+    } catch (error) {
+      fill(body, h("div", { class: "notice error" }, error.message));
+    }
+  }
+}
+
+function brief(text, length) {
+  return text.length > length ? `${text.slice(0, length)}…` : text;
+}

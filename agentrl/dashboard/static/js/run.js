@@ -205,6 +205,7 @@ class RunPage {
   openTab(name, push = true) {
     if (push) change({ tab: name === "charts" ? null : name }, true);
     for (const [other, panel] of Object.entries(this.panels)) panel.hidden = other !== name;
+    this.figures.hidden = name === "rollouts";
     this.drawTabs();
     if (name === "rollouts") this.rollouts.open(this.rolloutSteps);
     if (this.built.has(name)) return;

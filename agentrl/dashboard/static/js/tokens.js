@@ -1,0 +1,176 @@
+// The token map: every sampled token of a trajectory, coloured by one of its values.
+//
+// The tokens of a part are made when it comes near the window, so that 32k tokens cost no long frame.
+import { download, fill, h } from "./dom.js";
+import { reader, visible } from "./decode.js";
+import { number } from "./format.js";
+import { change, param } from "./url.js";
+
+const PART = 300;  // tokens made at once
+const LINE = 26;  // pixels, for the height of a part that is not made yet
+const PER_LINE = 90;  // characters
+
+// `sides`: 2 for values around zero, 1 for sizes. Orange is what hurts correct responses: `flip` where that is positive.
+const MEASURES = {
+  nthr: { label: "NTHR score", sides: 2, flip: true, of: (t) => t.nthr_scores, why: "only incorrect responses, with algorithm.nthr.enabled", says: ["pushes correct responses up", "drags correct responses down"] },
+  delta: { label: "Δ log π by the update", sides: 2, of: (t) => t.delta_logprobs, why: "only correct responses of groups with both outcomes", says: ["less likely", "more likely"] },
+  advantage: { label: "Advantage", sides: 2, of: (t) => t.advantages, why: "not for rollouts that were left out of the update", says: ["made less likely", "made more likely"] },
+  entropy: { label: "Entropy", sides: 1, of: (t) => t.entropy, why: "not for rollouts that were left out of the update", says: ["certain", "uncertain"] },
+  mismatch: { label: "Sampler mismatch", sides: 2, of: (t) => t.old_logprobs && t.logprobs && t.logprobs.map((v, i) => v - t.old_logprobs[i]), why: "not for rollouts that were left out of the update", says: ["trainer finds it likelier", "sampler finds it likelier"] },
+  surprise: { label: "Surprise (−log π)", sides: 1, of: (t) => t.logprobs?.map((v) => -v), why: "no log-probabilities are stored", says: ["expected", "surprising"] },
+};
+const UNITS = { nthr: "", delta: "nats", advantage: "", entropy: "nats", mismatch: "nats", surprise: "nats" };
+
+export class TokenMap {
+  constructor(row, file) {
+    this.file = file;
+    this.turns = row.turns ?? [];
+    const read = reader(this.turns);
+    this.tokens = [];  // sampled ones: {text, id, turn, at, ...values}
+    this.parts = [];  // {label} or {context, text} or {from, to}
+    this.turns.forEach((turn, i) => this.addTurn(turn, i, read));
+    this.there = Object.keys(MEASURES).filter((name) => this.tokens.some((t) => t[name] !== undefined));
+    const wanted = param("measure");
+    this.measure = this.there.includes(wanted) ? wanted : this.there[0] ?? null;
+    this.here = null;
+    this.layout();
+  }
+
+  addTurn(turn, i, read) {
+    const context = (turn.prompt_tokens ?? []).map(read).join("");
+    this.parts.push({ label: i === 0 ? "Prompt" : "Tool output", context: true, text: context });
+    const from = this.tokens.length, columns = Object.entries(MEASURES).map(([name, m]) => [name, m.of(turn)]).filter(([, v]) => v?.length);
+    (turn.action_tokens ?? []).forEach((token, at) => {
+      const one = { text: read(String(token)), id: turn.action_ids?.[at], turn: i, at, selected: Boolean(turn.nthr_selected?.[at]), answer: Boolean(turn.answer_span && at >= turn.answer_span[0] && at < turn.answer_span[1]) };
+      for (const [name, values] of columns) if (typeof values[at] === "number") one[name] = values[at];
+      this.tokens.push(one);
+    });
+    let start = from;
+    while (start < this.tokens.length) {
+      let end = Math.min(start + PART, this.tokens.length);
+      for (let j = end; j > start + PART / 2 && end < this.tokens.length; j--) if (this.tokens[j - 1].text.includes("\n")) { end = j; break; }
+      this.parts.push({ label: start === from ? `Agent, turn ${i + 1}` : null, from: start, to: end });
+      start = end;
+    }
+  }
+
+  layout() {
+    const select = h("select", { "aria-label": "Colour tokens by", onchange: () => { this.measure = select.value; change({ measure: select.value }); this.recolour(); } },
+      Object.entries(MEASURES).map(([name, m]) => h("option", { value: name, disabled: !this.there.includes(name) }, this.there.includes(name) ? m.label : `${m.label} (not recorded)`)));
+    if (this.measure) select.value = this.measure;
+    this.scale = h("span", { class: "scale" });
+    this.readout = h("div", { class: "readout", role: "status", "aria-live": "polite" });
+    this.map = h("div", { class: "map", tabindex: 0, role: "group", "aria-label": "Token map. Arrow keys go from token to token." });
+    const marks = [this.tokens.some((t) => t.selected) ? "double underline: penalty softened by NTHR" : null, this.tokens.some((t) => t.answer) ? "green line: final answer" : null].filter(Boolean);
+    const absent = Object.entries(MEASURES).filter(([name]) => !this.there.includes(name)).map(([, m]) => `${m.label} (${m.why})`);
+    this.el = h("div", {},
+      h("div", { class: "row" }, h("label", { class: "muted" }, "Colour by "), select, this.scale, h("span", { class: "grow" }), h("button", { type: "button", onclick: () => this.csv() }, "CSV")),
+      marks.length ? h("div", { class: "mark-note" }, marks.join(" · ")) : null, absent.length ? h("div", { class: "mark-note" }, `Not recorded here: ${absent.join("; ")}.`) : null, this.readout, this.map);
+    const near = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) if (isIntersecting) { near.unobserve(target); this.make(target); }
+    }, { root: this.map, rootMargin: "700px" });
+    this.boxes = [];
+    for (const part of this.parts) {
+      if (part.label) this.map.append(h("div", { class: "label" }, part.label));
+      const box = h("div", { class: part.context ? "part context" : "part" });
+      if (part.context) box.textContent = part.text;
+      else {
+        box.span = part;
+        let size = 0;
+        for (let i = part.from; i < part.to; i++) size += this.tokens[i].text.length;
+        box.style.minHeight = `${Math.ceil(size / PER_LINE) * LINE}px`;
+        near.observe(box);
+        this.boxes.push(box);
+      }
+      this.map.append(box);
+    }
+    this.map.addEventListener("pointerover", (e) => { if (e.target.token !== undefined) this.show(e.target.token); });
+    this.map.addEventListener("keydown", (e) => this.onkey(e));
+    this.range();
+    this.show(null);
+  }
+
+  make(box) {
+    const { from, to } = box.span, all = document.createDocumentFragment();
+    for (let i = from; i < to; i++) {
+      const span = document.createElement("span");
+      span.textContent = this.tokens[i].text;
+      span.token = i;
+      span.className = this.look(this.tokens[i]);
+      all.append(span);
+    }
+    box.append(all);
+    box.style.minHeight = "";
+  }
+
+  look(t) {
+    const value = t[this.measure];
+    let name = "none";
+    if (value !== undefined) {
+      const sign = MEASURES[this.measure].flip ? -1 : 1, bin = sign * Math.max(-5, Math.min(5, Math.round((5 * value) / this.top)));
+      name = bin < 0 ? `n${-bin}` : bin > 0 ? `p${bin}` : "z0";
+    }
+    return `t ${name}${t.selected ? " sel" : ""}${t.answer ? " ans" : ""}`;
+  }
+
+  // The colour is full at the 98th percentile: one outlier must not turn everything else white.
+  range() {
+    const values = this.tokens.map((t) => t[this.measure]).filter((v) => v !== undefined).map(Math.abs).sort((a, b) => a - b);
+    this.top = values[Math.floor(0.98 * (values.length - 1))] || values.at(-1) || 1;
+    const m = MEASURES[this.measure];
+    if (!m) return;
+    const bins = m.sides === 2 ? ["n5", "n4", "n3", "n2", "n1", "z0", "p1", "p2", "p3", "p4", "p5"] : ["z0", "p1", "p2", "p3", "p4", "p5"];
+    if (m.flip) bins.reverse();
+    fill(this.scale, h("span", {}, m.says[0]), h("span", {}, m.sides === 2 ? number(-this.top, 2) : "0"), h("span", { class: "bins", "aria-hidden": "true" }, bins.map((b) => h("i", { class: b }))), h("span", {}, number(this.top, 2)), h("span", {}, m.says[1]));
+  }
+
+  recolour() {
+    this.range();
+    const made = this.boxes.filter((box) => box.childElementCount);
+    const some = () => {  // a few parts per frame
+      for (const box of made.splice(0, 8)) for (const span of box.children) span.className = this.look(this.tokens[span.token]);
+      if (made.length) requestAnimationFrame(some);
+    };
+    some();
+    this.show(this.here);
+  }
+
+  show(index) {
+    this.marked?.classList.remove("here");
+    this.here = index;
+    const t = this.tokens[index ?? -1];
+    if (!t) {
+      fill(this.readout, h("span", { class: "muted" }, this.tokens.length ? `${number(this.tokens.length)} sampled tokens in ${this.turns.length} turns. Point at one, or use the arrow keys, for its exact values.` : "This trajectory has no sampled tokens."));
+      return;
+    }
+    const order = [this.measure, ...Object.keys(MEASURES).filter((n) => n !== this.measure)];
+    fill(this.readout, h("span", { class: "tok mono" }, visible(t.text)), h("span", { class: "muted" }, `turn ${t.turn + 1}, token ${t.at + 1}${t.id === undefined ? "" : `, id ${t.id}`}`),
+      order.filter((n) => t[n] !== undefined).map((n) => h("span", { class: n === this.measure ? "main" : "" }, `${MEASURES[n].label} ${exact(t[n])}${UNITS[n] ? ` ${UNITS[n]}` : ""}`)),
+      t.selected ? h("span", {}, "softened by NTHR") : null);
+  }
+
+  onkey(event) {
+    const move = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 15, ArrowUp: -15, Home: -Infinity, End: Infinity }[event.key];
+    if (!move || !this.tokens.length || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    const index = Math.min(this.tokens.length - 1, Math.max(0, (this.here ?? (move > 0 ? -1 : this.tokens.length)) + move));
+    const box = this.boxes.find((b) => index >= b.span.from && index < b.span.to);
+    if (!box.childElementCount) this.make(box);
+    this.show(index);
+    this.marked = box.children[index - box.span.from];
+    this.marked.classList.add("here");
+    this.marked.scrollIntoView({ block: "nearest" });
+  }
+
+  csv() {
+    const names = this.there, quote = (text) => `"${visible(text).replaceAll('"', '""').replace(/^([=+\-@])/, "'$1")}"`;
+    const lines = [["turn", "token", "id", "text", ...names].join(",")];
+    for (const t of this.tokens) lines.push([t.turn + 1, t.at + 1, t.id ?? "", quote(t.text), ...names.map((n) => t[n] ?? "")].join(","));
+    download(`${this.file}-tokens.csv`, new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
+  }
+}
+
+function exact(value) {
+  const text = String(Number(value.toPrecision(7)));
+  return text.replace(/^-/, "−");
+}
