@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ HEAVY = ("agentrl.algorithms", "agentrl.engines", "agentrl.lab", "agentrl.rollou
 HEAVY_FILES = ("batch", "job", "metrics", "run", "tracing", "trainer", "warmstart", "evaluation.evaluate")
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def imported(path: Path) -> frozenset[str]:
     """Modules that a file imports, anywhere in it except under TYPE_CHECKING."""
 
     def visit(node: ast.AST) -> Iterator[str]:
@@ -51,7 +53,7 @@ def imported(path: Path) -> Iterator[str]:
             else:
                 yield from visit(child)
 
-    yield from visit(ast.parse(path.read_text(encoding="utf-8")))
+    return frozenset(visit(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def sources(package: str) -> list[Path]:
