@@ -68,12 +68,12 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConf
     _read(path, tree, ())
     for text in overrides:
         _override(tree, text)
-    if tree.problems:
-        raise ConfigError(tree.problems)
     try:
         config = RunConfig.model_validate(tree.values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, tree, path)) from None
+        raise ConfigError(tree.problems + _explain(error, tree, path)) from None
+    if tree.problems:
+        raise ConfigError(tree.problems)
     if "name" not in tree.values:
         config.name = path.stem
     return LoadedConfig(config, _origins(config, tree), path)
@@ -106,9 +106,14 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-6 as text; people mean a number."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+|[-+]?\.\d+[eE][-+]?\d+"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around texts that `_Loader` would read as numbers."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def _read(path: Path, tree: _Tree, seen: tuple[Path, ...]) -> None:
@@ -165,7 +170,7 @@ def _override(tree: _Tree, text: str) -> None:
         tree.problems.append(f"--set {text!r} has no '='; write --set optim.lr=3e-4")
         return
     try:
-        value = yaml.load(raw, _Loader) if raw.strip() else None  # noqa: S506 (a SafeLoader)
+        value = yaml.load(raw, _Loader) if raw.strip() else None
     except yaml.YAMLError as error:
         tree.problems.append(f"--set {text!r}: the value is not YAML ({' '.join(str(error).split())})")
         return
@@ -274,7 +279,7 @@ def plain(value: Any) -> Any:
 
 def to_yaml(config: RunConfig) -> str:
     """The whole config as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(plain(config.model_dump()), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(plain(config.model_dump()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def config_hash(config: RunConfig) -> str:

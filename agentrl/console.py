@@ -1,8 +1,7 @@
-"""What a person sees in a terminal: a progress line, tables, colours. Plain lines where the output is not a terminal."""
+"""What a person sees in a terminal: a progress line, tables, colours. Plain lines where it is not a terminal."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -28,7 +27,9 @@ def color(text: str, name: str, stream: TextIO | None = None) -> str:
 
 def printable(text: str) -> str:
     """Rollout text for a terminal: control characters, which could drive it, are shown as escapes."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
 
 
 def table(rows: Sequence[Sequence[str]], header: bool = True) -> str:

@@ -1,7 +1,8 @@
 """Files that are never left half-written: atomic replacement, appends that undo themselves, strict JSON, a run's lock.
 
 Left out on purpose: an fsync per appended row. A kill loses nothing without it, and a power cut at most the rows after
-the last checkpoint, which a resume writes again (`checkpoint.save_checkpoint` makes the rows before it durable). No torch.
+the last checkpoint, which a resume writes again (`checkpoint.save_checkpoint` makes the rows before it durable).
+No torch.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def _explained(error: Exception, path: Path) -> str | None:
         free = ""
         with suppress(OSError):
             free = f" ({shutil.disk_usage(_existing(path)).free / 2**20:,.0f} MiB free)"
-        return f"{path}: the disk is full{free}. What was written before is intact: free some space, then resume the run"
+        remedy = "What was written before is intact: free some space, then resume the run"
+        return f"{path}: the disk is full{free}. {remedy}"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{path}: cannot be written ({error}). Choose a folder you may write to, for example --set log.runs_dir=..."
+        return f"{path}: cannot be written ({error}). Choose a folder you may write to: --set log.runs_dir=..."
     if isinstance(error, OSError):
         return f"{path}: {error.strerror or error}"
     return None
@@ -180,7 +182,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     """The object on one line, or None where there is none."""
     try:
         row = json.loads(line) if line.strip() else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

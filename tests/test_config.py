@@ -1,0 +1,76 @@
+"""Values that a config refuses, and why. Files are tested in test_config_io.py."""
+
+import pytest
+from pydantic import ValidationError
+
+from agentrl.config import RunConfig, TrainConfig, WorldConfig
+from tests.small import merged
+
+BASE = {"world": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout": {"group_size": 1}}, "group_size is 1; a group-relative advantage needs at least 2"),
+        (
+            {"rollout": {"max_context": 22}},
+            "one turn may take max_tokens_per_turn = 22; set max_context to at least 44",
+        ),
+        ({"rollout": {"temperature": 0}}, "rollout.temperature is 0: all responses of a group are equal"),
+        ({"rollout": {"temperature": -0.1}}, "greater than or equal to 0"),
+        ({"rollout": {"style": "chats"}}, "'tag' or 'chat'"),
+        ({"rollout": {"prompts_per_step": 0}}, "greater than 0"),
+        ({"algorithm": {"name": "rloo_k"}}, "a pass@K advantage, but k is 1"),
+        ({"algorithm": {"name": "rloo_k", "k": 9}}, r"algorithm.k = 9 is larger than rollout.group_size = 8"),
+        ({"algorithm": {"k": 2}}, "grpo has no K; use one of rloo_k"),
+        ({"algorithm": {"name": "pos_only", "nthr": {"enabled": True}}}, "pos_only has none; use grpo with nthr"),
+        ({"algorithm": {"name": "reinforce", "nthr": {"enabled": True}}}, "reinforce has none for rewards of 0"),
+        ({"algorithm": {"loss": {"dual_clip": 1}}}, "dual_clip is 1.0; it must be above 1"),
+        (
+            {"algorithm": {"loss": {"llds": {"enabled": True}}}, "train": {"mini_batches": 1}},
+            "llds is zero on the first",
+        ),
+        ({"train": {"mini_batches": 97}}, r"more than the responses of a step \(12 x 8\)"),
+        ({"world": None}, "neither world nor data.train is set"),
+        ({"data": {"train": "x.jsonl"}}, "both world and data.train are set"),
+        ({"world": None, "data": {"train": "x"}, "warm_start": {}}, "warm_start needs a built-in world"),
+        ({"world": None, "data": {"train": "x"}}, "builtin:tiny speaks only the built-in worlds' words"),
+        ({"world": {"hops": []}}, r"hops is \[\]; each must be 1 to 4"),
+        ({"world": {"hops": [5]}}, r"hops is \[5\]"),
+        ({"world": {"levels": [0]}}, r"levels is \[0\]"),
+        ({"world": {"people": 0}}, "greater than 0"),
+        ({"retriever": {"url": "http://a", "index": "b"}}, "both url and index are set"),
+        ({"model": {"device": "gpu"}}, "auto"),
+        ({"model": {"tiny": {"layer": 3}}}, "Extra inputs"),
+        ({"optim": {"lr": 0}}, "greater than 0"),
+        ({"log": {"keep_checkpoints": 0}}, "greater than 0"),
+    ],
+)
+def test_values_that_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        RunConfig.model_validate(merged(BASE, changes))
+
+
+def test_problems_that_need_the_whole_config_come_together():
+    with pytest.raises(ValidationError) as caught:
+        RunConfig.model_validate({"warm_start": {}, "rollout": {"temperature": 0}, "train": {"mini_batches": 1000}})
+    text = str(caught.value)
+    for part in ("neither world nor", "warm_start needs", "speaks only", "temperature is 0", "mini_batches = 1000"):
+        assert part in text
+
+
+def test_values_are_checked_on_assignment():
+    config = TrainConfig()
+    with pytest.raises(ValidationError):
+        config.steps = -1
+    assert config.steps == 50
+
+
+def test_defaults_are_not_shared():
+    first, second = RunConfig(world=WorldConfig()), RunConfig(world=WorldConfig())
+    first.train.steps = 1
+    first.env.kwargs["topk"] = 5
+    first.rollout.stop.append("x")
+    assert (second.train.steps, second.env.kwargs, second.rollout.stop) == (50, {}, [])
+    assert RunConfig(world=WorldConfig()).env.kwargs == {}

@@ -1,0 +1,237 @@
+"""Files are whole or as they were: after a kill, on a full disk, with two writers."""
+
+import errno
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentrl import storage
+from agentrl.errors import RunError
+from agentrl.storage import (
+    Holder,
+    RunLock,
+    append_line,
+    atomic_write,
+    finite,
+    lock_holder,
+    parse_line,
+    read_json,
+    read_last_lines,
+    read_lines,
+    strict_json,
+    writing,
+)
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path):
+    atomic_write(tmp_path / "a", "one")
+    atomic_write(tmp_path / "a", b"two")
+    assert (tmp_path / "a").read_bytes() == b"two" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch, fails):
+    atomic_write(tmp_path / "a", "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, fails, full)
+    with pytest.raises(
+        RunError, match=r"a: the disk is full \([\d,]+ MiB free\).*intact: free some space, then resume"
+    ):
+        atomic_write(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
+    file = tmp_path / "m.jsonl"
+    append_line(file, {"step": 0})
+    write = os.write
+    written = []
+
+    def nearly_full(fd, data):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(fd, data[:7]))  # the disk takes seven bytes
+        return written[0]
+
+    monkeypatch.setattr(os, "write", nearly_full)
+    with pytest.raises(RunError, match="the disk is full"):
+        append_line(file, {"step": 1, "text": "x" * 100})
+    monkeypatch.undo()
+    assert written == [7] and file.read_text() == '{"step": 0}\n'
+    append_line(file, {"step": 1})
+    assert read_lines(file) == [{"step": 0}, {"step": 1}]
+
+
+def test_after_a_torn_line_the_next_begins_a_new_one(tmp_path):
+    file = tmp_path / "m.jsonl"
+    file.write_bytes(b'{"step": 0}\n{"step": 1, "rew')
+    append_line(file, {"step": 2})
+    assert read_lines(file) == [{"step": 0}, {"step": 2}]
+
+
+def test_appends_of_several_threads_do_not_mix(tmp_path):
+    file = tmp_path / "m.jsonl"
+
+    def work(k):
+        for i in range(50):
+            append_line(file, {"k": k, "i": i, "pad": "x" * 500})
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    rows = read_lines(file)
+    assert len(rows) == 200
+    assert all([r["i"] for r in rows if r["k"] == k] == list(range(50)) for k in range(4))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),  # safetensors
+        (OSError(errno.EROFS, "Read-only file system"), "Choose a folder you may write to"),
+        (PermissionError(errno.EACCES, "Permission denied"), "--set log.runs_dir"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_what_the_file_system_refuses_has_a_remedy(tmp_path, error, message):
+    with pytest.raises(RunError, match=message), writing(tmp_path / "not" / "there"):
+        raise error
+
+
+def test_a_bug_is_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(KeyError), writing(tmp_path):
+        raise KeyError("x")
+
+
+# ---------------------------------------------------------------------------------------------------------------- JSON
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(JSON)
+def test_strict_json_is_read_by_any_parser(value):
+    text = strict_json(value)
+    assert "\n" not in text
+    back = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert back == finite(value)
+
+
+def test_numbers_of_other_libraries():
+    value = {"a": np.float32(0.5), "b": torch.tensor([1, 2]), "c": {3, 1}, "d": Path("x"), "e": (np.nan, np.int64(2))}
+    assert json.loads(strict_json(value)) == {"a": 0.5, "b": [1, 2], "c": [1, 3], "d": "x", "e": [None, 2]}
+    assert json.loads(strict_json({"a": torch.tensor(math.inf), "b": math.inf})) == {"a": None, "b": None}
+    with pytest.raises(TypeError, match="object cannot be written"):
+        strict_json({"a": object()})
+
+
+LINES = st.lists(st.dictionaries(st.sampled_from("abc"), st.text(max_size=300), max_size=2), max_size=30)
+
+
+@given(LINES, st.integers(0, 40), st.binary(max_size=20))
+def test_the_last_lines_are_the_last_of_all_lines(tmp_path_factory, rows, n, torn):
+    file = tmp_path_factory.getbasetemp() / "lines.jsonl"
+    file.write_bytes(b"".join(json.dumps(r).encode() + b"\n" for r in rows) + torn)
+    whole = read_lines(file)
+    assert whole[: len(rows)] == rows
+    assert read_last_lines(file, n) == (whole[-n:] if n else [])
+
+
+def test_the_last_lines_of_a_long_file(tmp_path):
+    rows = [{"i": i, "pad": "x" * (i % 700)} for i in range(500)]
+    (tmp_path / "f").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for n in (1, 3, 40, 499, 500, 1000):
+        assert read_last_lines(tmp_path / "f", n) == rows[-n:]
+    assert read_last_lines(tmp_path / "none", 3) == read_lines(tmp_path / "none") == []
+
+
+def test_lines_that_are_no_objects_are_passed_over(tmp_path):
+    (tmp_path / "f").write_bytes(b'{"a": 1}\n\n[1]\nnull\n{"b"\n\xff\n{"c": 2}')
+    assert read_lines(tmp_path / "f") == [{"a": 1}, {"c": 2}]
+    assert parse_line(b"[" * 100_000) is None
+    (tmp_path / "j").write_text("[1]")
+    assert read_json(tmp_path / "j") == read_json(tmp_path / "none") == {}
+
+
+# ---------------------------------------------------------------------------------------------------------------- lock
+
+
+def test_one_writer_at_a_time(tmp_path):
+    first, second = RunLock(tmp_path / "run.lock"), RunLock(tmp_path / "run.lock")
+    first.acquire("runs/a")
+    with pytest.raises(RunError, match=f"runs/a is in use by process {os.getpid()} on .*delete .*run.lock"):
+        second.acquire("runs/a")
+    second.release()  # does not hold it, so the other keeps it
+    assert lock_holder(first.path) == Holder.this_process()
+    first.release()
+    assert lock_holder(first.path) is None
+    second.acquire("runs/a")
+    assert second.held
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from agentrl.storage import RunLock\n"
+        "RunLock(Path(sys.argv[1])).acquire('x'); print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run.lock")], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match=f"in use by process {process.pid}"):
+            RunLock(tmp_path / "run.lock").acquire("x")
+    finally:
+        process.kill()
+        process.communicate()
+    RunLock(tmp_path / "run.lock").acquire("x")
+
+
+def test_who_counts_as_alive(tmp_path):
+    me = Holder.this_process()
+    assert me.alive()
+    assert not Holder(me.pid, me.host, "1").alive()  # another process had this id before
+    assert Holder(me.pid, me.host, None).alive()
+    assert Holder(2**22 + 1, "another-" + socket.gethostname(), None).alive()  # nobody here can tell
+    assert not Holder(2**22 + 1, me.host, None).alive()  # beyond the largest process id
+    for text in ("", "{}", "[]", '{"pid": "x", "host": "h", "started": null}', "\x00"):
+        (tmp_path / "lock").write_text(text)
+        assert lock_holder(tmp_path / "lock") is None
+
+
+def test_two_that_start_at_once_are_told_apart(tmp_path):
+    results = []
+
+    def start():
+        try:
+            storage.RunLock(tmp_path / "run.lock").acquire("x")
+            results.append("got it")
+        except RunError:
+            results.append("in use")
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sorted(results) == ["got it"] + ["in use"] * 7
