@@ -119,12 +119,12 @@ class ArithmeticWorld:
             raise ValueError(f"levels is {self.levels}; each must be one of {sorted(LEVELS)}")
         rng = random.Random(seed)
         made: dict[str, tuple[Steps, int]] = {}
-        attempts = 0
-        while len(made) < size and attempts < 20 * size:
+        in_vain = 0  # questions in a row that were there already: the levels have no more
+        while len(made) < size and in_vain < 5_000:
             level = rng.choice(self.levels)
             text, steps = LEVELS[level](rng)
+            in_vain = in_vain + 1 if text in made else 0
             made.setdefault(text, (steps, level))
-            attempts += 1
         self._steps = {text: steps for text, (steps, _) in made.items()}
         rows = [
             {

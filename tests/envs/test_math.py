@@ -1,0 +1,119 @@
+"""The one-turn mathematics environment; graders are real worker processes."""
+
+import asyncio
+import time
+
+import gymnasium
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from envs.errors import TaskError
+from envs.math import PROMPT, MathEnv
+
+TASK = {"id": "m", "question": "What is 7 * 6?", "golden_answers": ["42"]}
+
+
+def solved(action, task=TASK, **arguments):
+    env = MathEnv(**arguments)
+    env.reset(options=task)
+    return env.step(action)
+
+
+def test_the_prompt_is_the_template_with_the_problem_as_its_body():
+    observation, info = MathEnv().reset(options=TASK)
+    assert observation == PROMPT.format(question="What is 7 * 6?") == "".join(info["observation_parts"].values())
+    assert "\\boxed{}." in observation
+    assert info["observation_parts"]["body"] == "What is 7 * 6?"
+    assert MathEnv(prompt_template="Q {{x}} {question}").reset(options=TASK)[0] == "Q {x} What is 7 * 6?"
+
+
+@pytest.mark.parametrize(
+    ("action", "reward", "kind", "graded_by"),
+    [
+        (r"6 * 7 = \boxed{42}", 1.0, "answer", "string"),
+        (r"\boxed{41} no, \boxed{ 042 }", 1.0, "answer", "integer"),
+        (r"\boxed{42} no, \boxed{41}", 0.0, "answer", "integer"),
+        (r"\boxed{\frac{84}{2}}", 1.0, "answer", "math-verify"),
+        ("it is 42", 0.0, "invalid", "none"),
+        (r"\boxed{42", 0.0, "invalid", "none"),
+        (r"\boxed{}", 0.0, "answer", "none"),
+    ],
+)
+def test_the_last_complete_box_is_graded(action, reward, kind, graded_by):
+    observation, got, terminated, truncated, info = solved(action)
+    assert (observation, got, terminated, truncated) == ("", reward, True, False)
+    assert (info["kind"], info["graded_by"], info["correct"]) == (kind, graded_by, reward == 1.0)
+    if kind == "answer":
+        assert action[slice(*info["answer_span"])].strip() == info["answer"]
+
+
+@pytest.mark.parametrize(("action", "reward"), [(r"\boxed{42}", 2.5), (r"\boxed{1}", 0.5), ("42", 0.0)])
+def test_rewards_for_correctness_and_for_form(action, reward):
+    assert solved(action, correct_reward=2.0, format_reward=0.5)[1] == reward
+
+
+def test_any_golden_answer_counts_and_their_order_does_not():
+    for golden in (["1", "42"], ["42", "1"], "42"):
+        assert solved(r"\boxed{42}", {**TASK, "golden_answers": golden})[1] == 1.0
+
+
+@given(st.text(max_size=80))
+@example("\\boxed{\ud800}")
+@example("\\boxed{\x00\u202e}")
+@example("\\boxed{" * 30_000)
+@example("\\boxed{" + "\\frac{" * 20_000 + "}" * 20_001)
+@settings(max_examples=30, deadline=None)
+def test_any_text_is_graded(action):
+    _, reward, terminated, truncated, info = solved(action)
+    assert (reward, terminated, truncated, info["correct"]) == (0.0, True, False, False)
+
+
+def test_a_hundred_kilobytes_of_latex_are_wrong_at_once():
+    info = solved("\\boxed{" + "\\frac{1}{2}" * 10_000 + "}")[4]
+    assert (info["correct"], info["graded_by"]) == (False, "too long")
+
+
+def test_an_answer_that_cannot_be_computed_holds_up_neither_the_loop_nor_the_next_answer():
+    hard = r"\boxed{9^{9^{9^{9}}}-9^{9^{9^{9}}}+1}"
+
+    async def both():
+        slow, quick = MathEnv(deadline_s=2.0), MathEnv()
+        await slow.areset(options={**TASK, "golden_answers": ["10^{10^{10^{10}}}"]})
+        await quick.areset(options=TASK)
+        waiting = asyncio.create_task(slow.astep(hard))
+        await asyncio.sleep(0)
+        row = await quick.astep(r"\boxed{42}")
+        assert not waiting.done()
+        return row, await waiting
+
+    began = time.perf_counter()
+    quick, slow = asyncio.run(both())
+    assert quick[1] == 1.0
+    assert (slow[1], slow[4]["correct"]) == (0.0, False)
+    assert time.perf_counter() - began < 30
+
+
+def test_steps_outside_an_episode_and_options_that_are_no_task():
+    env = MathEnv()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(r"\boxed{42}")
+    env.reset(options=TASK)
+    env.step("42")
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(r"\boxed{42}")
+    for task in ({"question": ""}, {"question": "q", "golden_answers": [""]}, {"golden_answers": ["1"]}):
+        with pytest.raises(TaskError):
+            env.reset(options=task)
+    with pytest.raises(ValueError, match=r"no \{question\}"):
+        MathEnv(prompt_template="hi")
+
+
+def test_tasks_are_drawn_with_the_seed_and_rendered_is_what_was_said():
+    tasks = [{"question": f"q{i}", "golden_answers": [str(i)]} for i in range(40)]
+    drawn = [MathEnv(tasks=tasks).reset(seed=s)[0] for s in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1] and len(set(drawn)) > 1
+    env = MathEnv(render_mode="ansi")
+    prompt, _ = env.reset(options=TASK)
+    env.step("so 42")
+    assert env.render() == prompt + "so 42"
