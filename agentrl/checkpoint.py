@@ -1,7 +1,7 @@
 """Checkpoints on disk: complete or absent, verified before use.
 
-A checkpoint is written under a temporary name, every file is synced to the disk, `manifest.json` with their SHA-256 comes
-last, and only then the folder gets its name. No torch: what is in it is the caller's (`Engine.save`).
+A checkpoint is written under a temporary name, every file is synced to the disk, `manifest.json` with their SHA-256
+comes last, and only then the folder gets its name. No torch: what is in it is the caller's (`Engine.save`).
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def latest_checkpoint(
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint that is whole, and its state; None where there is none at all.
 
-    `at_most` looks no further than that step. A damaged checkpoint is named through `say` (default: stderr), and the one
-    before it taken; RunError where every one is damaged.
+    `at_most` looks no further than that step. A damaged checkpoint is named through `say` (default: stderr), and the
+    one before it taken; RunError where every one is damaged.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
     found = [c for c in list_checkpoints(run_path) if at_most is None or c[0] <= at_most]

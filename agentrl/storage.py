@@ -105,11 +105,16 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Make a file's content, or a folder's list of names, survive a power cut. Best effort where not supported."""
+    """Make a file's content, or a folder's list of names, survive a power cut. Nothing where that is not supported.
+
+    Network file systems say here that the disk is full: OSError.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some file systems have no fsync of folders
-            os.fsync(fd)
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # some have no fsync of folders
+            raise
     finally:
         os.close(fd)
 

@@ -235,3 +235,17 @@ def test_two_that_start_at_once_are_told_apart(tmp_path):
     for t in threads:
         t.join()
     assert sorted(results) == ["got it"] + ["in use"] * 7
+
+
+def test_only_a_missing_fsync_is_forgiven(tmp_path, monkeypatch):
+    numbers = []
+
+    def refuse(fd):
+        raise OSError(numbers[0], "refused")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    numbers[:] = [errno.EINVAL]
+    storage.fsync_path(tmp_path)
+    numbers[:] = [errno.EIO]
+    with pytest.raises(OSError, match="refused"):
+        storage.fsync_path(tmp_path)
