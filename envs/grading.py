@@ -1,8 +1,8 @@
 """Grading mathematical answers: string equality, then exact integers, then math-verify in worker processes.
 
 math-verify stops long computations with signals, which threads cannot use, and sympy can be made to compute for hours:
-so it runs in worker processes with a deadline, and a worker that misses it is ended and replaced. As with all of
-multiprocessing, a script that grades must keep its own work under `if __name__ == "__main__":`.
+so it runs in worker processes with a deadline, and a worker that misses it is ended and replaced. Whether workers can
+work at all is seen before the first answer is judged by one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from concurrent.futures import TimeoutError as DeadlineError
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from envs.errors import ToolFailure
+
 MAX_ANSWER_CHARACTERS = 2_000  # a longer answer is wrong: no exercise has one, and parsing it is an attack on time
 DEADLINE_S = 5.0
+START_S = 120.0  # for the first worker process to start
 _NOISE = re.compile(r"\\(?:left|right|!|,|;|:|displaystyle)(?![a-zA-Z])|[\s$]|\\(?:text|mathrm|mbox)\s*(?=\{)")
 _INTEGER = re.compile(r"[+-]?\d{1,30}")
 
@@ -66,6 +69,7 @@ def grade(answer: str | None, golden_answers: Sequence[str], *, deadline_s: floa
     """Grade one extracted answer (the content of the box) against any of the golden answers.
 
     Never raises for what stands in `answer`: too long, unparsable or too slow to compare is wrong; `method` says which.
+    Raises ToolFailure where no worker process can be started: then nothing is known about any answer.
     """
     if answer is None or not answer.strip():
         return Grade(False, "none")
@@ -77,8 +81,9 @@ def grade(answer: str | None, golden_answers: Sequence[str], *, deadline_s: floa
         return Grade(True, "string")
     if _INTEGER.fullmatch(given) and all(_INTEGER.fullmatch(g) for g in golds):
         return Grade(int(given) in {int(g) for g in golds}, "integer")
+    pool = _pool()
     try:
-        future = _pool().schedule(_verify, args=[answer, list(golden_answers)], timeout=deadline_s)
+        future = pool.schedule(_verify, args=[answer, list(golden_answers)], timeout=deadline_s)
         return Grade(bool(future.result()), "math-verify")
     except DeadlineError:
         return Grade(False, "deadline")
@@ -88,7 +93,6 @@ def grade(answer: str | None, golden_answers: Sequence[str], *, deadline_s: floa
 
 def _verify(answer: str, golden_answers: list[str]) -> bool:
     """In a worker process."""
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we, not it, watch the time
     from math_verify import parse, verify
 
     given = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # type: ignore[arg-type]
@@ -97,6 +101,13 @@ def _verify(answer: str, golden_answers: list[str]) -> bool:
         if verify(wanted, given, timeout_seconds=None):
             return True
     return False
+
+
+def _prepare() -> None:
+    """In a new worker process: what takes a second to import is not the first answer's time."""
+    import math_verify  # noqa: F401
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we, not it, watch the time
 
 
 _lock = threading.Lock()
@@ -110,8 +121,22 @@ def _pool() -> Any:
         if _workers is None or _workers[0] != os.getpid():
             from pebble import ProcessPool
 
+            workers = min(4, os.cpu_count() or 1)
             context = multiprocessing.get_context("spawn")
-            pool = ProcessPool(max_workers=min(4, os.cpu_count() or 1), max_tasks=1000, context=context)
+            pool = ProcessPool(max_workers=workers, max_tasks=1000, initializer=_prepare, context=context)
+            try:
+                works = pool.schedule(_verify, args=["\\frac{1}{2}", ["0.5"]]).result(timeout=START_S)
+            except Exception as e:
+                works, reason = False, f"{type(e).__name__}: {e}"
+            else:
+                reason = "math-verify does not find that 1/2 is 0.5"
+            if not works:
+                pool.stop()
+                pool.join(timeout=2)
+                raise ToolFailure(
+                    f"answers cannot be graded: the worker processes do not work ({reason}); a script that grades "
+                    'must have its own work under `if __name__ == "__main__":`, and math-verify must be installed'
+                )
             _workers = (os.getpid(), pool)
             atexit.register(_stop)
         return _workers[1]

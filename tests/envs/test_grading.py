@@ -1,5 +1,7 @@
 """Grading of mathematical answers; the worker processes are real."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -37,9 +39,7 @@ def test_a_box_is_balanced_and_inside_the_text(text):
 
 
 def test_a_megabyte_of_openers_is_quick():
-    start = time.process_time()
-    assert last_boxed("\\boxed{" * 150_000) is None
-    assert time.process_time() - start < 2
+    assert last_boxed("\\boxed{" * 150_000) is None  # work that grows with the square would not end in hours
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,12 @@ def test_grades(answer, golden, correct, method):
 
 
 def test_a_hundred_kilobytes_of_latex_are_wrong_at_once():
-    start = time.perf_counter()
-    assert grade(r"\frac{1}{" * 10_000, ["1"]).method == "too long"
-    assert time.perf_counter() - start < 0.1
+    assert grade(r"\frac{1}{" * 10_000, ["1"]).method == "too long"  # so no worker has seen it
 
 
 def test_a_computation_without_end_misses_the_deadline_and_the_next_answer_is_graded():
-    start = time.perf_counter()
     slow = grade("9^{9^{9^{9}}}-9^{9^{9^{9}}}+1", ["10^{10^{10^{10}}}"], deadline_s=2.0)
-    assert not slow.correct and time.perf_counter() - start < 20
+    assert (slow.correct, slow.method) == (False, "deadline")
     assert grade(r"\frac{3}{6}", ["0.5"]).correct
 
 
@@ -82,6 +79,14 @@ def test_a_hung_worker_is_replaced():
     with pytest.raises(grading.DeadlineError):
         pool.schedule(time.sleep, args=[60], timeout=0.5).result()
     assert pool.schedule(abs, args=[-3], timeout=20).result() == 3
+
+
+def test_workers_that_cannot_start_are_a_tool_failure_and_no_wrong_answer(tmp_path):
+    script = tmp_path / "unguarded.py"  # each worker runs it again, and cannot start workers of its own
+    script.write_text("from envs.grading import grade\nprint(grade('1/2', ['0.5']))\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Grade(" not in done.stdout
+    assert "ToolFailure: answers cannot be graded" in done.stderr and '`if __name__ == "__main__":`' in done.stderr
 
 
 def test_normalize_removes_only_layout():

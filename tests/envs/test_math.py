@@ -1,7 +1,6 @@
 """The one-turn mathematics environment; graders are real worker processes."""
 
 import asyncio
-import time
 
 import gymnasium
 import pytest
@@ -87,11 +86,9 @@ def test_an_answer_that_cannot_be_computed_holds_up_neither_the_loop_nor_the_nex
         assert not waiting.done()
         return row, await waiting
 
-    began = time.perf_counter()
     quick, slow = asyncio.run(both())
     assert quick[1] == 1.0
     assert (slow[1], slow[4]["correct"]) == (0.0, False)
-    assert time.perf_counter() - began < 30
 
 
 def test_steps_outside_an_episode_and_options_that_are_no_task():

@@ -1,7 +1,6 @@
 """Parsing actions, defusing tags, and writing passages."""
 
 import re
-import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -65,9 +64,7 @@ def test_readings(action, kind, content):
 
 @pytest.mark.parametrize("text", ["<search>" * 130_000, "</answer>" * 110_000, "<answer><search>" * 60_000])
 def test_a_megabyte_of_tags_is_read_in_linear_time(text):
-    began = time.process_time()
-    assert parse_action(text) == ("invalid", "", (0, 0))
-    assert time.process_time() - began < 1
+    assert parse_action(text) == ("invalid", "", (0, 0))  # work that grows with the square would not end in hours
 
 
 @given(MESSY)

@@ -152,6 +152,22 @@ def test_steps_outside_an_episode_are_refused():
     assert env.reset(options=TASK) and env.step(ANSWER)[1] == 1.0
 
 
+@given(
+    st.lists(st.one_of(st.sampled_from([SEARCH, ANSWER, "hm"]), st.text(max_size=20)), max_size=8), st.integers(1, 4)
+)
+@settings(max_examples=100, deadline=None)
+def test_whatever_the_model_says_the_episode_ends_in_time(actions, max_turns):
+    env = begun(max_turns=max_turns)
+    for turn, action in enumerate([*actions, *["hm"] * 5], 1):
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert (reward, terminated) == ((1.0, True) if info.get("correct") else (0.0, info["kind"] == "answer"))
+        assert truncated == (turn == max_turns + 1 and not terminated)
+        if terminated or truncated:
+            return
+        assert observation == "".join(info["observation_parts"].values()) != ""
+    raise AssertionError("the episode did not end")
+
+
 def test_rendered_is_the_whole_conversation():
     env = begun(render_mode="ansi", max_turns=2)
     said = [env.reset(options=TASK)[0]]
