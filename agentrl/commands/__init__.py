@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("agentrl.commands.runs", "list runs: status, reward, how to resume"),
     "alarms": ("agentrl.commands.alarms", "list the alarms of a run, or note that they were seen"),
     "dashboard": ("agentrl.commands.dashboard", "watch your runs in a web browser"),
+    "report": ("agentrl.commands.report", "one run as a single HTML file"),
     "watch": ("agentrl.commands.watch", "raise the monitors' alarms on any trainer's log"),
     "env": ("agentrl.commands.env", "environments: list them, check your own, be the agent"),
     "retriever": ("agentrl.commands.retriever", "index a corpus, serve it, search it"),

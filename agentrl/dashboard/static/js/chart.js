@@ -67,7 +67,7 @@ export class Chart {
       this.quietly(() => { this.plot.setData(data, !this.view.zoom); if (this.view.zoom) this.applyZoom(); });
     }
     this.describe();
-    this.readout(this.view.index);
+    this.readout();
     if (!this.table.hidden) this.drawTable();
   }
 
@@ -89,7 +89,7 @@ export class Chart {
       };
     }
     const raw = this.lines.map(pick);
-    this.raw = raw;
+    Object.assign(this, { raw, xs });
     const soft = raw.map((v) => (smooth ? smoothed(v, smooth) : v.map(() => null)));
     if (smooth && stores.length > 1) raw.forEach((v, i) => v.forEach((y, j) => { if (y === undefined) soft[i][j] = undefined; }));
     return [xs, ...raw, ...soft];
@@ -146,8 +146,8 @@ export class Chart {
   viewChanged(changed, from) {
     if (changed.includes("index") && from !== this) {
       if (this.plot && this.inView) this.moveCursor();
-      this.readout(this.view.index);
-    } else if (changed.includes("index")) this.readout(this.view.index);
+      this.readout();
+    } else if (changed.includes("index")) this.readout();
     if (changed.includes("zoom")) this.applyZoom();
     if (changed.includes("pinned") && this.plot && this.inView) this.plot.redraw(false);
     if (changed.includes("x") || changed.includes("smooth")) this.refresh();
@@ -180,13 +180,15 @@ export class Chart {
   }
 
   // The values at the cursor, or the last ones.
-  readout(index) {
+  readout() {
+    const { at } = this.view, xs = this.xs ?? [], pointed = at !== null && at !== undefined;
+    const index = pointed ? nearest(xs, at) : null;
     this.lines.forEach((line, i) => {
       const column = this.raw?.[i] ?? line.store.columns[line.column] ?? [];
       let value = null;
-      if (index !== null && index !== undefined) value = column[index];
+      if (pointed) value = column[index];
       else for (let j = column.length - 1; j >= 0 && (value === null || value === undefined); j--) value = column[j];
-      const bad = index !== null && index !== undefined && value === null && line.store.nonfinite[line.column]?.includes(line.store.columns.step[index]);
+      const bad = pointed && value === null && line.store.nonfinite[line.column]?.includes(line.store.columns.step[index]);
       this.values[i].textContent = bad ? "not finite" : number(value);
     });
   }
@@ -197,8 +199,15 @@ export class Chart {
       const text = says(line.store.columns.step, line.store.columns[line.column] ?? []) + (bad ? ` Not finite at ${bad} steps.` : "");
       return this.lines.length > 1 ? `${line.label}: ${text}` : text;
     });
-    this.says.textContent = this.lines.length > 3 ? `${this.lines.length} lines; the table has their values.` : texts[0];
+    this.says.textContent = new Set(this.lines.map((l) => l.store)).size > 1 ? this.ends() : texts[0];
     this.box.setAttribute("aria-label", `${this.title}. ${texts.join(" ")}`);
+  }
+
+  // Of several runs: how they compare at their ends.
+  ends() {
+    const last = this.lines.map((l) => [l.label, (l.store.columns[l.column] ?? []).findLast((v) => v !== null)]).filter(([, v]) => v !== undefined).sort((a, b) => b[1] - a[1]);
+    if (last.length < 2) return "";
+    return `At the end highest: ${last[0][0]}, ${number(last[0][1], 3)}; lowest: ${last.at(-1)[0]}, ${number(last.at(-1)[1], 3)}.`;
   }
 
   // ---------------------------------------------------------------------------------------------------------- drawing
@@ -325,9 +334,24 @@ export class Chart {
 // Points are drawn where a signal is measured now and then only, and lines would be all that shows.
 function sparse(u, s, from, to) {
   const values = u.data[s];
-  let there = 0;
-  for (let i = from; i <= to; i++) if (values[i] !== null && values[i] !== undefined) there++;
-  return there > 0 && (to - from < 30 || there * 2 < to - from);
+  let there = 0, first = to, last = from;
+  for (let i = from; i <= to; i++) {
+    if (values[i] === null || values[i] === undefined) continue;
+    there++;
+    first = Math.min(first, i);
+    last = i;
+  }
+  return there > 0 && (to - from < 30 || there * 4 < last - first);
+}
+
+function nearest(xs, x) {
+  let low = 0, high = xs.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (xs[middle] < x) low = middle + 1;
+    else high = middle;
+  }
+  return low > 0 && x - xs[low - 1] < xs[low] - x ? low - 1 : low;
 }
 
 function tick(value) {

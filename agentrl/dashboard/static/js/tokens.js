@@ -12,7 +12,7 @@ const PER_LINE = 90;  // characters
 
 // `sides`: 2 for values around zero, 1 for sizes. Orange is what hurts correct responses: `flip` where that is positive.
 const MEASURES = {
-  nthr: { label: "NTHR score", sides: 2, flip: true, of: (t) => t.nthr_scores, why: "only incorrect responses, with algorithm.nthr.enabled", says: ["pushes correct responses up", "drags correct responses down"] },
+  nthr: { label: "NTHR score", sides: 2, flip: true, of: (t) => t.nthr_scores, why: "only with algorithm.nthr.enabled", says: ["harmless to penalise", "penalty hurts correct responses"] },
   delta: { label: "Δ log π by the update", sides: 2, of: (t) => t.delta_logprobs, why: "only correct responses of groups with both outcomes", says: ["less likely", "more likely"] },
   advantage: { label: "Advantage", sides: 2, of: (t) => t.advantages, why: "not for rollouts that were left out of the update", says: ["made less likely", "made more likely"] },
   entropy: { label: "Entropy", sides: 1, of: (t) => t.entropy, why: "not for rollouts that were left out of the update", says: ["certain", "uncertain"] },
