@@ -1,7 +1,8 @@
 """The run directory: what a run appends to, and what everything else reads. No torch.
 
     runs/NAME/  config.yaml  meta.json  status.json  metrics.jsonl  evals.jsonl  alarms.jsonl
-                rollouts/step-000012.jsonl.gz  rollouts/eval-000050.jsonl.gz  checkpoints/  dumps/  events/
+                rollouts/step-000012.jsonl.gz  rollouts/eval-000050.jsonl.gz
+                checkpoints/  reference/  index/  dumps/  events/
 
 Steps are counted from 0; "after n steps" means that the rows of the steps 0 to n - 1 exist. The reading functions
 tolerate a line that a killed writer has torn; only the writer mends files.
@@ -31,16 +32,34 @@ from agentrl.config import RunConfig
 from agentrl.config_io import config_hash, to_yaml
 from agentrl.errors import RunError, nearest
 from agentrl.storage import (
-    RunLock, append_line, atomic_write, lock_holder, parse_line, read_json, read_last_lines, read_lines, strict_json,
+    RunLock,
+    append_line,
+    atomic_write,
+    lock_holder,
+    parse_line,
+    read_json,
+    read_last_lines,
+    read_lines,
+    strict_json,
     writing,
-)  # fmt: skip
+)
 from agentrl.types import Alarm, StepRecord
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
 CONFIG, META, STATUS, LOCK = "config.yaml", "meta.json", "status.json", "run.lock"
 METRICS, EVALS, ALARMS, ROLLOUTS = "metrics.jsonl", "evals.jsonl", "alarms.jsonl", "rollouts"
-PACKAGES = ("agentrl", "torch", "transformers", "tokenizers", "safetensors", "numpy", "gymnasium", "tantivy", "pydantic")
+PACKAGES = (
+    "agentrl",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "gymnasium",
+    "tantivy",
+    "pydantic",
+)
 _ROLLOUT_FILE = re.compile(r"(step|eval)-(\d{6,})\.jsonl\.gz")
 
 
@@ -67,8 +86,8 @@ class RunLog:
     ) -> RunLog:
         """Make `runs_dir/name` with its config, versions and status.
 
-        A run that is there is kept: RunError, unless `force`, which deletes it first. What is not a run directory, or is
-        in use, is never deleted.
+        A run that is there is kept: RunError, unless `force`, which deletes it first. What is not a run directory, or
+        is in use, is never deleted.
         """
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise RunError(f"log.name is {name!r}: it becomes a folder's name, so use letters, digits, - and _")
@@ -240,6 +259,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _meta(config: RunConfig, argv: Sequence[str] | None) -> dict[str, Any]:
+    world = None if config.world is None else config.seed if config.world.seed is None else config.world.seed
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -250,13 +270,13 @@ def _meta(config: RunConfig, argv: Sequence[str] | None) -> dict[str, Any]:
         "name": config.name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seed": config.seed,
-        "seeds": {"run": config.seed, "world": config.world and (config.seed if config.world.seed is None else config.world.seed)},
+        "seeds": {"run": config.seed, "world": world},
         "config_hash": config_hash(config),
         "argv": list(argv or []),
         "versions": versions,
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-    }  # fmt: skip
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

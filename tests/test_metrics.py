@@ -1,0 +1,205 @@
+"""Signals of a step, against plain loops over small hand-made episodes and batches."""
+
+import math
+
+import pytest
+import torch
+
+from agentrl import metrics as M
+from agentrl.batch import TokenBatch
+from agentrl.monitors.signals import SIGNALS
+from agentrl.types import Task, Trajectory, Turn
+
+
+def turn(tokens=2, prompt=3, **info):
+    return Turn([0] * prompt, [1] * tokens, [-1.0] * tokens, "a", "o", 0.0, "stop", info)
+
+
+def trajectory(name, *turns, reward=0.0, truncated=False, error=None, group="g"):
+    return Trajectory(name, group, "e", 0, turns, reward, reward == 1.0, not truncated, truncated, error)
+
+
+def search(query, *found, **info):
+    return turn(kind="search", valid=True, query=query, retrieved=list(found), latency_s=0.5, **info)
+
+
+ANSWER = turn(kind="answer", valid=True)
+INVALID = turn(tokens=6, kind="invalid", valid=False)
+
+
+def test_rollout_metrics():
+    episodes = [
+        trajectory("a", search("q1", "d1", "d2"), ANSWER, reward=1.0),
+        trajectory("b", search("q1", "d2"), search("q2", retries=2), INVALID, truncated=True),
+        trajectory("c", ANSWER, reward=0.5),
+        trajectory("d", search("q9", "d1"), turn(error="down"), reward=math.nan, error="down"),
+    ]
+    got = M.rollout_metrics(episodes)
+    assert got == pytest.approx(
+        {
+            "failed_rollouts": 1,
+            "reward": 1.5 / 3,
+            "correct_rate": 1 / 3,
+            "response_length": (4 + 10 + 2) / 3,
+            "context_length": (10 + 19 + 5) / 3,
+            "truncated_share": 1 / 3,
+            "turns": 6 / 3,
+            "valid_search_ratio": 3 / 6,
+            "valid_action_ratio": 5 / 6,
+            "distinct_queries": 2,
+            "tool_latency_s": 0.5,
+            "tool_errors": 0,
+            "tool_retries": 2,
+            "shared_first_retrieval": 1.0,  # b's first search found d2, as a's did
+        }
+    )
+
+
+def test_what_was_not_measured_is_absent():
+    assert M.rollout_metrics([trajectory("a", turn(), error="down")]) == {"failed_rollouts": 1.0}
+    got = M.rollout_metrics([trajectory("a", turn(), reward=1.0)])
+    absent = {"distinct_queries", "tool_latency_s", "shared_first_retrieval", "valid_action_ratio"}
+    assert not absent & set(got) and got["tool_errors"] == 0.0
+    assert M.present({"a": None, "b": 0}) == {"b": 0.0}
+
+
+def test_shared_first_retrieval_counts_within_groups():
+    episodes = [
+        trajectory("a", search("x", "d1"), reward=1.0, group="1"),
+        trajectory("b", search("x", "d1", "d9"), group="1"),  # shares
+        trajectory("c", search("x", "d3"), group="1"),  # does not
+        trajectory("d", INVALID, group="1"),  # searched nothing
+        trajectory("e", search("x", "d1"), group="2"),  # nobody in its group is correct
+    ]
+    assert M.rollout_metrics(episodes)["shared_first_retrieval"] == 0.5
+
+
+def batch(rewards, groups, mask, turns=None, sampled=None):
+    """A batch of B rows of S columns; a response is correct where its reward is 1."""
+    mask = torch.tensor(mask, dtype=torch.bool)
+    B, S = mask.shape
+    rewards = torch.tensor(rewards, dtype=torch.float32)
+    turn_ids = torch.where(mask, 0, -1) if turns is None else torch.tensor(turns)
+    return TokenBatch(
+        input_ids=torch.zeros(B, S + 1, dtype=torch.int64),
+        attention_mask=torch.ones(B, S + 1, dtype=torch.bool),
+        action_mask=mask,
+        turn_ids=turn_ids,
+        answer_mask=torch.zeros(B, S, dtype=torch.bool),
+        rollout_logprobs=torch.zeros(B, S) if sampled is None else torch.tensor(sampled),
+        rewards=rewards,
+        correct=rewards == 1,
+        group_ids=torch.tensor(groups),
+    )
+
+
+def test_group_metrics_and_mixed_rows():
+    b = batch([1, 0, 1, 1, 0, 0.5], [0, 0, 2, 2, 1, 1], [[1]] * 6)  # groups need not be neighbours or in order
+    got = M.group_metrics(b)
+    assert got == pytest.approx(
+        {"reward_group_std": (0.5 + 0.0 + 0.25) / 3, "groups_all_correct": 1 / 3, "groups_all_wrong": 1 / 3}
+    )
+    assert M.mixed_rows(b).tolist() == [True, True, False, False, False, False]
+
+
+@pytest.fixture(params=range(5))
+def random_batch(request):
+    """Rows of several groups and turns, with gaps between turns and padding, and two sets of log-probabilities."""
+    g = torch.Generator().manual_seed(request.param)
+    B, S = 8, 9
+    mask = torch.rand(B, S, generator=g) < 0.6
+    mask[torch.arange(B), torch.randint(0, S, (B,), generator=g)] = True  # nobody says nothing
+    turns = torch.where(mask, (torch.arange(S) // 4).expand(B, S), -1)
+    groups = torch.randint(0, 3, (B,), generator=g).tolist()
+    groups = [sorted(set(groups)).index(x) for x in groups]
+    rewards = torch.randint(0, 2, (B,), generator=g).tolist()
+    old, new = (-3 * torch.rand(B, S, generator=g) * mask for _ in range(2))
+    sampled = (old + 0.1 * torch.randn(B, S, generator=g)) * mask
+    return batch(rewards, groups, mask.tolist(), turns.tolist(), sampled.tolist()), old, new
+
+
+def tokens(b, keep=lambda row, column: True):
+    B, S = b.action_mask.shape
+    return [(i, s) for i in range(B) for s in range(S) if b.action_mask[i, s] and keep(i, s)]
+
+
+def mean(values):
+    values = [float(v) for v in values]
+    return sum(values) / len(values) if values else None
+
+
+def test_score_metrics(random_batch):
+    b, old, entropy = random_batch
+    right, wrong = (tokens(b, lambda i, s, ok=ok: bool(b.correct[i]) == ok) for ok in (True, False))
+    rows = {ok: [i for i in range(len(b)) if bool(b.correct[i]) == ok] for ok in (True, False)}
+    seq = {ok: mean(sum(old[i, s] for j, s in tokens(b) if j == i) for i in rows[ok]) for ok in rows}
+    gaps = [abs(float(old[i, s] - b.rollout_logprobs[i, s])) for i, s in tokens(b)]
+    expected = {
+        "mismatch": mean(gaps),
+        "mismatch_max": max(gaps),
+        "logprob_correct": mean(old[t] for t in right),
+        "logprob_incorrect": mean(old[t] for t in wrong),
+        "logprob_correct_seq": seq[True],
+        "logprob_incorrect_seq": seq[False],
+        "logprob_correct_first": mean(old[t] for t in right if b.turn_ids[t] == 0),
+        "logprob_correct_later": mean(old[t] for t in right if b.turn_ids[t] > 0),
+        "entropy": mean(entropy[t] for t in tokens(b)),
+    }
+    expected = {k: v for k, v in expected.items() if v is not None}
+    assert M.score_metrics(b, old, entropy) == pytest.approx(expected, abs=1e-5)
+    assert "entropy" not in M.score_metrics(b, old, None)
+
+
+def test_delta_metrics(random_batch):
+    b, old, new = random_batch
+    got, by_group = M.delta_metrics(b, old, new)
+    change = {i: [float(new[j, s] - old[j, s]) for j, s in tokens(b) if j == i] for i in range(len(b))}
+    per_token = {i: mean(c) for i, c in change.items()}
+    groups = sorted(set(b.group_ids.tolist()))
+    per_group = {g: mean(per_token[i] for i in change if int(b.group_ids[i]) == g) for g in groups}
+    where = {
+        name: [t for t in tokens(b) if (b.turn_ids[t] == 0) == first] for name, first in (("first", 1), ("later", 0))
+    }
+    expected = {
+        "delta_correct": mean(per_token.values()),
+        "delta_correct_seq": mean(sum(c) for c in change.values()),
+        "delta_negative_share": mean(d <= 0 for d in per_group.values()),
+        "delta_first": mean(new[t] - old[t] for t in where["first"]),
+        "delta_later": mean(new[t] - old[t] for t in where["later"]),
+    }
+    assert got == pytest.approx({k: v for k, v in expected.items() if v is not None}, abs=1e-5)
+    assert by_group == pytest.approx(per_group, abs=1e-5)
+
+
+def test_delta_weighs_responses_and_not_tokens():
+    """One response of one token that fell by 1, one of three that rose by 0.1 each."""
+    b = batch([1, 1], [0, 0], [[1, 0, 0], [1, 1, 1]])
+    old = torch.zeros(2, 3)
+    new = torch.tensor([[-1.0, 9.0, 9.0], [0.1, 0.1, 0.1]])  # the nines are off action
+    got, by_group = M.delta_metrics(b, old, new)
+    assert got["delta_correct"] == pytest.approx((-1 + 0.1) / 2) == by_group[0]
+    assert got["delta_correct_seq"] == pytest.approx((-1 + 0.3) / 2)
+    assert got["delta_negative_share"] == 1.0 and "delta_later" not in got
+
+
+def test_group_rows_name_questions():
+    b = batch([1, 0, 0, 0], [0, 0, 1, 1], [[1, 1], [1, 0], [1, 1], [0, 1]])
+    episodes = [
+        trajectory(f"s{i}", turn(), reward=float(r), group=f"g{g}")
+        for i, (r, g) in enumerate(zip(b.rewards.tolist(), b.group_ids.tolist()))
+    ]
+    tasks = {"g0": Task("q7", {"question": "who?"}), "g1": Task("q8", {})}
+    logprobs = torch.tensor([[-1.0, -3.0], [-5.0, -5.0], [-7.0, -7.0], [-7.0, -7.0]])
+    first, second = M.group_rows(b, episodes, logprobs, {0: -0.5}, tasks)
+    assert first == {
+        "group_id": "g0", "rewards": [1.0, 0.0], "sample_ids": ["s0", "s1"], "task_id": "q7", "question": "who?",
+        "reward_mean": 0.5, "logprob_correct": -2.0, "delta": -0.5,
+    }  # fmt: skip
+    assert second["question"] is None and "delta" not in second and "logprob_correct" not in second
+
+
+def test_names_are_canonical(random_batch):
+    b, old, new = random_batch
+    made = M.score_metrics(b, old, new) | M.delta_metrics(b, old, new)[0] | M.group_metrics(b)
+    made |= M.rollout_metrics([trajectory("a", search("q", "d"), ANSWER, reward=1.0)])
+    assert set(made) - set(SIGNALS) == set()
