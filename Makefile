@@ -1,5 +1,6 @@
 # Works on a fresh clone: every target that needs Python makes .venv and installs the pinned dependencies once.
 #   make PYTHON=/path/to/python3.12 test     another interpreter (3.11 or newer)
+#   PIP_EXTRA_INDEX_URL=... make test        pip's own variables work, for example for another build of torch
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow check bench clean
