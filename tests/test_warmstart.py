@@ -1,0 +1,91 @@
+"""Supervised demonstrations: what is learned, from which tokens, and that nothing held out is ever shown."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from agentrl import warmstart
+from agentrl.config import WarmStartConfig
+from agentrl.job import build_job
+from tests.small import small_config
+
+
+@pytest.fixture
+def job(tmp_path):
+    return build_job(small_config(tmp_path), tmp_path)
+
+
+def practice(**options):
+    return WarmStartConfig(**{"lookup_steps": 0, "demonstrations": 64, "epochs": 1, "threads": 1, **options})
+
+
+def run(job, said=None, **options):
+    return warmstart.warm_start(
+        job.engine, job.world, practice(**options), seed=0, say=said.append if said is not None else lambda line: None
+    )
+
+
+def test_it_learns_and_says_what_was_measured(job):
+    said = []
+    out = run(job, said, demonstrations=400, epochs=4, lr=1e-2)
+    first, last = (float(line.split("loss ")[1].split(",")[0]) for line in (said[0], said[-1]))
+    assert last < first < math.log(len(job.world.vocabulary)) / 2  # of a model that guesses words
+    assert said[-1].startswith("demonstrations: step 50/50, loss ")
+    assert out["demonstration_steps"] == 50 and 0.4 < out["demonstration_accuracy"] <= 1
+    assert out["demonstration_loss"] == pytest.approx(last, abs=1e-3) and "lookup_steps" not in out
+    assert out["parameters"] == sum(p.numel() for p in job.engine.model.parameters())
+
+
+def test_practice_stops_early_where_it_is_good_enough(job):
+    out = run(job, lookup_steps=60, lookup_batch=2, lookup_stop_accuracy=0.0)
+    assert out["lookup_steps"] == warmstart.REPORT_EVERY
+    assert out["demonstration_steps"] == 2
+
+
+def test_the_sampler_has_the_new_weights_and_the_policy_is_still_version_0(job):
+    run(job)
+    assert job.engine.policy_version == 0 and job.engine.updates == 0
+    assert not job.engine.optimizer.state  # reinforcement learning begins with an optimiser of its own
+    ids = torch.tensor([job.world.encode("question: ")])
+    fused = job.engine.fast
+    assert torch.equal(fused.head, (fused.model.lm_head.weight * fused.model.model.norm.weight).t())
+    assert torch.isfinite(job.engine.hidden(ids, torch.ones_like(ids))).all()
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    states = []
+    for k in range(2):
+        job = build_job(small_config(tmp_path), tmp_path)
+        torch.rand(k)  # whatever else was drawn in the process
+        run(job)
+        states.append(job.engine.model.state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_held_out_names_are_never_shown(job, monkeypatch):
+    shown = []
+    encode = job.world.encode
+    monkeypatch.setattr(job.world, "encode", lambda text: shown.append(text) or encode(text))
+    run(job, demonstrations=300)
+    held_out = {n for kind, names in job.world.entities["test"].items() if kind != "year" for n in names}
+    words = {w for text in shown for w in text.split()}
+    assert len(words) > 50 and not words & held_out
+
+
+def test_only_actions_count_where_the_context_has_no_weight(job):
+    segments = [("question: who ?", False), ("<search> a </search>", True), ("<information>", False)]
+    ids, weights = warmstart._tokens(segments, job.world, 0.25)
+    assert len(ids) == len(weights) == 7 and weights == [0.25] * 3 + [1.0] * 3 + [0.25]
+    padded, weight = warmstart._pad([(ids, weights), ([1], [1.0])])
+    assert padded.shape == weight.shape == (2, 7)
+    assert padded[1].tolist() == [1] + [0] * 6 and weight[1].tolist() == [1.0] + [0.0] * 6
+
+
+def test_epochs_use_every_demonstration_equally_often():
+    demos = [([k] * (k % 7 + 1), [1.0]) for k in range(50)]
+    batches = warmstart._epochs(demos, 8, random.Random(0))
+    for _ in range(3):
+        seen = [ids[0] for _ in range(7) for ids, _ in next(batches)]
+        assert sorted(seen) == list(range(50))
