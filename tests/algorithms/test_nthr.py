@@ -83,6 +83,22 @@ def test_the_tests_above_see_both_outcomes():
     assert 0 < int(selected.sum()) < int((~right).sum())
 
 
+def test_a_score_equal_to_the_threshold_is_not_selected():
+    hidden, ids, response, right = group([True, False, False])
+    hidden[~right] = 0.0
+    got = nthr_scores(hidden, ids, weight(), response, right, beta=0.0)
+    assert not got.scores[~right].any() and float(got.thresholds) == 0.0 and not got.selected.any()
+
+
+@pytest.mark.parametrize("beta", [-math.inf, math.inf])
+def test_an_infinite_threshold_does_not_depend_on_the_scores(beta):
+    hidden, ids, response, right = group([True, False, False])
+    hidden[right] = 0.0  # all scores are 0, and 0 times infinity is not a number
+    got = nthr_scores(hidden, ids, weight(), response, right, beta=beta)
+    assert float(got.thresholds) == beta
+    assert torch.equal(got.selected, ~right if beta < 0 else torch.zeros_like(right))
+
+
 @pytest.mark.parametrize("chunk_tokens", [2048, 7])
 def test_many_groups_of_unequal_size_in_any_order(chunk_tokens):
     kinds = [[True, False, False], [True, True], [False], [False, True, False, True, True, False], [True, False]]
