@@ -285,6 +285,18 @@ class LogConfig(Part):
     wandb_project: str = "agentrl"
 
 
+class GuardConfig(Part):
+    """What the run may do about its own alarms (`agentrl.monitors.guard`)."""
+
+    enabled: bool = False
+    rules: list[str] = Field(["collapse", "death_spiral"], description="alarms that count")
+    llds_weight: float = Field(0.2, gt=0, description="λ of LLDS once a warning came; doubled by each further one")
+    lr_factor: float = Field(0.5, gt=0, le=1, description="the learning rate is multiplied by this at each warning")
+    on_critical: Literal["rollback", "stop", "protect"] = "rollback"
+    max_rollbacks: int = Field(3, ge=0, description="then the run stops")
+    release_after: int = Field(0, ge=0, description="quiet steps after which a protection is taken back; 0 = never")
+
+
 class RunConfig(Part):
     """Everything a run depends on."""
 
@@ -302,6 +314,7 @@ class RunConfig(Part):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+    guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -322,6 +335,13 @@ class RunConfig(Part):
                 "algorithm.loss.llds is zero on the first update of a batch and train makes only one: "
                 "set train.mini_batches or train.epochs to 2 or more"
             )
+        if self.guard.enabled and self.train.mini_batches * self.train.epochs == 1:
+            problems.append(
+                "guard.enabled protects with LLDS, which is zero where train makes only one update per batch: "
+                "set train.mini_batches or train.epochs to 2 or more"
+            )
+        if self.guard.enabled and self.guard.on_critical == "rollback" and not self.log.checkpoint_every:
+            problems.append("guard.on_critical is rollback but log.checkpoint_every is 0: set it to 10, for example")
         if self.algorithm.k > self.rollout.group_size:
             problems.append(
                 f"algorithm.k = {self.algorithm.k} is larger than rollout.group_size = {self.rollout.group_size}"

@@ -75,7 +75,8 @@ def model_shape(run: RunConfig) -> Shape:
     parameters = sum(p.numel() for p in model.parameters())
     trainable = parameters
     if config.lora is not None:
-        linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.get_output_embeddings()]
+        head = model.get_output_embeddings()
+        linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
         trainable = sum(config.lora.rank * (m.in_features + m.out_features) for m in linear)
     c = model_config.get_text_config()
     return Shape(

@@ -49,6 +49,7 @@ Status = Literal["running", "finished", "stopped", "failed"]
 
 CONFIG, META, STATUS, LOCK = "config.yaml", "meta.json", "status.json", "run.lock"
 METRICS, EVALS, ALARMS, ROLLOUTS = "metrics.jsonl", "evals.jsonl", "alarms.jsonl", "rollouts"
+GUARD = "guard.jsonl"
 PACKAGES = (
     "agentrl",
     "torch",
@@ -107,7 +108,7 @@ class RunLog:
         path = find_run(path)
         run = cls._locked(path, say)
         clean_leftovers(path)
-        for file in (METRICS, EVALS, ALARMS):
+        for file in (METRICS, EVALS, ALARMS, GUARD):
             run._mend(path / file)
         return run
 
@@ -155,6 +156,10 @@ class RunLog:
         """One row of alarms.jsonl."""
         append_line(self.path / ALARMS, dataclasses.asdict(alarm))
 
+    def guard_action(self, row: Mapping[str, Any]) -> None:
+        """One row of guard.jsonl: what the guard did (`monitors.guard.GuardAction`)."""
+        append_line(self.path / GUARD, _flat({"time": round(time.time(), 3), **row}))
+
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """The trajectories of one training step."""
         self._write_gz(f"step-{step:06d}", rows)
@@ -201,6 +206,7 @@ class RunLog:
         dropped = self._keep(METRICS, lambda row: row["step"] < steps)
         self._keep(EVALS, lambda row: row["step"] <= steps)
         self._keep(ALARMS, lambda row: row["step"] < steps if "step" in row else True)
+        self._keep(GUARD, lambda row: row["step"] < steps)
         for kind, step, path in _rollout_files(self.path):
             if step >= steps + (kind == "eval"):
                 path.unlink()
@@ -291,6 +297,11 @@ def read_metrics(path: str | Path, tail: int | None = None) -> list[dict[str, An
 def read_evals(path: str | Path) -> list[dict[str, Any]]:
     """Rows of evals.jsonl."""
     return read_lines(Path(path) / EVALS)
+
+
+def read_guard(path: str | Path) -> list[dict[str, Any]]:
+    """What the guard did, in order."""
+    return read_lines(Path(path) / GUARD)
 
 
 def read_alarms(path: str | Path) -> list[dict[str, Any]]:

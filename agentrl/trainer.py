@@ -20,7 +20,7 @@ from torch import Tensor
 from agentrl import metrics as M
 from agentrl.algorithms import advantages as compute_advantages
 from agentrl.batch import TokenBatch, pack
-from agentrl.checkpoint import save_checkpoint
+from agentrl.checkpoint import latest_checkpoint, list_checkpoints, save_checkpoint
 from agentrl.config import LossConfig
 from agentrl.data import TaskStream
 from agentrl.engines.base import ScoreResult
@@ -28,6 +28,7 @@ from agentrl.errors import NonFiniteError, RunError
 from agentrl.evaluation.evaluate import evaluate
 from agentrl.job import Job
 from agentrl.monitors import Monitor
+from agentrl.monitors.guard import Guard, GuardAction, as_row
 from agentrl.rollouts.play import EnvPool, collect
 from agentrl.runlog import RunLog, Status
 from agentrl.tracing import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
@@ -75,6 +76,7 @@ class Trainer:
         self.monitor = monitor  # saved with the run, so that a resumed run raises the same alarms
         self.observe = observe or (monitor.observe if monitor is not None else None)
         self.progress, self.say, self.writers = progress, say, writers
+        self.guard = Guard(self.config.guard) if self.config.guard.enabled else None
         self.step_number = 0
         self.tokens = 0
         self.nonfinite_in_a_row = 0
@@ -91,6 +93,8 @@ class Trainer:
         with _interruptible(self):
             if self.step_number == 0 and config.eval.questions and self.job.test_tasks:
                 evaluations.append(self.evaluate())
+            if self.step_number == 0 and self.guard is not None:
+                self.save()  # there must be something to go back to
             while self.step_number < config.train.steps and not self.stop_requested:
                 self.step()
                 n, last = self.step_number, self.step_number == config.train.steps
@@ -145,11 +149,16 @@ class Trainer:
         self.run.write_rollouts(n, self._trace(rollouts, adv, scored, new_logprobs))
         for w in self.writers:
             w.write(record)
-        for alarm in self.observe(record) if self.observe else []:
+        alarms = self.observe(record) if self.observe else []
+        for alarm in alarms:
             self.run.alarm(alarm)
         self.step_number += 1
         if self.progress:
             self.progress(record, config.train.steps)
+        if self.guard is not None:
+            action = self.guard.decide(record, alarms, self.monitor.decay_onset() if self.monitor else None)
+            if action is not None:
+                self._act(action)
         return record
 
     # --------------------------------------------------------------------------------------------------- parts of it
@@ -281,6 +290,8 @@ class Trainer:
         }
         if self.monitor is not None:
             state["monitor"] = self.monitor.state_dict()
+        if self.guard is not None:
+            state["guard"] = self.guard.state_dict()
         keep = self.config.log.keep_checkpoints
         return save_checkpoint(self.run.path, self.step_number, self.engine.save, state, keep=keep)
 
@@ -293,12 +304,47 @@ class Trainer:
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
         if self.monitor is not None and "monitor" in state:
             self.monitor.load_state_dict(state["monitor"])
+        if self.guard is not None and "guard" in state:
+            self.guard.load_state_dict(state["guard"])
+            self.engine.lr_scale = self.guard.lr_scale
 
     # --------------------------------------------------------------------------------------------------------- internal
 
+    def _act(self, action: GuardAction) -> None:
+        """Carry out what the guard decided. A roll-back takes back weights and optimiser, not steps and questions."""
+        went_back_to = None
+        if action.kind == "stop":
+            self.stop_requested = True
+        elif action.kind == "rollback":
+            found = latest_checkpoint(self.run.path, at_most=action.back_to)
+            if found is None:  # pruned: the oldest that is left
+                found = latest_checkpoint(self.run.path, at_most=list_checkpoints(self.run.path)[0][0])
+            assert found is not None  # one was saved before the first step, and damage raises
+            self.engine.save_model(self.run.path / "dumps" / f"collapsed-{self.step_number:06d}")
+            self.engine.load(found[0])
+            went_back_to = found[1]["step"]
+            if self.monitor is not None:
+                self.monitor.restart()
+        self.engine.lr_scale = action.lr_scale
+        row = as_row(action) | ({} if went_back_to is None else {"weights_of": went_back_to})
+        self.run.guard_action(row)
+        if action.kind == "rollback":
+            self.save()  # so that a resume starts from here
+        where = "" if went_back_to is None else f" to the weights after {went_back_to} steps"
+        self.say(
+            f"guard, step {action.step}: {action.kind}{where}; LLDS weight {action.llds_weight:g}, learning rate x "
+            f"{action.lr_scale:g} ({action.reason})"
+        )
+
     def _loss_config(self, batch: TokenBatch) -> LossConfig:
-        """LLDS-MA's scheduled answer weight is min(V_s / 2, 1), V_s the mean number of searches at this step."""
+        """The configured loss with the guard's λ, and LLDS-MA's scheduled answer weight.
+
+        The weight is min(V_s / 2, 1), V_s the mean number of searches at this step (METHODS §5).
+        """
         loss = self.config.algorithm.loss
+        if self.guard is not None and self.guard.llds_weight > (loss.llds.weight if loss.llds.enabled else 0.0):
+            llds = loss.llds.model_copy(update={"enabled": True, "weight": self.guard.llds_weight})
+            loss = loss.model_copy(update={"llds": llds})
         if loss.llds.enabled and loss.llds.answer_weight == "schedule":
             turns = batch.turn_ids.max(1).values.float().mean()  # the last turn answers, the others searched
             llds = loss.llds.model_copy(update={"answer_weight": min(float(turns) / 2, 1.0)})

@@ -120,6 +120,10 @@ class Monitor:
                 sink(alarm)
         return alarms
 
+    def restart(self) -> None:
+        """Forget the past and warm up again: the run was rolled back."""
+        self._reset()
+
     def active(self) -> dict[str, str]:
         """Rules whose alarm has not ended, with their level."""
         return {name: s["level"] for name, s in self._status.items() if s.get("level")}

@@ -70,6 +70,7 @@ class LocalEngine:
         self.freeze_reference()
         self.optimizer = self._make_optimizer()
         self.updates = 0
+        self.lr_scale = 1.0  # the guard's
         eos = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))} - {None}
         self.sampler = BatchSampler(
             self._next_logits,
@@ -272,7 +273,7 @@ class LocalEngine:
         finite = bool(torch.isfinite(norm))
         if finite:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.optim_config, self.updates, self.total_steps)
+                group["lr"] = self.lr_scale * learning_rate(self.optim_config, self.updates, self.total_steps)
             self.optimizer.step()
             self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)

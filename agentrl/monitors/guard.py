@@ -1,0 +1,109 @@
+"""What a run does about its own alarms, if it may: soften the updates, go back, or stop. Decisions only; no torch.
+
+    warn      protect: LLDS on (or λ doubled), learning rate times `lr_factor`
+    critical  roll back to the last checkpoint before the likelihood of correct responses began to fall, and protect;
+              or stop
+    quiet     release: after `release_after` steps without an alarm the last protection is taken back
+
+The trainer carries the decisions out and writes each to `guard.jsonl`. Steps go on counting after a roll-back: weights
+and optimiser go back, the questions do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from agentrl.config import GuardConfig
+from agentrl.types import Alarm, StepRecord
+
+LARGEST_WEIGHT = 1.0  # λ is not doubled beyond this
+
+
+@dataclass(frozen=True)
+class GuardAction:
+    """One decision. `llds_weight` (0: as configured) and `lr_scale` are what holds from now on."""
+
+    step: int
+    kind: Literal["protect", "release", "rollback", "stop"]
+    reason: str
+    llds_weight: float
+    lr_scale: float
+    back_to: int | None = None  # roll back to a checkpoint at or before this many steps
+
+
+class Guard:
+    """One run's guard: `decide` after every step."""
+
+    def __init__(self, config: GuardConfig) -> None:
+        self.config = config
+        self.llds_weight = 0.0
+        self.lr_scale = 1.0
+        self.rollbacks = 0
+        self._past: list[tuple[float, float]] = []  # what held before each protection
+        self._quiet = 0
+        self._first_warn: int | None = None
+
+    def decide(self, record: StepRecord, alarms: Sequence[Alarm], decay_onset: int | None) -> GuardAction | None:
+        """What to do about this step's alarms; `decay_onset` is `Monitor.decay_onset()`."""
+        heard = [a for a in alarms if a.rule in self.config.rules and a.level != "info"]
+        if not heard:
+            self._quiet += 1
+            return self._release(record.step)
+        self._quiet = 0
+        worst = next((a for a in heard if a.level == "critical"), heard[0])
+        if self._first_warn is None:
+            self._first_warn = worst.step
+        if worst.level != "critical" or self.config.on_critical == "protect":
+            return self._protect(worst)
+        if self.config.on_critical == "stop" or self.rollbacks >= self.config.max_rollbacks:
+            why = "" if self.config.on_critical == "stop" else f" ({self.rollbacks} roll-backs did not help)"
+            return GuardAction(record.step, "stop", worst.message + why, self.llds_weight, self.lr_scale)
+        self.rollbacks += 1
+        back_to = min(x for x in (decay_onset, self._first_warn, worst.step) if x is not None)
+        self._first_warn = None
+        protected = self._protect(worst)
+        return GuardAction(
+            record.step, "rollback", worst.message, protected.llds_weight, protected.lr_scale, back_to=back_to
+        )
+
+    def _protect(self, alarm: Alarm) -> GuardAction:
+        self._past.append((self.llds_weight, self.lr_scale))
+        doubled = min(2 * self.llds_weight, LARGEST_WEIGHT)
+        self.llds_weight = max(doubled, self.config.llds_weight)
+        self.lr_scale *= self.config.lr_factor
+        return GuardAction(alarm.step, "protect", alarm.message, self.llds_weight, self.lr_scale)
+
+    def _release(self, step: int) -> GuardAction | None:
+        after = self.config.release_after
+        if not after or not self._past or self._quiet < after:
+            return None
+        self.llds_weight, self.lr_scale = self._past.pop()
+        reason = f"{self._quiet} steps without an alarm"
+        self._quiet = 0
+        self._first_warn = None
+        return GuardAction(step, "release", reason, self.llds_weight, self.lr_scale)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON of everything the next decision depends on."""
+        return {
+            "llds_weight": self.llds_weight,
+            "lr_scale": self.lr_scale,
+            "rollbacks": self.rollbacks,
+            "past": [list(p) for p in self._past],
+            "quiet": self._quiet,
+            "first_warn": self._first_warn,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.llds_weight, self.lr_scale = state["llds_weight"], state["lr_scale"]
+        self.rollbacks, self._quiet = state["rollbacks"], state["quiet"]
+        self._past = [(a, b) for a, b in state["past"]]
+        self._first_warn = state["first_warn"]
+
+
+def as_row(action: GuardAction) -> dict[str, Any]:
+    """For guard.jsonl."""
+    return {k: v for k, v in asdict(action).items() if v is not None}
