@@ -1,10 +1,15 @@
-"""Environments: plain `gymnasium.Env[str, str]`. `register_envs` makes them known to `gymnasium.make`."""
+"""Environments: plain `gymnasium.Env[str, str]`. Importing this package makes them known to `gymnasium.make`.
+
+Without an import, `gymnasium.make("envs:agentrl/Search-v0")` imports it.
+"""
 
 from __future__ import annotations
 
 import inspect
 from importlib import import_module
 from typing import Any, NamedTuple
+
+import gymnasium
 
 ENVS: dict[str, dict[str, str]] = {
     "agentrl/Search-v0": {"entry_point": "envs.search:SearchEnv", "vector_entry_point": "envs.vector:SearchVectorEnv"},
@@ -24,8 +29,6 @@ class EnvInfo(NamedTuple):
 
 def register_envs() -> None:
     """Register the environments of `ENVS`; twice is once."""
-    import gymnasium
-
     for name, entry in ENVS.items():
         if name not in gymnasium.registry:
             gymnasium.register(name, **entry)  # type: ignore[arg-type]
@@ -36,9 +39,6 @@ def list_envs() -> list[EnvInfo]:
 
     An environment whose module cannot be imported is listed with the reason as its summary.
     """
-    import gymnasium
-
-    register_envs()
     return [
         _info(name, spec.entry_point)
         for name, spec in sorted(gymnasium.registry.items())
@@ -69,3 +69,6 @@ def _info(name: str, entry: Any) -> EnvInfo:
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     defaults = {p.name: "required" if p.default is p.empty else _default(p.default) for p in named}
     return EnvInfo(name, summary, where, defaults)
+
+
+register_envs()

@@ -33,9 +33,6 @@ class Finding(NamedTuple):
 
 def check(env_id: str, /, **kwargs: Any) -> list[Finding]:
     """Check the environment that `gymnasium.make(env_id, **kwargs)` makes; never raises for what is wrong with it."""
-    from envs import register_envs
-
-    register_envs()
 
     def make(**more: Any) -> gymnasium.Env[Any, Any]:
         return gymnasium.make(env_id, disable_env_checker=True, **{**kwargs, **more})

@@ -1,6 +1,8 @@
 """The shared checker: what is sound passes, and each fault is found by the check that is meant for it."""
 
 import asyncio
+import subprocess
+import sys
 import warnings
 
 import gymnasium
@@ -13,8 +15,6 @@ from envs.calculator import CalculatorEnv
 from envs.checker import CHECKS, Finding, check, check_env
 from envs.hostile import GOLD
 from envs.search import SearchEnv
-
-envs.register_envs()
 
 
 @pytest.mark.parametrize("name", envs.ENVS)
@@ -327,6 +327,12 @@ def test_plug_ins_are_listed_also_where_they_cannot_be_imported():
         assert "ModuleNotFoundError" in listed["test/Gone-v0"].summary
     finally:
         del gymnasium.registry["test/Own-v0"], gymnasium.registry["test/Gone-v0"]
+
+
+def test_the_package_is_imported_by_the_name_of_an_environment():
+    code = "import gymnasium; print(gymnasium.make('envs:agentrl/Search-v0').unwrapped.topk)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("3\n", "")
 
 
 def test_registering_twice_is_registering_once():

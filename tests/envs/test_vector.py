@@ -7,7 +7,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs
+import envs  # noqa: F401 (registers)
 from envs.errors import TaskError, ToolFailure
 from envs.search import SearchEnv
 from envs.vector import SearchVectorEnv
@@ -129,6 +129,3 @@ def test_what_is_refused():
     own.reset(options={"tasks": TASKS[:2]})
     with pytest.raises(ValueError, match="made without a retriever"):
         own.step([ACTIONS[0], "hm"])
-
-
-envs.register_envs()

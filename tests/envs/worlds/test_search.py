@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs
+import envs  # noqa: F401 (registers)
 from envs.worlds import make_world
 from envs.worlds import search as search_module
 from envs.worlds.search import RELATIONS, SPECIALS, YEARS, Errors, SearchWorld
@@ -168,7 +168,6 @@ def test_worlds_are_made_by_name():
 
 
 def environment(world):
-    envs.register_envs()
     index = Bm25Index.from_passages([Passage(p["id"], p["title"], p["text"]) for p in world.passages])
     return gymnasium.make(world.env_id, disable_env_checker=True, retriever=index, **world.env_kwargs)
 
