@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 
 class AgentRLError(Exception):
-    """Base of all errors whose text is meant for the user: value, reason, remedy. The CLI prints it and exits with 2."""
+    """Base of all errors whose text is meant for the user: value, reason, remedy. The CLI prints it, no traceback."""
 
     exit_code = 2
 

@@ -121,7 +121,9 @@ def agentrl_step(tok: Any, folder: str) -> Any:
     class EvenWords(gymnasium.Env[str, str]):
         observation_space = action_space = AnyText()
 
-        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[str, dict[str, Any]]:
             super().reset(seed=seed)
             assert options is not None
             return options["question"], {}
@@ -186,7 +188,8 @@ def main() -> None:
     if args.json:
         print(json.dumps({"median_s": median, "ratio": ratio, "times": times}))
         return
-    print(f"{PROMPTS} prompts x {GROUP} responses x {TOKENS} tokens, 4 layers, 256 wide, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"{PROMPTS} prompts x {GROUP} responses x {TOKENS} tokens, 4 layers, 256 wide, {threads} threads")
     for name, t in times.items():
         print(f"{name:>8}: median {median[name]:.3f} s a step, {min(t):.3f} to {max(t):.3f} over {len(t)} steps")
     print(f"   ratio: {ratio:.2f} (agentrl / TRL; the goal is 0.90 or less)")

@@ -74,7 +74,8 @@ def plot_delta(result: DeltaResult, out: Path) -> list[Path]:
         fig, axes, colors = figure(theme, 1, len(methods), size=(2.6 * len(methods) + 0.8, 2.9), sharey=True)
         for ax, m in zip(axes, methods):
             values = [result.per_response[m][i] for i in order]
-            ax.bar(range(len(values)), values, width=0.9, color=[colors["bad"] if v <= 0 else colors["good"] for v in values])
+            shades = [colors["bad"] if v <= 0 else colors["good"] for v in values]
+            ax.bar(range(len(values)), values, width=0.9, color=shades)
             ax.axhline(0, color=colors["fg"], lw=0.8)
             ax.set_title(f"{m}   mean {sum(values) / len(values):+.3f}", fontsize=10, color=colors["fg"])
             ax.set_xlabel("question, sorted", color=colors["fg"])

@@ -35,7 +35,9 @@ class Group:
         return float(self.batch.correct.float().mean())
 
 
-def mixed_groups(job: Job, n: int, *, seed: int, max_draws: int = 40, say: Callable[[str], None] = print) -> list[Group]:
+def mixed_groups(
+    job: Job, n: int, *, seed: int, max_draws: int = 40, say: Callable[[str], None] = print
+) -> list[Group]:
     """Sample groups of `rollout.group_size` responses until `n` of them are mixed.
 
     Raises AgentRLError when `max_draws` times n questions did not give a single one.
@@ -94,7 +96,7 @@ def undone(engine: LocalEngine) -> Iterator[None]:
 def displacement(
     engine: LocalEngine, batch: TokenBatch, algorithm: AlgorithmConfig, *, updates: int = 1, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """log π of every action token before and after `updates` full-batch updates from the current weights: two (B, S)."""
+    """log π of every action token before and after `updates` full-batch updates of the current weights: two (B, S)."""
     nthr = algorithm.nthr if algorithm.nthr.enabled else None
     scored = engine.score(batch, temperature=temperature, nthr=nthr)
     adv = compute_advantages(algorithm.name, batch.rewards, batch.group_ids, k=algorithm.k, correct=batch.correct)

@@ -22,7 +22,8 @@ CHANGES: dict[str, dict[str, object]] = {
 def method_config(base: AlgorithmConfig, method: str) -> AlgorithmConfig:
     """`base` with the switches of `method`; everything that the method does not name stays as it is in `base`."""
     if method not in CHANGES:
-        raise ConfigError([f"method {method!r} is unknown{nearest(method, list(CHANGES))}; known: {', '.join(CHANGES)}"])
+        known = ", ".join(CHANGES)
+        raise ConfigError([f"method {method!r} is unknown{nearest(method, list(CHANGES))}; known: {known}"])
     values = base.model_dump()
     values["k"] = 1
     values["nthr"]["enabled"] = False

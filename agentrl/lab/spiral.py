@@ -13,6 +13,7 @@ from agentrl.lab.methods import method_config
 from agentrl.lab.plots import SERIES, figure, legend, save
 from agentrl.runlog import RunLog, read_metrics
 from agentrl.trainer import Trainer
+from agentrl.types import StepRecord
 
 PANELS = {
     "reward": "reward",
@@ -69,7 +70,7 @@ def run_spiral(
     harsh: dict[str, dict[str, Any]] | None = None,
     say: Callable[[str], None] = print,
 ) -> SpiralResult:
-    """Train every method for `steps` steps from the weights in `model_path` (fresh optimiser), one run directory each."""
+    """Train every method for `steps` steps from the weights in `model_path` (fresh optimiser), one run each."""
     rows = {}
     for method in methods:
         values = config.model_dump()
@@ -83,15 +84,19 @@ def run_spiral(
         one = RunConfig.model_validate(values)
         with RunLog.create(out, method, one, force=True) as run:
             job = build_job(one, run.path, model_path=model_path, say=say)
-            trainer = Trainer(job, run, progress=lambda r, n, m=method: _say_step(say, m, r.step, n, r.metrics))
+            trainer = Trainer(job, run, progress=_progress(say, method))
             trainer.train()
         rows[method] = list(read_metrics(out / method))
     return SpiralResult(rows)
 
 
-def _say_step(say: Callable[[str], None], method: str, step: int, steps: int, metrics: dict[str, float]) -> None:
-    if step % 10 == 9:
-        say(f"{method}: step {step + 1}/{steps}, reward {metrics.get('reward', float('nan')):.2f}")
+def _progress(say: Callable[[str], None], method: str) -> Callable[[StepRecord, int], None]:
+    def show(record: StepRecord, steps: int) -> None:
+        if record.step % 10 == 9:
+            reward = record.metrics.get("reward", float("nan"))
+            say(f"{method}: step {record.step + 1}/{steps}, reward {reward:.2f}")
+
+    return show
 
 
 def plot_spiral(result: SpiralResult, out: Path) -> list[Path]:

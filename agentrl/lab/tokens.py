@@ -78,8 +78,9 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>NTHR score
 :root{color-scheme:light dark}body{font:16px/2 ui-sans-serif,system-ui,sans-serif;max-width:60rem;margin:3rem auto;
 padding:0 1rem}span{padding:.15em .2em;border-radius:3px;white-space:pre-wrap}.env{opacity:.45}
 .sel{text-decoration:underline;text-underline-offset:3px}
-</style><h1>NTHR scores</h1><p>Orange: penalising this token lowers the likelihood of correct responses. Blue: it raises it.
-Underlined: selected, its penalty is softened. Faint: written by the environment. Hover for the score.</p><p>{body}</p>
+</style><h1>NTHR scores</h1><p>Orange: penalising this token lowers the likelihood of
+correct responses. Blue: it raises it. Underlined: selected, its penalty is softened.
+Faint: written by the environment. Hover for the score.</p><p>{body}</p>
 """
 
 

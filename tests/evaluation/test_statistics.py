@@ -16,7 +16,7 @@ def test_pass_at_k_is_the_mean_over_all_draws(n, c, k):
 
 
 def test_pass_at_k_refuses_what_it_cannot_estimate():
-    with pytest.raises(ValueError, match="raise eval.samples"):
+    with pytest.raises(ValueError, match=r"raise eval\.samples"):
         pass_at_k(4, 1, 5)
     with pytest.raises(ValueError, match="impossible"):
         pass_at_k(4, 5, 2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = 64 * 1024 * 1024  # logits held at once: 256 MB in fp32
 class OutputHead:
     """logits = cap(W h + b). `module` is called, so adapters on the head take effect."""
 
-    module: nn.Module
+    module: Any  # an nn.Module with `weight` (V, d), or an adapter around one
     softcap: float | None = None
 
     @classmethod
@@ -35,7 +35,8 @@ class OutputHead:
             module = model.get_output_embeddings()
         if module is None or getattr(module, "weight", None) is None:
             raise ModelError(
-                f"{type(model).__name__} declares no output head; name it with model.head, for example model.head: lm_head"
+                f"{type(model).__name__} declares no output head; name it with model.head, for example "
+                "model.head: lm_head"
             )
         config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
         return cls(module, getattr(config, "final_logit_softcapping", None))

@@ -42,9 +42,7 @@ async def episode(engine, k):
     tool = [40, 41 + k, 42]
     second = await engine.sample(prompt + first.ids + tool, max_tokens=4, session=k)
     engine.release(k)
-    turns = tuple(
-        Turn(p, s.ids, s.logprobs, s.text, "", 0.0, s.stop) for p, s in ((prompt, first), (tool, second))
-    )
+    turns = tuple(Turn(p, s.ids, s.logprobs, s.text, "", 0.0, s.stop) for p, s in ((prompt, first), (tool, second)))
     ok = k % 3 == 0
     return Trajectory(f"s{k}", f"g{k // 4}", "e", 0, turns, float(ok), ok, True, False)
 
@@ -213,7 +211,7 @@ def test_bad_models_are_explained(tmp_path, folder):
 def test_a_head_that_does_not_give_the_models_logits_is_refused(folder):
     engine = make(folder)
     engine.head = OutputHead(torch.nn.Linear(64, 528, bias=False))
-    with pytest.raises(ModelError, match="name the right module with model.head"):
+    with pytest.raises(ModelError, match=r"name the right module with model\.head"):
         engine._check_paths()
 
 
