@@ -1,0 +1,75 @@
+"""Decisions of the guard, step by step."""
+
+from __future__ import annotations
+
+from agentrl.config import GuardConfig
+from agentrl.monitors.guard import Guard, as_row
+from agentrl.types import Alarm, StepRecord
+
+
+def alarm(step: int, level: str, rule: str = "collapse") -> Alarm:
+    return Alarm(f"{rule}-{step}", step, rule, level, f"{rule} at {step}")  # type: ignore[arg-type]
+
+
+def record(step: int) -> StepRecord:
+    return StepRecord(step, {})
+
+
+def test_each_warning_protects_more_and_weight_has_a_ceiling():
+    guard = Guard(GuardConfig(enabled=True, llds_weight=0.3, lr_factor=0.5))
+    first = guard.decide(record(10), [alarm(10, "warn")], None)
+    assert first is not None and (first.kind, first.llds_weight, first.lr_scale) == ("protect", 0.3, 0.5)
+    second = guard.decide(record(20), [alarm(20, "warn")], None)
+    assert second is not None and (second.llds_weight, second.lr_scale) == (0.6, 0.25)
+    third = guard.decide(record(30), [alarm(30, "warn")], None)
+    assert third is not None and third.llds_weight == 1.0  # not 1.2
+
+
+def test_alarms_of_other_rules_and_infos_do_nothing():
+    guard = Guard(GuardConfig(enabled=True))
+    assert guard.decide(record(5), [alarm(5, "warn", "tool_outage"), alarm(5, "info")], None) is None
+    assert guard.lr_scale == 1.0 and guard.llds_weight == 0.0
+
+
+def test_critical_goes_back_before_the_decay_or_the_first_warning_whichever_is_earlier():
+    guard = Guard(GuardConfig(enabled=True))
+    guard.decide(record(40), [alarm(40, "warn")], 35)
+    action = guard.decide(record(60), [alarm(60, "critical")], 31)
+    assert action is not None and action.kind == "rollback" and action.back_to == 31
+    assert as_row(action)["back_to"] == 31
+    later = guard.decide(record(90), [alarm(90, "critical")], None)
+    assert later is not None and later.back_to == 90  # the old warning is forgotten
+
+
+def test_roll_backs_end_in_a_stop():
+    guard = Guard(GuardConfig(enabled=True, max_rollbacks=1))
+    assert guard.decide(record(10), [alarm(10, "critical")], 8).kind == "rollback"  # type: ignore[union-attr]
+    action = guard.decide(record(30), [alarm(30, "critical")], 25)
+    assert action is not None and action.kind == "stop" and "did not help" in action.reason
+
+
+def test_on_critical_stop_and_protect():
+    stop = Guard(GuardConfig(enabled=True, on_critical="stop"))
+    assert stop.decide(record(3), [alarm(3, "critical")], None).kind == "stop"  # type: ignore[union-attr]
+    protect = Guard(GuardConfig(enabled=True, on_critical="protect"))
+    assert protect.decide(record(3), [alarm(3, "critical")], None).kind == "protect"  # type: ignore[union-attr]
+
+
+def test_quiet_steps_take_protections_back_one_by_one():
+    guard = Guard(GuardConfig(enabled=True, release_after=3, llds_weight=0.2))
+    guard.decide(record(0), [alarm(0, "warn")], None)
+    guard.decide(record(1), [alarm(1, "warn")], None)
+    kinds = [
+        (a.kind, a.llds_weight, a.lr_scale) if (a := guard.decide(record(s), [], None)) else None for s in range(2, 9)
+    ]
+    assert kinds == [None, None, ("release", 0.2, 0.5), None, None, ("release", 0.0, 1.0), None]
+
+
+def test_a_restored_guard_decides_the_same():
+    config = GuardConfig(enabled=True, release_after=2)
+    one, two = Guard(config), Guard(config)
+    one.decide(record(0), [alarm(0, "warn")], None)
+    one.decide(record(1), [], None)
+    two.load_state_dict(one.state_dict())
+    for s in (2, 3, 4):
+        assert one.decide(record(s), [], None) == two.decide(record(s), [], None)
