@@ -229,8 +229,8 @@ class LocalEngine:
             part = batch.rows(index).to(self.device)
             S = part.action_mask.shape[1]
 
-            def cut(x: Tensor | None, index: Tensor = index, S: int = S) -> Tensor | None:
-                return None if x is None else x[index, :S].to(self.device)
+            def cut(x: Tensor, index: Tensor = index, S: int = S) -> Tensor:
+                return x[index, :S].to(self.device)
 
             logprobs, entropy = self.logprobs(part, temperature, entropy=want_entropy)
             total, metrics = policy_loss(
@@ -243,7 +243,7 @@ class LocalEngine:
                 turn_ids=part.turn_ids,
                 answer_mask=part.answer_mask,
                 correct=part.correct,
-                reference_logprobs=cut(reference_logprobs),
+                reference_logprobs=None if reference_logprobs is None else cut(reference_logprobs),
                 rollout_logprobs=part.rollout_logprobs,
                 entropy=entropy,
             )
