@@ -129,8 +129,8 @@ class BatchSampler:
             )
         if len(ids) + max_tokens > self.context_length:
             raise AgentRLError(
-                f"{len(ids)} context tokens + max_tokens {max_tokens} exceed the model's {self.context_length} positions; "
-                "lower rollout.max_context"
+                f"{len(ids)} context tokens + max_tokens {max_tokens} exceed the model's {self.context_length} "
+                "positions; lower rollout.max_context"
             )
         loop = asyncio.get_running_loop()
         key = f"{self.seed}:{self.policy_version}:{session}:{len(ids)}".encode()
@@ -266,9 +266,9 @@ class BatchSampler:
         for i, q, t, lp in zip(index, requests, token.tolist(), chosen.tolist()):
             q.out.append(t)
             q.logprobs.append(lp)
-            if t in self.eos:
-                self._finish(i, "stop")
-            elif q.stop and t in self.text.candidates(q.stop) and self.text.ends_with_stop(q.out, q.stop):
+            if t in self.eos or (
+                q.stop and t in self.text.candidates(q.stop) and self.text.ends_with_stop(q.out, q.stop)
+            ):
                 self._finish(i, "stop")
             elif len(q.out) == q.max_tokens:
                 self._finish(i, "length")

@@ -57,8 +57,11 @@ def build_tiny_model(config: TinyModelConfig, tokenizer: PreTrainedTokenizerFast
 
 
 def _induction_circuit(model: Qwen2ForCausalLM, config: TinyModelConfig) -> None:
-    """Layer 0, heads 0 and 1 write the tokens one and two back into directions of their own; layer 1, head 0 matches
-    (previous, second previous) of earlier positions against (this, previous); all heads of layer 1 copy what they see."""
+    """Layer 0, heads 0 and 1 write the tokens one and two back into directions of their own.
+
+    Layer 1, head 0 matches (previous, second previous) of earlier positions against (this, previous); all heads of layer
+    1 copy what they see.
+    """
     d, hd = config.hidden_size, config.hidden_size // config.heads
     group = config.heads // config.kv_heads  # query heads per key head
     frequency = 1.0 / (ROPE_THETA ** (torch.arange(0, hd, 2).float() / hd))  # (hd / 2,)
