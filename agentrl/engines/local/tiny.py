@@ -59,8 +59,8 @@ def build_tiny_model(config: TinyModelConfig, tokenizer: PreTrainedTokenizerFast
 def _induction_circuit(model: Qwen2ForCausalLM, config: TinyModelConfig) -> None:
     """Layer 0, heads 0 and 1 write the tokens one and two back into directions of their own.
 
-    Layer 1, head 0 matches (previous, second previous) of earlier positions against (this, previous); all heads of layer
-    1 copy what they see.
+    Layer 1, head 0 matches (previous, second previous) of earlier positions against (this, previous); all heads of
+    layer 1 copy what they see.
     """
     d, hd = config.hidden_size, config.hidden_size // config.heads
     group = config.heads // config.kv_heads  # query heads per key head
