@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "watch your runs in a web browser"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""

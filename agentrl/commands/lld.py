@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from agentrl.job import Job
     from agentrl.lab.groups import Group
 
-HELP = "likelihood displacement: the papers' experiments on your model and task"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Subcommands and their options."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "figures of the algorithms themselves"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Subcommands and their options."""
