@@ -218,13 +218,16 @@ def test_bash_completes_commands_options_and_subcommands(tmp_path):
             'name=$(complete -p agentrl | grep -o "_shtab[a-z_]*"); $name; printf "%s\\n" "${COMPREPLY[@]}"'
         )
         done = subprocess.run(
-            ["bash", "-c", code, "bash", str(script), "agentrl", *words], capture_output=True, text=True, check=True
-        )
+            ["bash", "-c", code, "bash", str(script), "agentrl", *words],
+            capture_output=True, text=True, check=True, cwd=tmp_path,
+        )  # fmt: skip
         return done.stdout.split()
 
     assert "train" in complete("tr")
     assert "--dry-run" in complete("train", "--dr")
     assert complete("retriever", "qu") == ["query"]
+    (tmp_path / "mine.yaml").touch()
+    assert complete("train", "mi") == complete("eval", "runs/x", "mi") == ["mine.yaml"]
 
 
 def test_dry_run_as_json_has_the_config_and_every_origin():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+
+PATHS = {"config", "corpus", "index", "out", "run", "runs_dir", "source", "suite", "target"}  # arguments that are paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,5 +23,18 @@ def run(args: argparse.Namespace) -> int:
 
     from agentrl.cli import build_parser
 
-    print(shtab.complete(build_parser(), args.shell))
+    parser = build_parser()
+    for action in _actions(parser):
+        if action.dest in PATHS and action.nargs != 0 and action.choices is None:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, args.shell))
     return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Every argument of the parser and of the parsers below it."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action.choices, dict):
+            for below in action.choices.values():
+                yield from _actions(below)
