@@ -68,12 +68,12 @@ class CalculatorEnv(gymnasium.Env[str, str]):
         """Calculate, or end with a reward of 1 or 0. Whatever the tool raises is raised."""
         self._turn += 1
         found = re.search(r"<(calc|answer)>([^<]*)</\1>", action)
-        kind = found[1] if found else "invalid"
+        kind, text = (found[1], found[2].strip()) if found else ("invalid", "")
         if found and kind == "answer":
-            correct = found[2].strip() in self._golden  # (4)
-            info = {"kind": kind, "valid": True, "answer": found[2], "answer_span": found.span(2), "correct": correct}
-            return "", float(correct), True, False, info
-        said = self._tool(found[2]) if found else "write <calc> or <answer>, and close it"
+            at, correct = action.index(text, found.start(2)), text in self._golden  # (4)
+            end = {"kind": kind, "valid": True, "answer": text, "answer_span": (at, at + len(text)), "correct": correct}
+            return "", float(correct), True, False, end
+        said = self._tool(text) if found else "write <calc> or <answer>, and close it"
         parts = {"open": "\n<result>", "body": said.replace("<", "("), "close": "</result>\n"}  # (3)
         info = {"kind": kind, "valid": found is not None, "observation_parts": parts}
         return "".join(parts.values()), 0.0, False, self._turn >= self._max_turns, info

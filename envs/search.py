@@ -50,6 +50,9 @@ class SearchEnv(gymnasium.Env[str, str]):
 
     `retriever` is a url, an index folder or an object with `search_batch`. Without a retriever and without `tasks` the
     environment plays the questions of a small made-up encyclopedia.
+
+    All text is a parameter. Released Search-R1 checkpoints saw titles in double quotes and no line break after the last
+    passage: passage_template='Doc {rank}(Title: "{title}") {text}\\n', trim=True (no white space around the passages).
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (as gymnasium.Env declares it)
@@ -69,6 +72,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         passage_template: str = PASSAGE,
         information_open: str = "\n\n<information>",
         information_close: str = "</information>\n\n",
+        trim: bool = False,
         nothing_found: str = "",
         invalid_message: str = INVALID,
         format_reward: float = 0.0,
@@ -83,7 +87,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         self.stop_strings = ("</search>", "</answer>")
         self._prompt = tuple(prompt_template.split("{question}", 1))
         self._open, self._close, self._invalid = information_open, information_close, invalid_message
-        self._nothing, self._show = nothing_found, passage_format(passage_template)
+        self._nothing, self._show, self._trim = nothing_found, passage_format(passage_template), trim
         self.topk, self._max_turns, self._format_reward = topk, max_turns, format_reward
         self._tasks = list(tasks)
         self._own_world = retriever is None and not tasks  # its questions; they are searched in its passages
@@ -206,6 +210,8 @@ class SearchEnv(gymnasium.Env[str, str]):
             retrieved.append(passage.id)
             shown.append(show(len(retrieved), passage.title, passage.text))
         body = "".join(shown)[:MAX_BODY_CHARACTERS]
+        if self._trim:
+            body = body.strip()
         body = defuse(body) or self._nothing  # joined first, so that no tag arises where passages meet
         observation = f"{self._open}{body}{self._close}"
         if self.render_mode is not None:

@@ -3,12 +3,18 @@
 import ast
 from fractions import Fraction
 
+import gymnasium
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrl.config import RolloutConfig
+from agentrl.rollouts.chat import ChatFormat
+from agentrl.rollouts.play import EnvPool, collect
+from agentrl.types import Task
 from envs.calculator import PROMPT, CalculatorEnv, calculate
 from envs.errors import ToolFailure
+from tests.fakes import ScriptedSampler, tiny_tokenizer
 
 WRONG = "not an expression of whole numbers, + - * / and brackets"
 TASK = {"question": "2 + 2?", "golden_answers": ["4"]}
@@ -63,7 +69,7 @@ def test_an_episode():
     assert env.step("<calc> 2 + 2 </calc>")[0] == "\n<result>4</result>\n"
     observation, reward, terminated, truncated, info = env.step("so <answer> 4 </answer>")
     assert (observation, reward, terminated, truncated, info["correct"]) == ("", 1.0, True, False, True)
-    assert info["answer_span"] == (11, 14)
+    assert info["answer_span"] == (12, 13)
 
 
 def test_it_is_truncated_after_max_turns():
@@ -81,3 +87,15 @@ def test_the_tool_is_a_parameter_and_its_failure_is_raised():
     env.reset(options=TASK)
     with pytest.raises(ToolFailure, match="no power"):
         env.step("<calc> 1 </calc>")
+
+
+def test_it_is_played_by_rollouts_as_it_is():
+    tokenizer = tiny_tokenizer()
+    config = RolloutConfig(style="tag", prompt="raw", max_context=1000, max_tokens_per_turn=60)
+    sampler = ScriptedSampler(tokenizer, ["<calc> 2 + 2 </calc>", "so <answer> 4 </answer>"])
+    with EnvPool(lambda: gymnasium.make("agentrl/Calculator-v0")) as pool:
+        [t] = collect(sampler, pool, [Task("t", TASK)], 1, chat=ChatFormat(tokenizer, config), config=config)
+    assert (t.env_id, t.reward, t.correct, t.error) == ("agentrl/Calculator-v0", 1.0, True, None)
+    assert [u.observation for u in t.turns] == ["\n<result>4</result>\n", ""]
+    a, b = t.turns[1].answer_span
+    assert tokenizer.decode(t.turns[1].action_ids[a:b]).strip() == "4"

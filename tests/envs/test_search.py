@@ -1,6 +1,7 @@
 """The search environment: protocol text, limits, rewards, failures, hostile passages, the async step."""
 
 import asyncio
+import math
 
 import gymnasium
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from agentrl.config import RolloutConfig
 from agentrl.rollouts.chat import ChatFormat, parts_of
+from agentrl.rollouts.play import EnvPool, collect
+from agentrl.types import Task
 from envs.errors import TaskError, ToolFailure
 from envs.protocol import INVALID, MAX_BODY_CHARACTERS, PROMPT
 from envs.search import SearchEnv
@@ -18,7 +21,7 @@ from retriever.bm25 import Bm25Index, build_index
 from retriever.client import RetrieverClient
 from retriever.corpus import Passage
 from retriever.errors import RetrieverUnavailable
-from tests.fakes import tiny_tokenizer
+from tests.fakes import ScriptedSampler, tiny_tokenizer
 from tests.retriever.helpers import PASSAGES, Fake, server_process
 
 TASK = {"id": "q", "question": "Where was Vesna Oll born", "golden_answers": ["Torvik", "the Torvik Bay"]}
@@ -76,6 +79,16 @@ def test_a_search_shows_numbered_passages_between_tags():
 def test_where_nothing_is_found():
     assert begun(retriever=Shelf()).step(SEARCH)[0] == "\n\n<information></information>\n\n"
     assert begun(retriever=Shelf(), nothing_found="none").step(SEARCH)[0] == "\n\n<information>none</information>\n\n"
+
+
+def test_as_released_search_r1_checkpoints_saw_it():
+    passages = [Passage("1", "Vesna Oll", "was born."), Passage("2", "Torvik", "a city.")]
+    env = begun(retriever=Shelf(*passages), passage_template='Doc {rank}(Title: "{title}") {text}\n', trim=True)
+    results = "".join(  # Search-R1 splits `contents` at its first line break, and strips what it has joined
+        f"Doc {i}(Title: {p.contents.split(chr(10))[0]}) {p.contents.split(chr(10))[1]}\n"
+        for i, p in enumerate(passages, 1)
+    )
+    assert env.step(SEARCH)[0] == f"\n\n<information>{results.strip()}</information>\n\n"
 
 
 def test_an_invalid_action_costs_a_turn_and_names_both_tags():
@@ -273,6 +286,27 @@ def test_a_retriever_that_dies_in_the_middle_of_an_episode(tmp_path):
             env.step(SEARCH)
         with pytest.raises(ToolFailure, match=r"127\.0\.0\.1"):
             asyncio.run(env.astep(SEARCH))
+
+
+def test_a_rollout_whose_retriever_dies_is_a_failed_one(tmp_path):
+    tokenizer = tiny_tokenizer()
+    config = RolloutConfig(style="tag", prompt="raw", max_context=4000, max_tokens_per_turn=100)
+    build_index(PASSAGES, tmp_path / "index")
+    with server_process(tmp_path / "index") as (url, process):
+
+        class Sampler(ScriptedSampler):
+            async def sample(self, ids, **options):
+                if self.calls:  # before the second turn
+                    process.kill()
+                    process.wait()
+                return await super().sample(ids, **options)
+
+        client = RetrieverClient(url, timeout_s=5, retries=1)
+        with EnvPool(lambda: SearchEnv(retriever=client)) as pool:
+            sampler = Sampler(tokenizer, [SEARCH, SEARCH, ANSWER])
+            [t] = collect(sampler, pool, [Task("q", TASK)], 1, chat=ChatFormat(tokenizer, config), config=config)
+    assert t.error is not None and t.error.startswith("ToolFailure") and not t.correct
+    assert math.isnan(t.reward) and [u.info.get("kind") for u in t.turns] == ["search", None]
 
 
 def test_a_bug_in_a_retriever_is_not_a_tool_failure():
