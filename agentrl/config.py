@@ -6,6 +6,7 @@ Each option lives in one place. Units are in the name or the description.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -178,6 +179,14 @@ class NTHRConfig(Part):
     beta: float = Field(1.0, description="threshold factor; -inf selects every incorrect token")
     eta: Literal["2|0.5-p|", "0", "p", "1-p"] | float = "2|0.5-p|"
     baseline: Literal["random"] | None = Field(None, description="random: as many tokens, chosen uniformly")
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        if math.isnan(self.beta):
+            raise ValueError("beta is not a number; 1 is usual, -inf selects every incorrect token")
+        if isinstance(self.eta, float) and not math.isfinite(self.eta):
+            raise ValueError(f"eta is {self.eta}; it multiplies advantages and must be finite, for example 0.5")
+        return self
 
 
 class LLDSConfig(Part):

@@ -8,6 +8,7 @@ import torch
 from agentrl.algorithms import NTHRResult, nthr, nthr_scores
 from agentrl.algorithms.head import Head
 from agentrl.algorithms.nthr import Agreement, Layout, eta_values, nthr_pass, random_like
+from agentrl.config import NTHRConfig
 from agentrl.errors import AlgorithmError
 
 D, V = 10, 60
@@ -269,6 +270,14 @@ def test_logits_that_are_not_finite_are_explained(method):
     hidden[2, 0] = math.nan
     with pytest.raises(AlgorithmError, match=r"logits of 1 of \d+ action tokens are not finite.*lower optim\.lr"):
         nthr_scores(hidden, ids, weight(), response, right, method=method)
+
+
+def test_the_config_refuses_numbers_that_are_none():
+    assert NTHRConfig(beta="-inf").beta == -math.inf and NTHRConfig(eta="0.3").eta == 0.3
+    with pytest.raises(ValueError, match="beta is not a number; 1 is usual"):
+        NTHRConfig(beta=math.nan)
+    with pytest.raises(ValueError, match="eta is inf; it multiplies advantages and must be finite"):
+        NTHRConfig(eta=math.inf)
 
 
 def test_eta_of_many_groups():

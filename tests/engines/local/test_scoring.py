@@ -108,6 +108,25 @@ def test_a_response_without_action_tokens_counts_in_p_only(folder):
     assert not scored.nthr_selected[1].any()
 
 
+def test_an_untied_head_with_bias_and_softcap(folder):
+    engine = make(folder)
+    batch = rollout(engine)
+    torch.manual_seed(1)
+    engine.head = OutputHead(torch.nn.Linear(64, 528), softcap=3.0)
+    with torch.no_grad():
+        engine.head.module.weight.mul_(5)
+    scored = engine.score(batch, nthr=NTHRConfig(enabled=True))
+    assert torch.allclose(scored.logprobs, engine.score(batch).logprobs, atol=1e-5)
+    for group in (0, 1, 2):
+        rows, mask, want = by_function(engine, batch, group)
+        assert torch.allclose(scored.nthr_scores[rows][mask], want.scores, rtol=1e-3, atol=1e-3)
+    assert scored.nthr_scores.any()
+    engine.head.softcap = None
+    assert not torch.allclose(
+        scored.nthr_scores, engine.score(batch, nthr=NTHRConfig(enabled=True)).nthr_scores, rtol=0.1
+    )
+
+
 def test_lora_on_the_head(folder):
     engine = make(folder, lora={"rank": 4, "alpha": 8, "targets": ["q_proj", "lm_head"]}, keep_reference=True)
     with torch.no_grad():
