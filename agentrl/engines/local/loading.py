@@ -49,6 +49,11 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
             f"{config.path} has only a slow tokenizer ({type(tokenizer).__name__}); save it once with "
             "AutoTokenizer.from_pretrained(path, use_fast=True).save_pretrained(path)"
         )
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes of a folder without one
+        raise ModelError(
+            f"no tokenizer could be loaded from model.path = {config.path!r}: it has no vocabulary; save the tokenizer "
+            "beside the model with tokenizer.save_pretrained"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -114,7 +119,10 @@ def _with_lora(model: PreTrainedModel, config: ModelConfig, seed: int) -> Any:
     made = LoraConfig(r=lora.rank, lora_alpha=cast(int, lora.alpha), target_modules=lora.targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the adapters begin at random
-        return get_peft_model(model, made)
+        try:
+            return get_peft_model(model, made)
+        except ValueError as e:
+            raise ModelError(f"model.lora.targets is {lora.targets!r}: {_first_line(e)}") from e
 
 
 def _without_dropout(model: Any) -> None:
