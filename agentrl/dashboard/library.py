@@ -72,7 +72,8 @@ class Library:
     def path(self, run_id: str) -> Path:
         """The folder of a run. UnknownRun for what is not a run, or lies outside, also by way of a symbolic link."""
         parts = run_id.split("/")
-        odd = not 1 <= len(parts) <= 2 or any(p in ("", ".", "..") or "\0" in p or "\\" in p for p in parts)
+        odd = not 1 <= len(parts) <= 2 or any(p in ("", ".", "..") or len(p.encode()) > 255 for p in parts)
+        odd = odd or "\0" in run_id or "\\" in run_id
         folder = self.root.joinpath(*parts) if not odd else self.root
         if odd or not self._inside(folder) or not _is_run(folder):
             raise UnknownRun(f"{run_id[:200]!r} is no run in {self.root}{nearest(run_id[:200], self.ids())}")
@@ -103,7 +104,7 @@ class Library:
     def line(self, run_id: str) -> dict[str, Any]:
         """What a list shows of one run."""
         path = self.path(run_id)
-        info = read_info(path)
+        info = info_of(path)
         alarms = self.alarms(run_id)
         open_alarms = [a for a in alarms if not a["acknowledged"]]
         levels = [a.get("level") for a in open_alarms]
@@ -212,6 +213,14 @@ class Library:
                 f"{history.sampled_bytes / 2**20:,.0f} MiB only a sample"
             )
         return out
+
+
+def info_of(path: Path) -> RunInfo:
+    """`read_info`, also where a file holds numbers that are none."""
+    try:
+        return read_info(path)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return RunInfo(path, path.name, "unknown", 0, None, 0.0, f"its state cannot be read ({error})")
 
 
 def run_state(run_id: str, info: RunInfo) -> dict[str, Any]:

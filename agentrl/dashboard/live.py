@@ -12,8 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from agentrl.dashboard.library import Library, UnknownRun, run_state
-from agentrl.runlog import read_info
+from agentrl.dashboard.library import Library, UnknownRun, info_of, run_state
 
 POLL_S = 0.5  # how often the files are looked at
 BEAT_S = 10.0  # a comment, so that either side notices a dead connection
@@ -72,7 +71,7 @@ def _rows(
 
 
 def _state(library: Library, run_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return run_state(run_id, read_info(library.path(run_id))), library.alarms(run_id)
+    return run_state(run_id, info_of(library.path(run_id))), library.alarms(run_id)
 
 
 def phase_of(history: Any) -> dict[str, Any]:

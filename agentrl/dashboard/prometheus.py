@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agentrl.dashboard.library import Library
+from agentrl.dashboard.library import Library, info_of
 from agentrl.errors import AgentRLError
 from agentrl.monitors.signals import SIGNALS
-from agentrl.runlog import read_info
 
 RECENT_S = 24 * 3600.0
 STATES = ("running", "finished", "stopped", "failed", "unknown")
@@ -31,7 +30,7 @@ def render(library: Library, now: float | None = None) -> str:
     unreadable = 0
     for run_id in library.ids():
         try:
-            info, alarms = read_info(library.path(run_id)), library.alarms(run_id)
+            info, alarms = info_of(library.path(run_id)), library.alarms(run_id)
         except (AgentRLError, OSError, ValueError, TypeError):
             unreadable += 1
             continue

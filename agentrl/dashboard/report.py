@@ -16,7 +16,7 @@ from typing import Any
 from agentrl import runlog
 from agentrl.dashboard import episodes
 from agentrl.dashboard.history import Row
-from agentrl.dashboard.library import Library, run_state
+from agentrl.dashboard.library import Library, info_of, run_state
 from agentrl.dashboard.svg import PHASE_COLORS, Line, chart
 from agentrl.errors import AgentRLError
 from agentrl.monitors.signals import SIGNALS
@@ -44,7 +44,7 @@ CSS = (Path(__file__).parent / "static" / "css" / "report.css").read_text(encodi
 def render_report(library: Library, run_id: str) -> str:
     """The whole file. UnknownRun where there is no such run; what cannot be read is said in the file."""
     path = library.path(run_id)
-    state = run_state(run_id, runlog.read_info(path))
+    state = run_state(run_id, info_of(path))
     history, lock = library.history(run_id)
     with lock:
         rows, bands, phase = list(history.rows), list(history.bands), history.phase

@@ -25,7 +25,7 @@ from agentrl import runlog
 from agentrl.dashboard import episodes, live, prometheus
 from agentrl.dashboard.access import TOKEN_VARIABLE, Access, check_bind, is_loopback
 from agentrl.dashboard.history import columns, nonfinite_steps
-from agentrl.dashboard.library import Library, UnknownRun, run_state
+from agentrl.dashboard.library import Library, UnknownRun, info_of, run_state
 from agentrl.errors import AgentRLError
 from agentrl.monitors.signals import SIGNALS
 from agentrl.storage import finite
@@ -152,7 +152,7 @@ def _one(library: Library, request: Request) -> Any:
     run_id = _run(request)
     path = library.path(run_id)
     history, lock = library.history(run_id)
-    state = run_state(run_id, runlog.read_info(path))
+    state = run_state(run_id, info_of(path))
     with lock:
         rows = list(history.rows)
         answer = {"cursor": history.cursor, "bands": list(history.bands), "phase": live.phase_of(history)}
@@ -184,7 +184,7 @@ def _metrics(library: Library, request: Request) -> Any:
         "bands": bands,
         "columns": columns(rows),
         "nonfinite": nonfinite_steps(rows),
-        "state": run_state(run_id, runlog.read_info(library.path(run_id))),
+        "state": run_state(run_id, info_of(library.path(run_id))),
     }
 
 

@@ -360,7 +360,7 @@ function tick(value) {
 
 // The legend of the phase bands.
 export function phaseLegend(store) {
-  const there = [...new Set(store.bands.map((b) => b.phase))];
+  const there = Object.keys(PHASES).filter((name) => store.bands.some((b) => b.phase === name));
   return h("div", { class: "legend-phases" }, there.map((name) => {
     const box = h("i");
     box.style.background = `var(--ph-${name})`;

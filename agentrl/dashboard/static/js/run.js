@@ -139,7 +139,7 @@ class RunPage {
       const change_ = before === null || now === undefined ? null : now - before;
       return h("div", { class: "card figure", title: this.signals[name]?.description },
         h("div", { class: "label" }, this.label(name)), h("div", { class: "value" }, number(now, 3)),
-        h("div", { class: "change" }, change_ === null ? this.signals[name].unit : `${change_ >= 0 ? "+" : "−"}${number(Math.abs(change_), 2)} in 20 steps`));
+        h("div", { class: "change" }, change_ === null ? this.signals[name].unit : change_ === 0 ? "as 20 steps before" : `${change_ > 0 ? "+" : "−"}${number(Math.abs(change_), 2)} in 20 steps`));
     }));
   }
 

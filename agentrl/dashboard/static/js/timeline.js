@@ -44,7 +44,7 @@ export class Timeline {
     this.lane.classList.toggle("two", marks.some((m) => m.style.top === "0px"));
     fill(this.lane, strip, this.zoomed, this.at, marks);
     const open = alarms.filter((a) => !a.acknowledged).length;
-    fill(this.head, h("h2", {}, "Phases and alarms"), h("span", { class: "muted small" }, alarms.length ? `${alarms.length} alarms, ${open} not acknowledged` : "no alarms"), h("span", { class: "grow" }), phaseLegend(store));
+    fill(this.head, h("h2", {}, "Phases and alarms"), h("span", { class: "muted small" }, alarms.length ? `${alarms.length} ${alarms.length === 1 ? "alarm" : "alarms"}, ${open} not acknowledged` : "no alarms"), h("span", { class: "grow" }), phaseLegend(store));
     fill(this.ends, h("span", {}, `step ${first}`), h("span", {}, `step ${steps.at(-1) ?? 0}`));
     this.moved();
   }

@@ -19,6 +19,7 @@ const MEASURES = {
   mismatch: { label: "Sampler mismatch", sides: 2, of: (t) => t.old_logprobs && t.logprobs && t.logprobs.map((v, i) => v - t.old_logprobs[i]), why: "not for rollouts that were left out of the update", says: ["trainer finds it likelier", "sampler finds it likelier"] },
   surprise: { label: "Surprise (−log π)", sides: 1, of: (t) => t.logprobs?.map((v) => -v), why: "no log-probabilities are stored", says: ["expected", "surprising"] },
 };
+const PREFERRED = ["nthr", "delta", "entropy", "surprise", "advantage", "mismatch"];  // an advantage has one value per response
 const UNITS = { nthr: "", delta: "nats", advantage: "", entropy: "nats", mismatch: "nats", surprise: "nats" };
 
 export class TokenMap {
@@ -31,7 +32,7 @@ export class TokenMap {
     this.turns.forEach((turn, i) => this.addTurn(turn, i, read));
     this.there = Object.keys(MEASURES).filter((name) => this.tokens.some((t) => t[name] !== undefined));
     const wanted = param("measure");
-    this.measure = this.there.includes(wanted) ? wanted : this.there[0] ?? null;
+    this.measure = this.there.includes(wanted) ? wanted : PREFERRED.find((name) => this.there.includes(name)) ?? null;
     this.here = null;
     this.layout();
   }
