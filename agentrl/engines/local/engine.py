@@ -138,11 +138,12 @@ class LocalEngine:
         """The additive mask of a pass; one per layer type for models with sliding windows."""
         mask = plan.mask.to(torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32)
         types = set(getattr(self.base.config.get_text_config(), "layer_types", None) or ())
-        if "sliding_attention" not in types or not self._windows:
+        if not self._windows or (types and "sliding_attention" not in types):
             return mask
         key = torch.arange(plan.length, device=mask.device)
         far = key[None, None, None] <= plan.position[:, None, :, None] - self._windows[0]
-        return {"full_attention": mask, "sliding_attention": mask.masked_fill(far, float("-inf"))}
+        near = mask.masked_fill(far, float("-inf"))
+        return {"full_attention": mask, "sliding_attention": near} if types else near
 
     # -------------------------------------------------------------------------------------------------------- scoring
 
