@@ -26,12 +26,18 @@ def present(values: dict[str, float | None]) -> dict[str, float]:
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """What the episodes themselves tell; failed ones only count as failed."""
+    """What the episodes themselves tell; failed ones count in what concerns tools, and as failed."""
     good = [t for t in trajectories if t.error is None]
     turns = [u for t in good for u in t.turns]
     searches = [u for u in turns if u.info.get("kind") == "search"]
-    latency = [u.info["latency_s"] for u in turns if "latency_s" in u.info]
-    out: dict[str, float | None] = {"failed_rollouts": float(len(trajectories) - len(good))}
+    calls = [u.info for t in trajectories for u in t.turns]
+    latency = [info["latency_s"] for info in calls if "latency_s" in info]
+    out: dict[str, float | None] = {
+        "failed_rollouts": float(len(trajectories) - len(good)),
+        "tool_latency_s": sum(latency) / len(latency) if latency else None,
+        "tool_errors": float(sum(bool(info.get("error")) for info in calls)),
+        "tool_retries": float(sum(info.get("retries", 0) for info in calls)),
+    }
     if good:
         out |= {
             "reward": sum(t.reward for t in good) / len(good),
@@ -41,15 +47,37 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
             "truncated_share": sum(t.truncated for t in good) / len(good),
             "turns": len(turns) / len(good),
             "valid_search_ratio": sum(bool(u.info.get("valid")) for u in searches) / len(turns) if turns else None,
-            "distinct_queries": float(len({u.info.get("query") for u in searches})) if searches else None,
-            "tool_latency_s": sum(latency) / len(latency) if latency else None,
-            "tool_errors": float(sum(bool(u.info.get("error")) for u in turns)),
-            "tool_retries": float(sum(u.info.get("retries", 0) for u in turns)),
+            "distinct_queries": _distinct_queries(good),
             "shared_first_retrieval": _shared_first_retrieval(good),
+            "answer_in_retrieved": _answer_in_retrieved(good),
         }
         judged = [u for u in turns if "valid" in u.info]
         out["valid_action_ratio"] = sum(bool(u.info["valid"]) for u in judged) / len(judged) if judged else None
     return present(out)
+
+
+def _distinct_queries(good: Sequence[Trajectory]) -> float | None:
+    """Different queries per group, over the groups that searched."""
+    queries: dict[str, set[str]] = defaultdict(set)
+    for t in good:
+        found = {u.info["query"] for u in t.turns if u.info.get("kind") == "search" and "query" in u.info}
+        if found:
+            queries[t.group_id] |= found
+    return sum(len(q) for q in queries.values()) / len(queries) if queries else None
+
+
+def _answer_in_retrieved(good: Sequence[Trajectory]) -> float | None:
+    """Of the answers that earned a reward, the share that stands in what the episode's own searches returned.
+
+    It falls when answers are guessed or remembered. Compared without regard to case; empty answers are left out.
+    """
+    found = total = 0
+    for t in good:
+        answer = str(t.turns[-1].info.get("answer") or "").strip().lower() if t.turns else ""
+        if answer and t.reward > 0:
+            total += 1
+            found += any(answer in u.observation.lower() for u in t.turns[:-1])
+    return found / total if total else None
 
 
 def _shared_first_retrieval(good: Sequence[Trajectory]) -> float | None:
@@ -89,15 +117,18 @@ def group_metrics(batch: TokenBatch) -> dict[str, float]:
 def score_metrics(batch: TokenBatch, logprobs: Tensor, entropy: Tensor | None) -> dict[str, float]:
     """Likelihoods under the policy before the update, and the sampler's disagreement with it. All (B, S)."""
     mask = batch.action_mask
-    gap = (logprobs - batch.rollout_logprobs).abs()[mask]
+    log_ratio = (logprobs - batch.rollout_logprobs)[mask]
+    gap = log_ratio.abs()
     out: dict[str, float | None] = {"mismatch": _mean(gap), "mismatch_max": float(gap.max()) if gap.numel() else None}
+    # Schulman's k3 estimate of KL(sampler || trainer) on the sampler's own tokens: never negative, little variance
+    out["kl_sampler"] = _mean(log_ratio.clamp(max=20.0).exp() - 1.0 - log_ratio)
     per_response = (logprobs * mask).sum(1)
     for name, rows in (("correct", batch.correct), ("incorrect", ~batch.correct)):
         out[f"logprob_{name}"] = _mean(logprobs[mask & rows[:, None]])
         out[f"logprob_{name}_seq"] = _mean(per_response[rows])
-    ok = mask & batch.correct[:, None]
-    out["logprob_correct_first"] = _mean(logprobs[ok & (batch.turn_ids == 0)])
-    out["logprob_correct_later"] = _mean(logprobs[ok & (batch.turn_ids > 0)])
+        these = mask & rows[:, None]
+        out[f"logprob_{name}_first"] = _mean(logprobs[these & (batch.turn_ids == 0)])
+        out[f"logprob_{name}_later"] = _mean(logprobs[these & (batch.turn_ids > 0)])
     if entropy is not None:
         out["entropy"] = _mean(entropy[mask])
     return present(out)
@@ -141,8 +172,9 @@ def group_rows(
     logprobs: Tensor,
     delta: dict[int, float],
     task_of: dict[str, Task],
+    failed: Sequence[Trajectory] = (),
 ) -> list[dict[str, Any]]:
-    """One dictionary per question: what alarms name as responsible."""
+    """One dictionary per question: what alarms name as responsible. `failed`: rollouts that are not in the batch."""
     out: dict[int, dict[str, Any]] = {}
     per_token = (logprobs * batch.action_mask).sum(1) / batch.action_mask.sum(1).clamp(min=1)
     for t, g, lp in zip(trajectories, batch.group_ids.tolist(), per_token.tolist()):
@@ -151,13 +183,19 @@ def group_rows(
         row["sample_ids"].append(t.sample_id)
         if t.correct:
             row["correct_logprobs"].append(lp)
-    for g, row in out.items():
+    of_group = {row["group_id"]: row for row in out.values()}
+    for t in failed:
+        row = of_group.setdefault(t.group_id, {"group_id": t.group_id, "rewards": [], "sample_ids": []})
+        row["errors"] = row.get("errors", 0) + 1
+        row["sample_ids"].insert(0, t.sample_id)  # where tools fail, these are the ones to look at
+    for row in of_group.values():
         task = task_of[row["group_id"]]
         row["task_id"], row["question"] = task.id, task.options.get("question")
+    for g, row in out.items():
         row["reward_mean"] = sum(row["rewards"]) / len(row["rewards"])
         right = row.pop("correct_logprobs")
         if right:
             row["logprob_correct"] = sum(right) / len(right)
         if g in delta:
             row["delta"] = delta[g]
-    return list(out.values())
+    return list(of_group.values())

@@ -143,7 +143,8 @@ class Trainer:
         values = M.rollout_metrics(rollouts.all) | M.group_metrics(batch) | scored.metrics | updates | delta | probe
         values |= M.score_metrics(batch, scored.logprobs, scored.entropy) | clock.result()
         values["tokens_per_s"] = sampled / values["t_step_s"]
-        groups = M.group_rows(batch, rollouts.used, scored.logprobs, delta_by_group, rollouts.task_of)
+        failed = [t for t in rollouts.all if t.error is not None]
+        groups = M.group_rows(batch, rollouts.used, scored.logprobs, delta_by_group, rollouts.task_of, failed)
         record = StepRecord(n, values, groups)
         self.run.append(record, tokens=self.tokens)
         self.run.write_rollouts(n, self._trace(rollouts, adv, scored, new_logprobs))

@@ -1,6 +1,7 @@
 """Signals of a step, against plain loops over small hand-made episodes and batches."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_rollout_metrics():
             "valid_action_ratio": 5 / 6,
             "distinct_queries": 2,
             "tool_latency_s": 0.5,
-            "tool_errors": 0,
+            "tool_errors": 1,  # the one that lost its episode
             "tool_retries": 2,
             "shared_first_retrieval": 1.0,  # b's first search found d2, as a's did
         }
@@ -56,9 +57,16 @@ def test_rollout_metrics():
 
 
 def test_what_was_not_measured_is_absent():
-    assert M.rollout_metrics([trajectory("a", turn(), error="down")]) == {"failed_rollouts": 1.0}
+    got = M.rollout_metrics([trajectory("a", turn(), error="down")])
+    assert got == {"failed_rollouts": 1.0, "tool_errors": 0.0, "tool_retries": 0.0}
     got = M.rollout_metrics([trajectory("a", turn(), reward=1.0)])
-    absent = {"distinct_queries", "tool_latency_s", "shared_first_retrieval", "valid_action_ratio"}
+    absent = {
+        "distinct_queries",
+        "tool_latency_s",
+        "shared_first_retrieval",
+        "valid_action_ratio",
+        "answer_in_retrieved",
+    }
     assert not absent & set(got) and got["tool_errors"] == 0.0
     assert M.present({"a": None, "b": 0}) == {"b": 0.0}
 
@@ -72,6 +80,31 @@ def test_shared_first_retrieval_counts_within_groups():
         trajectory("e", search("x", "d1"), group="2"),  # nobody in its group is correct
     ]
     assert M.rollout_metrics(episodes)["shared_first_retrieval"] == 0.5
+
+
+def test_distinct_queries_are_per_group_that_searched():
+    episodes = [
+        trajectory("a", search("x", "d"), search("y", "d"), group="1"),
+        trajectory("b", search("x", "d"), group="1"),
+        trajectory("c", search("x", "d"), group="2"),
+        trajectory("d", ANSWER, group="3"),
+    ]
+    assert M.rollout_metrics(episodes)["distinct_queries"] == 1.5
+
+
+def test_answers_are_looked_for_in_what_the_episode_retrieved():
+    def episode(name, observation, answer, reward):
+        last = turn(kind="answer", valid=True, answer=answer)
+        return trajectory(name, replace(search("q", "d"), observation=observation), last, reward=reward)
+
+    episodes = [
+        episode("a", "Doc 1: Paris is a city", " paris", 1.0),
+        episode("b", "Doc 1: Rome is a city", "Paris", 1.0),  # remembered
+        episode("c", "Doc 1: Rome is a city", "Oslo", 0.0),  # earned nothing
+        episode("d", "Doc 1: Rome is a city", "", 1.0),  # said nothing
+        trajectory("e", turn(kind="answer", valid=True, answer="Paris"), reward=1.0),  # retrieved nothing
+    ]
+    assert M.rollout_metrics(episodes)["answer_in_retrieved"] == pytest.approx(1 / 3)
 
 
 def batch(rewards, groups, mask, turns=None, sampled=None):
@@ -141,8 +174,11 @@ def test_score_metrics(random_batch):
         "logprob_incorrect": mean(old[t] for t in wrong),
         "logprob_correct_seq": seq[True],
         "logprob_incorrect_seq": seq[False],
+        "kl_sampler": mean(math.exp(d) - 1 - d for d in (float(old[t] - b.rollout_logprobs[t]) for t in tokens(b))),
         "logprob_correct_first": mean(old[t] for t in right if b.turn_ids[t] == 0),
         "logprob_correct_later": mean(old[t] for t in right if b.turn_ids[t] > 0),
+        "logprob_incorrect_first": mean(old[t] for t in wrong if b.turn_ids[t] == 0),
+        "logprob_incorrect_later": mean(old[t] for t in wrong if b.turn_ids[t] > 0),
         "entropy": mean(entropy[t] for t in tokens(b)),
     }
     expected = {k: v for k, v in expected.items() if v is not None}
@@ -196,6 +232,18 @@ def test_group_rows_name_questions():
         "reward_mean": 0.5, "logprob_correct": -2.0, "delta": -0.5,
     }  # fmt: skip
     assert second["question"] is None and "delta" not in second and "logprob_correct" not in second
+
+
+def test_failed_rollouts_are_named_with_their_question():
+    b = batch([1, 0], [0, 0], [[1], [1]])
+    episodes = [trajectory("s0", turn(), reward=1.0), trajectory("s1", turn())]
+    failed = [trajectory("s2", turn(), error="down"), trajectory("s3", turn(), error="down", group="h")]
+    tasks = {"g": Task("q1", {"question": "who?"}), "h": Task("q2", {"question": "where?"})}
+    known, lost = M.group_rows(b, episodes, torch.zeros(2, 1), {}, tasks, failed)
+    assert known["errors"] == 1 and known["sample_ids"] == ["s2", "s0", "s1"] and known["rewards"] == [1.0, 0.0]
+    assert lost == {
+        "group_id": "h", "rewards": [], "sample_ids": ["s3"], "errors": 1, "task_id": "q2", "question": "where?",
+    }  # fmt: skip
 
 
 def test_names_are_canonical(random_batch):
