@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,7 +31,8 @@ from agentrl.job import Job
 from agentrl.monitors import Monitor
 from agentrl.monitors.guard import Guard, GuardAction, as_row
 from agentrl.rollouts.play import EnvPool, collect
-from agentrl.runlog import RunLog, Status
+from agentrl.runlog import RunLog, Status, read_evals
+from agentrl.storage import writing
 from agentrl.tracing import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
 from agentrl.types import Alarm, StepRecord, Task, Trajectory
 
@@ -91,7 +93,8 @@ class Trainer:
         evaluations = []
         self.run.set_status("running", step=self.step_number, steps=config.train.steps)
         with _interruptible(self):
-            if self.step_number == 0 and config.eval.questions and self.job.test_tasks:
+            begins = self.step_number == 0 and not read_evals(self.run.path)  # a resume may come back to step 0
+            if begins and config.eval.questions and self.job.test_tasks:
                 evaluations.append(self.evaluate())
             if self.step_number == 0 and self.guard is not None:
                 self.save()  # there must be something to go back to
@@ -103,7 +106,7 @@ class Trainer:
                 if last or _due(n, config.log.checkpoint_every):
                     self.save()
         finished = self.step_number >= config.train.steps
-        if not finished:
+        if not finished or not config.train.steps:
             self.save()
         status: Status = "finished" if finished else "stopped"
         self.run.set_status(status, step=self.step_number, steps=config.train.steps)
@@ -361,8 +364,9 @@ class Trainer:
 
         tensors = {k: v.contiguous() for k, v in vars(batch).items()} | {"advantages": adv, "old_logprobs": old}
         folder = self.run.path / "dumps"
-        folder.mkdir(exist_ok=True)
-        save_file(tensors, str(folder / f"step-{n:06d}.safetensors"))
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            save_file(tensors, str(folder / f"step-{n:06d}.safetensors"))
         if self.nonfinite_in_a_row >= self.config.train.max_nonfinite:
             self.run.set_status("failed", step=n, steps=self.config.train.steps, message="non-finite gradients")
             raise NonFiniteError(
@@ -430,9 +434,11 @@ class _interruptible:
 
     def __enter__(self) -> None:
         def handler(signum: int, frame: FrameType | None) -> None:
-            if self.trainer.stop_requested:
+            if self.trainer.stop_requested and not self.trainer.pool.interrupt():
                 raise KeyboardInterrupt
             self.trainer.stop_requested = True
+            with suppress(RuntimeError):  # the signal may come in the middle of a write
+                self.trainer.say("finishing this step, then saving; Ctrl-C again stops at once and loses the step")
 
         try:
             self.previous = signal.signal(signal.SIGINT, handler)

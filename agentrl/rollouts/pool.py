@@ -165,6 +165,8 @@ class EnvPool:
         self._free: list[EnvHandle] = []
         self._runner = asyncio.Runner()
         self._returns = _Returns()
+        self._running: asyncio.Task[Any] | None = None
+        self._interrupted = False
         self.made = 0
 
     def take(self) -> EnvHandle:
@@ -183,7 +185,32 @@ class EnvPool:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the pool's loop. Ctrl-C cancels it, lets it clean up, and raises KeyboardInterrupt."""
-        return self._runner.run(coroutine)
+
+        async def known() -> T:
+            self._running = asyncio.current_task()
+            return await coroutine
+
+        self._interrupted = False
+        try:
+            return self._runner.run(known())
+        except asyncio.CancelledError:
+            if self._interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            self._running = None
+
+    def interrupt(self) -> bool:
+        """What Ctrl-C does, for a signal handler that replaces the usual one; False where there is nothing to cancel.
+
+        An exception raised by the handler itself would end up in whatever task happened to run.
+        """
+        if self._running is None or self._interrupted:
+            return False
+        self._interrupted = True
+        self._running.cancel()
+        self.loop.call_soon_threadsafe(lambda: None)  # wakes the loop where it waits
+        return True
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
