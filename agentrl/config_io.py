@@ -116,6 +116,15 @@ for _class in (_Loader, _Dumper):
     )
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Unicode's own line breaks come back as a plain one unless they are escaped, which only double quotes can do."""
+    style = '"' if any(c in text for c in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _read(path: Path, tree: _Tree, seen: tuple[Path, ...]) -> None:
     if path.resolve() in seen:
         raise ConfigError([f"{path}: extends leads back to itself; remove one of the extends lines"])

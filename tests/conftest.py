@@ -1,11 +1,20 @@
 """What several tests share and what takes seconds to make."""
 
+import signal
+import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from agentrl.config import WarmStartConfig
 from tests.small import small_config
+
+settings.register_profile("agentrl", deadline=None)  # no test depends on how busy the machine is
+settings.load_profile("agentrl")
+if threading.current_thread() is threading.main_thread():
+    # A shell starts background jobs with Ctrl-C ignored, and what a test starts would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentrl.config import RunConfig
@@ -257,6 +257,7 @@ CONFIGS = st.fixed_dictionaries(
 
 
 @given(CONFIGS)
+@example({"world": {}, "rollout": {"stop": ["\x85=\x85\xa0", "a\u2028b\u2029"]}})
 def test_what_is_written_reads_back_equal(tmp_path_factory, tree):
     config = RunConfig.model_validate(tree)
     path = tmp_path_factory.getbasetemp() / "round.yaml"

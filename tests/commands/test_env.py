@@ -1,5 +1,6 @@
 """`env list | check | play` from the command line; the tools themselves are tested with the environments."""
 
+import io
 import json
 
 import gymnasium
@@ -51,7 +52,7 @@ def test_check_passes_the_built_in_and_fails_what_is_no_text(numbers, capsys):
 
 
 def test_play_asks_the_question_given(monkeypatch, capsys):
-    monkeypatch.setattr("builtins.input", lambda prompt: "<answer> Lisbon </answer> and more")
+    monkeypatch.setattr("sys.stdin", io.StringIO("<answer> Lisbon </answer> and more\n"))
     code = main(["env", "play", "agentrl/Search-v0", "--question", "Where is the Tagus mouth?", "--answer", "Lisbon"])
     out = capsys.readouterr().out
     assert code == 0 and "Where is the Tagus mouth?" in out
