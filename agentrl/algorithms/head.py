@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from agentrl.errors import AlgorithmError
 
-BLOCK_ELEMENTS = 4 * 1024 * 1024  # logits held at once: 16 MB in fp32
+BLOCK_ELEMENTS = 2 * 1024 * 1024  # logits held at once: 8 MB in fp32
 GRAM_ELEMENTS = 8 * 1024 * 1024  # pairs of tokens held at once: 32 MB in fp32
 CHUNK_TOKENS = 2048  # tokens looked at together; a group on the Gram route always is
 
@@ -98,7 +98,7 @@ def _subtract_from_onehot(p: Tensor, token_ids: Tensor, columns: Columns) -> Ten
 
 def blocks(total: int, rows: int) -> list[slice]:
     """Ranges of 0..total in even parts, so that a (rows, part) tensor has about BLOCK_ELEMENTS elements."""
-    most = max(256, BLOCK_ELEMENTS // max(rows, 1))
+    most = max(64, BLOCK_ELEMENTS // max(rows, 1))
     size = -(-total // -(-total // most)) if total else 1
     return [slice(a, min(a + size, total)) for a in range(0, total, size)]
 
@@ -199,9 +199,8 @@ def _dense(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: Tensor
     g = _subtract_from_onehot(e.div_(total[:, None]), y, everything)
     if slope is not None:
         g.mul_(slope)
-    h = hidden.float()
     for a, correct, b in spans:
-        out[4, a:b] = _finish(g[a:b] @ g[a : a + correct].t(), h[a:b], head)
+        out[4, a:b] = _finish(g[a:b] @ g[a : a + correct].t(), hidden[a:b], head)
 
 
 def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: Tensor, entropy: bool) -> None:
@@ -232,14 +231,14 @@ def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: Ten
             e = z.exp_()
         top = above
         total = total * shrink + e.sum(1)
-        if not spans:
-            continue
-        e.index_fill_(1, occurring[cuts[i] : cuts[i + 1]] - block.start, 0.0)
+        if spans:
+            e.index_fill_(1, occurring[cuts[i] : cuts[i + 1]] - block.start, 0.0)
         if slope is not None:
             e.mul_(slope)
         for (a, correct, b), k in zip(spans, pairs):
             k.mul_(shrink[a:b, None]).mul_(shrink[None, a : a + correct])
             k.addmm_(e[a:b], e[a : a + correct].t())
+        del z, e  # before the next block is made
     log_total = total.log()
     out[0], out[1], out[2] = own - top - log_total, top, log_total
     if entropy:
@@ -253,12 +252,14 @@ def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: Ten
         for (a, correct, b), k in zip(spans, pairs):
             k.addmm_(g[a:b], g[a : a + correct].t())
     for (a, _, b), k in zip(spans, pairs):
-        out[4, a:b] = _finish(k, hidden[a:b].float(), head)
+        out[4, a:b] = _finish(k, hidden[a:b], head)
 
 
 def _finish(pairs: Tensor, hidden: Tensor, head: Head) -> Tensor:
-    """Σ_i ⟨g_t, g_i⟩⟨h_t, h_i⟩ (T,) from the first product (T, P) and hidden (T, d) fp32."""
-    scores = (pairs @ hidden[: pairs.shape[1]]).mul_(hidden).sum(1)
+    """Σ_i ⟨g_t, g_i⟩⟨h_t, h_i⟩ (T,) from the first product (T, P) and hidden (T, d)."""
+    right = hidden[: pairs.shape[1]].float()
+    rows = blocks(len(hidden), hidden.shape[1])
+    scores = torch.cat([(pairs[r] @ right).mul_(hidden[r]).sum(1) for r in rows])
     return scores if head.temperature == 1.0 else scores / head.temperature**2
 
 
