@@ -15,6 +15,7 @@ ENVS: dict[str, dict[str, str]] = {
     "agentrl/Search-v0": {"entry_point": "envs.search:SearchEnv", "vector_entry_point": "envs.vector:SearchVectorEnv"},
     "agentrl/Math-v0": {"entry_point": "envs.math:MathEnv"},
     "agentrl/Calculator-v0": {"entry_point": "envs.calculator:CalculatorEnv"},
+    "agentrl/Mcp-v0": {"entry_point": "envs.mcp:McpEnv"},
 }
 
 

@@ -1,0 +1,100 @@
+"""The MCP environment against a real server process."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+
+from envs.errors import ToolFailure
+
+pytest.importorskip("mcp")
+from envs.mcp import McpEnv, connection
+
+SERVER = [sys.executable, str(Path(__file__).with_name("mcp_server.py"))]
+TASK = {"question": "2 + 3?", "golden_answers": ["5"]}
+
+
+def make(**kwargs) -> McpEnv:
+    return McpEnv(SERVER, timeout_s=30, **kwargs)
+
+
+def call(name: str, arguments: str = "{}") -> str:
+    return f'<tool>{{"name": "{name}", "arguments": {arguments}}}</tool>'
+
+
+def test_an_episode_with_a_tool():
+    env = make()
+    prompt, info = env.reset(options=TASK)
+    assert '"add"' in prompt and prompt.endswith("2 + 3?") and info["observation_parts"]["body"] == "2 + 3?"
+    said, reward, ended, cut, info = env.step("I add. " + call("add", '{"a": 2, "b": 3}'))
+    assert (said, reward, ended, cut) == ("\n<result>5</result>\n", 0.0, False, False)
+    assert info["kind"] == "tool" and info["latency_s"] > 0
+    said, reward, ended, cut, info = env.step("<answer> 5 </answer>")
+    assert (said, reward, ended, info["correct"]) == ("", 1.0, True, True)
+    start, end = info["answer_span"]
+    assert "<answer> 5 </answer>"[start:end] == "5"
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step("<answer> 5 </answer>")
+
+
+def test_hostile_results_and_errors_are_data():
+    env = make(max_turns=2)
+    env.reset(options={"question": "?", "golden_answers": ["42"]})
+    said, reward, ended, _, _ = env.step(call("hostile"))
+    assert reward == 0 and not ended
+    assert said.count("</result>") == 1 and "<answer>" not in said and "<tool>" not in said
+    said, _, ended, _, _ = env.step(call("fail"))
+    assert "error" in said and not ended
+    said, reward, ended, cut, _ = env.step(call("add", '{"a": 1, "b": 1}'))  # the final turn calls nothing
+    assert (said, reward, ended, cut) == ("", 0.0, False, True)
+
+
+@pytest.mark.parametrize(
+    "action",
+    ["", "<tool>", "<tool>{</tool>", "<tool>[1]</tool>", call("unknown"), '<tool>{"name": 3}</tool>', "[" * 5000,
+     "<tool>" + "[" * 5000 + "</tool>", "<answer>  </answer>", '<tool>{"name": "add", "arguments": 5}</tool>'],
+)  # fmt: skip
+def test_what_is_no_call_costs_a_turn(action):
+    env = make()
+    env.reset(options=TASK)
+    said, reward, ended, cut, info = env.step(action)
+    assert info["kind"] == "invalid" and "<tool>" in said and not (reward or ended or cut)
+
+
+def test_a_late_tool_and_a_dead_server_are_failures_and_the_next_episode_reconnects():
+    env = McpEnv([*SERVER, "own"], timeout_s=20)
+    env._timeout_s = 0.5
+    env.reset(options=TASK)
+    with pytest.raises(ToolFailure, match="did not answer within"):
+        env.step(call("slow"))
+    env._timeout_s = 20
+    with pytest.raises(ToolFailure):
+        env.step(call("die"))
+    env.reset(options=TASK)
+    assert "5" in env.step(call("add", '{"a": 2, "b": 3}'))[0]
+
+
+def test_asynchronous_steps_share_one_connection():
+    envs = [make() for _ in range(8)]
+
+    async def play(env: McpEnv, k: int) -> str:
+        await env.areset(options=TASK)
+        return (await env.astep(call("add", f'{{"a": {k}, "b": 1}}')))[0]
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.gather(*[play(env, k) for k, env in enumerate(envs)])
+
+    assert [s.strip() for s in asyncio.run(all_of_them())] == [f"<result>{k + 1}</result>" for k in range(8)]
+    assert connection(SERVER, 30) is connection(SERVER, 30)
+
+
+def test_what_is_wrong_at_the_start_is_said():
+    with pytest.raises(ToolFailure, match="cannot be reached"):
+        McpEnv(["/nonexistent/server"], timeout_s=20)
+    with pytest.raises(ValueError, match=r"no tool nothing; it has add"):
+        make(tools=["nothing"])
+    assert set(make(tools=["add"]).tools) == {"add"}
