@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from agentrl.config import GuardConfig
 from agentrl.types import Alarm, StepRecord
+
+if TYPE_CHECKING:
+    from agentrl.config import GuardConfig
 
 LARGEST_WEIGHT = 1.0  # λ is not doubled beyond this
 
