@@ -98,7 +98,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, warm_mod
         with pytest.raises(RunError, match=f"{run} is in use by process {process.pid}"):
             resume_run(run, quiet=True)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
     steps = len(read_metrics(run))
     assert process.returncode == 130 and "Traceback" not in err
     assert f"stopped after step {steps} and saved; go on with: agentrl resume {run}" in err
@@ -275,7 +275,7 @@ def test_other_questions_than_the_run_began_with(stopped):
         resume_run(stopped, quiet=True)
 
 
-# -------------------------------------------------------------------------------------------- beginning and ending a run
+# ------------------------------------------------------------------------------------------- beginning and ending a run
 
 
 def test_a_run_is_never_overwritten_without_force(stopped, warm_model):
@@ -291,12 +291,10 @@ def test_a_run_is_never_overwritten_without_force(stopped, warm_model):
 
 def test_a_run_in_use_is_left_alone(stopped, warm_model):
     with RunLog.open(stopped):
-        for start in (
-            resume_run,
-            lambda run, quiet: train_run(small_config(run.parent, warm_model), force=True, quiet=quiet),
-        ):
-            with pytest.raises(RunError, match="is in use by process"):
-                start(stopped, quiet=True)
+        with pytest.raises(RunError, match="is in use by process"):
+            resume_run(stopped, quiet=True)
+        with pytest.raises(RunError, match="is in use by process"):
+            train_run(small_config(stopped.parent, warm_model), force=True, quiet=True)
     assert len(read_metrics(stopped)) == 3
 
 
@@ -329,9 +327,8 @@ def test_a_finished_run_says_how_it_went(tmp_path, warm_model, capsys):
     assert "held-out after 0 steps: " in err and "held-out after 2 steps: " in err and "step 2/2  reward" in err
     assert (done.result.status, done.result.steps) == ("finished", 2)
     assert [e["step"] for e in done.result.evaluations] == [0, 2]
-    assert {p.name for p in done.run_dir.iterdir()} == {
-        "config.yaml", "meta.json", "status.json", "metrics.jsonl", "evals.jsonl", "rollouts", "checkpoints", "index", "run.lock"
-    }  # fmt: skip
+    names = "config.yaml meta.json status.json metrics.jsonl evals.jsonl rollouts checkpoints index run.lock"
+    assert {p.name for p in done.run_dir.iterdir()} == set(names.split())
     train_run(small_config(tmp_path / "b", warm_model), quiet=True)
     assert capsys.readouterr() == ("", "")
 
