@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,15 +69,19 @@ def chromium() -> Iterator[object]:
 def page(chromium) -> Iterator[object]:
     """A fresh page; a script error, or a request to anywhere but this machine, fails the test."""
     context = chromium.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
+    context.set_default_timeout(10_000)
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-    page.on("console", lambda m: problems.append(f"console: {m.text}") if m.type == "error" else None)
+    page.on("console", lambda m: None if m.type != "error" or LOST.search(m.text) else problems.append(m.text))
     page.on("request", lambda r: None if _local(r.url) else problems.append(f"request to {r.url}"))
     page.problems = problems
     yield page
     context.close()
     assert not problems, problems
+
+
+LOST = re.compile(r"net::ERR_(CONNECTION|INCOMPLETE|EMPTY)")  # the test has stopped its server
 
 
 def _local(url: str) -> bool:

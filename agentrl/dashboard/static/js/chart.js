@@ -148,7 +148,10 @@ export class Chart {
       if (this.plot && this.inView) this.moveCursor();
       this.readout();
     } else if (changed.includes("index")) this.readout();
-    if (changed.includes("zoom")) this.applyZoom();
+    if (changed.includes("zoom")) {
+      this.applyZoom();
+      if (!this.table.hidden) this.drawTable();
+    }
     if (changed.includes("pinned") && this.plot && this.inView) this.plot.redraw(false);
     if (changed.includes("x") || changed.includes("smooth")) this.refresh();
     if (changed.includes("theme")) this.plot?.redraw(false);

@@ -2,6 +2,7 @@
 
 export function number(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (typeof value !== "number") return String(value);  // a file that somebody else has written
   if (value < 0) return `−${number(-value, digits)}`;
   if (value === 0) return "0";
   const size = Math.abs(value);

@@ -149,7 +149,7 @@ export class RolloutTab {
       before = r.group_id;
       const hit = named && (named.samples.has(r.sample_id) || (!named.samples.size && named.groups.has(r.group_id)));
       return h("tr", { class: `pick${start ? " group-start" : ""}`, "aria-selected": String(r.sample_id === this.sample), data: { sample: r.sample_id }, onclick: () => this.pick(r.sample_id) },
-        h("td", {}, h("button", { class: "quiet", type: "button", "aria-label": `Open rollout ${r.sample_id}` }, this.number.get(r.group_id))),
+        h("td", {}, h("button", { class: "quiet", type: "button", "aria-label": `${this.number.get(r.group_id)}, open rollout ${r.sample_id}` }, this.number.get(r.group_id))),
         h("td", { class: "nowrap" }, verdict(r), hit ? h("span", { class: "level", data: { level: "warn" }, title: "named by the alarm" }, "") : null),
         h("td", { class: "num" }, number(r.reward, 3)), h("td", { class: "q", title: r.question }, brief(r.question, 90)), h("td", { class: "q", title: r.answer }, r.answer === null ? (r.tool_error ? "tool error" : "–") : brief(r.answer, 50)),
         h("td", { class: "num" }, number(r.tokens)));

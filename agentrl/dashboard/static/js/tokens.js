@@ -92,6 +92,7 @@ export class TokenMap {
   }
 
   make(box) {
+    if (box.childElementCount) return;
     const { from, to } = box.span, all = document.createDocumentFragment();
     for (let i = from; i < to; i++) {
       const span = document.createElement("span");
@@ -156,7 +157,7 @@ export class TokenMap {
     event.preventDefault();
     const index = Math.min(this.tokens.length - 1, Math.max(0, (this.here ?? (move > 0 ? -1 : this.tokens.length)) + move));
     const box = this.boxes.find((b) => index >= b.span.from && index < b.span.to);
-    if (!box.childElementCount) this.make(box);
+    this.make(box);
     this.show(index);
     this.marked = box.children[index - box.span.from];
     this.marked.classList.add("here");
