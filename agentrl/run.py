@@ -18,7 +18,7 @@ from agentrl.monitors import Monitor, sinks
 from agentrl.runlog import RunLog
 from agentrl.storage import writing
 from agentrl.trainer import Trainer, TrainResult
-from agentrl.types import Alarm, StepRecord
+from agentrl.types import Alarm
 from agentrl.warmstart import warm_start
 from agentrl.writers import make_writers
 
@@ -91,24 +91,20 @@ def resume_run(run_dir: Path, *, quiet: bool = False) -> FinishedRun:
 
 def _train(job: Job, run: RunLog, progress: Progress, checkpoint: tuple[Path, dict] | None = None) -> FinishedRun:
     config = job.config
-    monitor = Monitor()
-    show = sinks.console(progress.stream) if not progress.quiet else lambda alarm: None
-
-    def observe(record: StepRecord) -> list[Alarm]:
-        alarms = monitor.observe(record)
-        for alarm in alarms:
-            progress.end_line()
-            show(alarm)
-        return alarms
-
+    writers = make_writers(config, run.path)
+    outputs = [_show(progress)]
+    hook = sinks.webhook_from_environment({"run": run.path.name})
+    if hook is not None:
+        outputs.append(hook)
+    if config.log.wandb:
+        outputs.append(sinks.wandb())
     trainer = Trainer(
         job,
         run,
-        monitor=monitor,
-        observe=observe,
+        monitor=Monitor(sinks=outputs),
         progress=progress.step,
         say=progress.say,
-        writers=make_writers(config, run.path),
+        writers=writers,
     )
     try:
         if checkpoint is not None:
@@ -117,6 +113,20 @@ def _train(job: Job, run: RunLog, progress: Progress, checkpoint: tuple[Path, di
     finally:
         progress.end_line()
         trainer.close()
+        if hook is not None:
+            hook.close()
     if result.status == "stopped":
         progress.say(f"stopped after step {result.steps} and saved; go on with: agentrl resume {run.path}")
     return FinishedRun(run.path, result)
+
+
+def _show(progress: Progress) -> sinks.Sink:
+    """Alarms on the console, below the progress line."""
+    show = sinks.console(progress.stream)
+
+    def write(alarm: Alarm) -> None:
+        if not progress.quiet:
+            progress.end_line()
+            show(alarm)
+
+    return write

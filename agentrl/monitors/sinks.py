@@ -1,4 +1,8 @@
-"""Where alarms go. A sink is a callable of one `Alarm`; none of them may hold up or end a training step."""
+"""Where alarms go. A sink is a callable of one `Alarm`; none of them may hold up or end a training step.
+
+Standard library only, but for the webhook (httpx) and the trackers' own packages, which are imported when asked for.
+The run directory is a sink of its own: `agentrl.runlog.RunLog.alarm`.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,20 @@ import importlib
 import json
 import logging
 import math
+import os
 import queue
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TextIO
 
-import httpx
-
+from agentrl.errors import AgentRLError
 from agentrl.types import Alarm
 
 log = logging.getLogger(__name__)
+WEBHOOK_VARIABLE = "AGENTRL_WEBHOOK"
 Sink = Callable[[Alarm], None]
 _COLOURS = {"info": "36", "warn": "33", "critical": "31;1"}
 
@@ -65,6 +71,16 @@ def guarded(sink: Sink, name: str) -> Sink:
     return write
 
 
+def jsonl(path: str | Path) -> Sink:
+    """Appends one line per alarm to a file; a failure (a full disk) is logged once."""
+
+    def write(alarm: Alarm) -> None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(as_json(alarm) + "\n")
+
+    return guarded(write, str(path))
+
+
 class Webhook:
     """POSTs each alarm as JSON from a background thread.
 
@@ -77,6 +93,7 @@ class Webhook:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"webhook url is {url!r}; it must start with http:// or https://")
+        _optional("httpx")  # a missing package is an error here and not in the thread
         self.url, self.timeout_s, self.extra = url, timeout_s, extra or {}
         self.dropped = self.sent = self.failed = 0
         self._queue: queue.Queue[str | None] = queue.Queue(maxsize=capacity)
@@ -102,6 +119,8 @@ class Webhook:
         self._thread.join(timeout_s)
 
     def _work(self) -> None:
+        import httpx
+
         with httpx.Client(timeout=self.timeout_s) as client:
             while (body := self._queue.get()) is not None:
                 try:
@@ -111,7 +130,23 @@ class Webhook:
                 except httpx.HTTPError as error:
                     self.failed += 1
                     if self.failed == 1:
-                        log.warning("webhook %s: %s; further failures are not shown", self.url, error)
+                        host = httpx.URL(self.url).host  # the rest of the URL is often a secret, errors repeat it
+                        reason = str(error).replace(self.url, "the URL")
+                        log.warning("webhook at %s: %s; further failures are not shown", host, reason)
+
+
+def webhook_from_environment(extra: dict[str, Any] | None = None) -> Webhook | None:
+    """The webhook that AGENTRL_WEBHOOK names, or None. Its URL is often a secret, so no config file holds it.
+
+    Raises `AgentRLError` for a URL that cannot be one, without repeating it.
+    """
+    url = os.environ.get(WEBHOOK_VARIABLE)
+    if not url:
+        return None
+    try:
+        return Webhook(url, extra=extra)
+    except ValueError:
+        raise AgentRLError(f"{WEBHOOK_VARIABLE} is set, but not to an http:// or https:// address") from None
 
 
 def wandb() -> Sink:

@@ -1,10 +1,14 @@
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 
 import pytest
 
 from agentrl.errors import RunError
+from agentrl.monitors import Alarm, sinks
 from agentrl.monitors.sources.base import StepAssembler
 from agentrl.monitors.sources.binary import TensorBoard, Trackio, Wandb
 
@@ -61,6 +65,7 @@ def wandb_file(tmp_path_factory):
     run = wandb.init(project="p", dir=str(folder), settings=settings)
     for step in range(200):
         run.log({"train/reward": step / 200, "train/global_step": 10 * step, "nested": {"x": step}, "text": "a" * 300})
+    sinks.wandb()(Alarm("collapse-000199-warn", 199, "collapse", "warn", "Collapse ahead", remedy="Set a=b."))
     run.finish()
     file = next(folder.glob("wandb/offline-run-*/*.wandb"))
     size, deadline = -1, time.monotonic() + 20
@@ -76,6 +81,12 @@ def test_real_wandb_offline_run(wandb_file):
     assert rows[7].values["train/reward"] == pytest.approx(0.035)
     assert rows[7].values["nested/x"] == 7.0
     assert "text" not in rows[7].values
+
+
+def test_real_wandb_alert(wandb_file):
+    """The alert is a record of its own: title, text, level, each a length-prefixed field."""
+    text = wandb_file.read_bytes()
+    assert b"collapse at step 199" in text and b"Collapse ahead\nSet a=b." in text and b"WARN" in text
 
 
 def test_a_wandb_run_that_grows_in_odd_pieces(wandb_file, tmp_path):
@@ -135,11 +146,29 @@ def test_a_database_of_something_else_is_not_fatal_and_a_broken_one_is_an_error(
         Trackio(broken).poll()
 
 
-def test_real_trackio_database(tmp_path, monkeypatch):
-    trackio = pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    run = trackio.init(project="p", name="r", embed=False)
-    run.log({"reward": 0.5}, step=3)
-    trackio.finish()
-    file = next(tmp_path.rglob("*.db"))
+@pytest.fixture(scope="module")
+def trackio_folder(tmp_path_factory):
+    """A database written by trackio itself, with an alarm in it; its folder is read at import."""
+    pytest.importorskip("trackio")
+    folder = tmp_path_factory.mktemp("trackio")
+    code = """
+import trackio
+from agentrl.monitors import Alarm, sinks
+run = trackio.init(project="p", name="r", embed=False)
+run.log({"reward": 0.5}, step=3)
+sinks.trackio()(Alarm("collapse-000003-warn", 3, "collapse", "warn", "Collapse ahead", remedy="Set a=b."))
+trackio.finish()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TRACKIO_DIR": str(folder)}, timeout=120)
+    return folder
+
+
+def test_real_trackio_database(trackio_folder):
+    file = next(trackio_folder.rglob("*.db"))
     assert [(r.step, r.values["reward"]) for r in Trackio(file).poll()] == [(3, 0.5)]
+
+
+def test_real_trackio_alert(trackio_folder):
+    with sqlite3.connect(next(trackio_folder.rglob("*.db"))) as db:
+        found = db.execute("SELECT title, text, level FROM alerts").fetchall()
+    assert found == [("collapse at step 3", "Collapse ahead\nSet a=b.", "warn")]
