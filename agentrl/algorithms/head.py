@@ -213,6 +213,7 @@ def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: Ten
     edges = torch.tensor([p.stop for p in parts], device=y.device)
     cuts = [0, *torch.searchsorted(occurring, edges).tolist()]  # occurring[cuts[i] : cuts[i + 1]] lie in parts[i]
     pairs = [torch.zeros(b - a, correct, device=y.device) for a, correct, b in spans]
+    room = torch.empty(n * max(p.stop - p.start for p in parts) if entropy else 0, device=y.device)  # made once
     for i, block in enumerate(parts):
         z = head.logits(hidden, block)
         slope = head.slope(z) if spans else None
@@ -225,7 +226,7 @@ def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: Ten
         if entropy:  # Σ e·(z - top), moved to the new top
             z.clamp_(min=-200.0)
             heat = shrink * (heat + (top - above).clamp(min=-1e3) * total)
-            e = z.exp()
+            e = torch.exp(z, out=room[: z.numel()].view_as(z))
             heat += z.mul_(e).sum(1)
         else:
             e = z.exp_()
