@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resume."""
     from agentrl.commands.train import report
-    from agentrl.run import resume_run
     from agentrl.runlog import find_run
 
-    return report(resume_run(find_run(args.run), quiet=args.json), args.json)
+    path = find_run(args.run)  # a wrong path is told before torch is loaded
+    from agentrl.run import resume_run
+
+    return report(resume_run(path, quiet=args.json), args.json)
