@@ -73,6 +73,7 @@ SIGNALS: dict[str, Signal] = _table(
         ("skipped_updates", "count", "down", "update", "updates dropped because they were not finite", False),
         ("nthr_selected", "share", "none", "algorithm", "incorrect tokens whose penalty NTHR softened", False),
         ("nthr_eta", "factor", "none", "algorithm", "mean NTHR factor of the selected tokens", False),
+        ("nthr_agreement", "share", "up", "algorithm", "incorrect tokens on which V* decides as exact does", False),
         ("llds_loss", "loss", "none", "algorithm", "value of the LLDS term", False),
         ("llds_open_share", "share", "none", "algorithm", "share of LLDS gates that are open", False),
         ("response_length", "tokens", "none", "episodes", "action tokens per response", True),
