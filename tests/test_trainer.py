@@ -27,7 +27,17 @@ SAMPLING = {"algorithm": {"dynamic_sampling": True}, "rollout": {"prompts_per_st
 MODULE = {"model": {"fast_path": "off"}}
 WARM = {"lookup_steps": 0, "demonstrations": 800, "epochs": 2, "lr": 1e-2, "threads": 1}
 BUILTIN = KL | {"model": {"path": "builtin:tiny"}, "warm_start": WARM}  # weights from memory first, from a file later
-CASES = {"nthr": NTHR, "llds": LLDS, "lora": LORA, "kl": KL, "sampling": SAMPLING, "module": MODULE, "builtin": BUILTIN}
+BF16 = {"model": {"dtype": "bfloat16"}}
+CASES = {
+    "nthr": NTHR,
+    "llds": LLDS,
+    "lora": LORA,
+    "kl": KL,
+    "sampling": SAMPLING,
+    "module": MODULE,
+    "bf16": BF16,
+    "builtin": BUILTIN,
+}
 
 
 @pytest.fixture
@@ -328,3 +338,14 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, warm_model):
         config = small_config(tmp_path / str(i), warm_model, seed=seed, world={"seed": 3})
         rows.append(without_times(read_metrics(train_until(config))))
     assert rows[0] == rows[1] != rows[2]
+
+
+def test_the_hand_written_path_is_taken_whatever_the_weights(started):
+    """In fp32 it differs from the module by more on sharp attention; a resume must not take another path for it."""
+    sharp = started()
+    with torch.no_grad():
+        for layer in sharp.engine.model.model.layers:
+            layer.self_attn.q_proj.weight *= 5
+    sharp.engine._check_paths()
+    assert sharp.engine.fast is not None
+    assert started(model={"fast_path": "off"}).engine.fast is None
