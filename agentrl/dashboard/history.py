@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from agentrl.monitors.alarms import SCALES
 from agentrl.monitors.phases import PhaseClassifier, PhaseState
 from agentrl.monitors.stats import Series
-from agentrl.runlog import METRICS
+from agentrl.runlog import METRICS, read_guard
 from agentrl.storage import parse_line
 
 WHOLE = 48 << 20  # bytes: about 30 000 steps; reading them takes about a second
@@ -29,16 +28,21 @@ SAMPLES = 3000  # rows taken from what is before
 ANCHOR = 256  # bytes under the checksum of a cursor
 LINE = 1 << 16  # longest line looked for when sampling
 KEYS = ("step", "time", "tokens")
+AT_ONCE = 1000  # rows classified per refresh
 PHASE_SIGNALS = ("logprob_correct", "reward", "entropy", "grad_norm", "delta_correct")
 
 Row = dict[str, Any]
 
 
 class History:
-    """`rows` are plain: step, time, tokens, signals as float or None (not finite), `phase`. Not thread-safe."""
+    """`rows` are plain: step, time, tokens, signals as float or None (not finite). Not thread-safe.
+
+    Classifying phases costs about half a millisecond per row, so that a refresh does at most `AT_ONCE` of them and the
+    next ones go on: `bands` may end before the rows do.
+    """
 
     def __init__(self, run: Path) -> None:
-        self.file = run / METRICS
+        self.run, self.file = run, run / METRICS
         self._clear()
 
     def _clear(self) -> None:
@@ -49,9 +53,10 @@ class History:
         self.partial = 0  # bytes of an unfinished last line
         self.sampled_bytes = 0  # at the start of the file, of which only a sample was read
         self.unreadable = 0  # lines
-        self.nonfinite: Counter[str] = Counter()
+        self.classified = 0  # rows whose phase is known
         self.bands: list[dict[str, Any]] = []
         self.phase = PhaseState("warmup", 0, False, None)
+        self._rollbacks: set[int] = set()  # steps after which the guard took back the weights
         self._series: dict[str, Series] = {}
         self._phases = PhaseClassifier()
 
@@ -78,6 +83,8 @@ class History:
                 self._clear()
             return
         end = data.rfind(b"\n") + 1
+        if end:  # an action is on the disk before the rows of the next step
+            self._rollbacks = {r["step"] for r in read_guard(self.run) if r.get("kind") == "rollback" and "step" in r}
         at = self.offset
         for line in data[:end].splitlines(keepends=True):
             at += len(line)
@@ -89,6 +96,7 @@ class History:
             if end < min(ANCHOR, self.offset):  # the checksum reaches back before what was just read
                 with self.file.open("rb") as file:
                     self.anchor = _checksum(file.fileno(), self.offset)
+        self.classify(AT_ONCE)
 
     def since(self, cursor: str | None) -> list[Row] | None:
         """The rows after `cursor`, or None where that place is not in this file (any more). Call `refresh` first."""
@@ -118,6 +126,7 @@ class History:
                 last = start + stop
                 self._take(block[begin:stop], last)
         block = os.pread(fd, LINE, end)
+        self.classified = len(self.rows)  # phases are defined on successive steps
         self.offset = self.sampled_bytes = end + block.find(b"\n") + 1
         self.anchor = _checksum(fd, self.offset)
 
@@ -133,28 +142,38 @@ class History:
             self.ends.pop()
             if not self.rows or self.rows[-1]["step"] < step:
                 self._forget_phases(step)
-        self.nonfinite.update(k for k, v in row.items() if v is None)
-        self._classify(row)
         self.rows.append(row)
         self.ends.append(end)
 
     # -------------------------------------------------------------------------------------------------------- phases
 
-    def _classify(self, row: Row) -> None:
+    def classify(self, most: int | None = None) -> None:
+        """Go on with the phases; all that are missing, or `most` of them."""
+        end = len(self.rows) if most is None else min(len(self.rows), self.classified + most)
+        for i in range(self.classified, end):
+            self._classify(self.rows[i], self.rows[i - 1]["step"] if i else None)
+        self.classified = max(self.classified, end)
+
+    def _classify(self, row: Row, before: int | None) -> None:
+        if before is not None and any(before <= step < row["step"] for step in self._rollbacks):
+            self._series, self._phases = {}, PhaseClassifier()  # as the run's own monitor does
         for name in PHASE_SIGNALS:
             value = row.get(name)
             if value is not None:
                 self._series.setdefault(name, Series(SCALES.get(name, "linear"))).push(row["step"], value)
         self.phase = self._phases.observe(row["step"], self._series)
         if not self.bands or self.bands[-1]["phase"] != self.phase.phase:
-            start = max(self.phase.since, self.bands[-1]["from"] + 1) if self.bands else row["step"]
+            fresh = not self.bands or self.phase.phase == "warmup"
+            start = row["step"] if fresh else max(self.phase.since, self.bands[-1]["from"] + 1)
             if self.bands:  # a phase is announced some steps after it began
                 self.bands[-1]["to"] = start - 1
             self.bands.append({"phase": self.phase.phase, "from": start})
         self.bands[-1]["to"] = row["step"]
-        row["phase"] = self.phase.phase
 
     def _forget_phases(self, step: int) -> None:
+        if self.classified <= len(self.rows):
+            return
+        self.classified = len(self.rows)
         self._series, self._phases = {}, PhaseClassifier()
         self.bands = [b for b in self.bands if b["from"] < step]
         for band in self.bands:
@@ -179,7 +198,7 @@ def clean_row(raw: Mapping[str, Any]) -> Row:
 
 def columns(rows: list[Row]) -> dict[str, list[float | None]]:
     """Rows as columns of equal length; None for not measured and for not finite (see `nonfinite_steps`)."""
-    names = dict.fromkeys(name for row in rows for name in row if name != "phase")
+    names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 

@@ -20,6 +20,7 @@ from agentrl.runlog import (
     ALARMS,
     CONFIG,
     EVALS,
+    GUARD,
     LOCK,
     META,
     METRICS,
@@ -27,13 +28,14 @@ from agentrl.runlog import (
     STATUS,
     RunInfo,
     read_alarms,
+    read_guard,
     read_info,
     read_rollouts,
     rollout_steps,
 )  # fmt: skip
 from agentrl.storage import read_json
 
-FILES = (CONFIG, META, STATUS, LOCK, METRICS, EVALS, ALARMS, ROLLOUTS)
+FILES = (CONFIG, META, STATUS, LOCK, METRICS, EVALS, ALARMS, GUARD, ROLLOUTS)
 SPARK = 40  # points of a spark line
 WINDOW = 1 << 13  # bytes read per point: a row of all signals has about 2 kB
 KEPT = 12  # runs whose rows stay in memory
@@ -53,7 +55,7 @@ class Library:
         self.root = root.expanduser().resolve()
         self._lock = threading.Lock()
         self._histories: OrderedDict[str, tuple[History, threading.Lock]] = OrderedDict()
-        self._sparks: dict[str, tuple[Any, list[float]]] = {}
+        self._lines: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._alarms: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
         self._rollouts: OrderedDict[tuple[str, str, int], tuple[Any, list[dict[str, Any]]]] = OrderedDict()
 
@@ -78,14 +80,14 @@ class Library:
         if odd or not self._inside(folder) or not _is_run(folder):
             raise UnknownRun(f"{run_id[:200]!r} is no run in {self.root}{nearest(run_id[:200], self.ids())}")
         for name in FILES:
-            if not self._inside(folder / name):
+            if os.path.islink(f"{folder}/{name}") and not self._inside(folder / name):
                 raise UnknownRun(f"{run_id}: its {name} is a link to somewhere outside {self.root} and is not read")
         return folder
 
     def _inside(self, path: Path) -> bool:
         try:
-            return path.resolve().is_relative_to(self.root)
-        except (OSError, ValueError, RuntimeError):  # too long, odd, or a loop of links
+            return f"{os.path.realpath(path)}/".startswith(f"{self.root}/".replace("//", "/"))
+        except (OSError, ValueError):
             return False
 
     # ---------------------------------------------------------------------------------------------------------- list
@@ -104,13 +106,22 @@ class Library:
     def line(self, run_id: str) -> dict[str, Any]:
         """What a list shows of one run."""
         path = self.path(run_id)
+        stamp = tuple(_stamp(path / name) for name in (STATUS, METRICS, ALARMS, LOCK))
+        known = self._lines.get(run_id)
+        if known is not None and known[0] == stamp and known[1]["status"] != "running":  # a process may have gone
+            return known[1]
+        line = self._line(run_id, path)
+        self._lines[run_id] = (stamp, line)
+        return line
+
+    def _line(self, run_id: str, path: Path) -> dict[str, Any]:
         info = info_of(path)
         alarms = self.alarms(run_id)
         open_alarms = [a for a in alarms if not a["acknowledged"]]
         levels = [a.get("level") for a in open_alarms]
         return {
             **run_state(run_id, info),
-            "spark": self._spark(run_id, path),
+            "spark": _spark(path / METRICS),
             "alarms": len(alarms),
             "open": {level: levels.count(level) for level in ("info", "warn", "critical")},
             "last_alarm": alarms[-1] if alarms else None,
@@ -126,12 +137,9 @@ class Library:
             known = self._alarms[run_id] = (stamp, rows)
         return known[1]
 
-    def _spark(self, run_id: str, path: Path) -> list[float]:
-        stamp = _stamp(path / METRICS)
-        known = self._sparks.get(run_id)
-        if known is None or known[0] != stamp:
-            known = self._sparks[run_id] = (stamp, _spark(path / METRICS))
-        return known[1]
+    def guard(self, run_id: str) -> list[dict[str, Any]]:
+        """What the guard did, in order."""
+        return [row for row in read_guard(self.path(run_id)) if isinstance(row.get("step"), int)]
 
     # ------------------------------------------------------------------------------------------------------- one run
 

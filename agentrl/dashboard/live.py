@@ -7,12 +7,13 @@ gap nor a duplicate. `reset` says that the file is another one now: fetch everyt
 from __future__ import annotations
 
 import asyncio
-import json
+import copy
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from agentrl.dashboard.library import Library, UnknownRun, info_of, run_state
+from agentrl.storage import strict_json
 
 POLL_S = 0.5  # how often the files are looked at
 BEAT_S = 10.0  # a comment, so that either side notices a dead connection
@@ -24,7 +25,8 @@ async def stream(library: Library, run_id: str, cursor: str) -> AsyncIterator[st
     """Events from `cursor` on, for ever; the caller ends it."""
     yield "retry: 1000\n\n"
     sent_state: Any = None
-    sent_alarms: Any = None
+    sent_marks: Any = None
+    sent_bands: Any = None
     gone = False
     beat = state_at = time.monotonic()
     state_at -= STATE_S
@@ -40,16 +42,19 @@ async def stream(library: Library, run_id: str, cursor: str) -> AsyncIterator[st
                 # Only the last event moves the cursor: whoever loses the connection in between gets all again, and
                 # rows are told apart by their step.
                 yield _event("rows", {"rows": part, "bands": bands, "phase": phase}, cursor if last else None)
+            if bands != sent_bands and not rows:
+                yield _event("rows", {"rows": [], "bands": bands, "phase": phase})
+            sent_bands = bands
             now = time.monotonic()
             if now - state_at >= STATE_S:
                 state_at = now
-                state, alarms = await asyncio.to_thread(_state, library, run_id)
+                state, marks = await asyncio.to_thread(_state, library, run_id)
                 if state != sent_state:
                     sent_state = state
                     yield _event("status", state)
-                if alarms != sent_alarms:
-                    sent_alarms = alarms
-                    yield _event("alarms", {"alarms": alarms})
+                if marks != sent_marks:
+                    sent_marks = marks
+                    yield _event("alarms", marks)
         except (UnknownRun, OSError):
             if not gone:
                 gone = True
@@ -67,11 +72,12 @@ def _rows(
     with lock:
         rows = history.since(cursor)
         reset = rows is None
-        return list(rows or []), history.cursor, reset, list(history.bands), phase_of(history)
+        return list(rows or []), history.cursor, reset, copy.deepcopy(history.bands), phase_of(history)
 
 
-def _state(library: Library, run_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return run_state(run_id, info_of(library.path(run_id))), library.alarms(run_id)
+def _state(library: Library, run_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    marks = {"alarms": library.alarms(run_id), "guard": library.guard(run_id)}
+    return run_state(run_id, info_of(library.path(run_id))), marks
 
 
 def phase_of(history: Any) -> dict[str, Any]:
@@ -82,4 +88,4 @@ def phase_of(history: Any) -> dict[str, Any]:
 
 def _event(name: str, data: Any, event_id: str | None = None) -> str:
     head = f"id: {event_id}\n" if event_id else ""
-    return f"{head}event: {name}\ndata: {json.dumps(data, allow_nan=False)}\n\n"
+    return f"{head}event: {name}\ndata: {strict_json(data)}\n\n"

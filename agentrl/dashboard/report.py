@@ -47,6 +47,7 @@ def render_report(library: Library, run_id: str) -> str:
     state = run_state(run_id, info_of(path))
     history, lock = library.history(run_id)
     with lock:
+        history.classify()
         rows, bands, phase = list(history.rows), list(history.bands), history.phase
         problems = library.problems(run_id, history, state["status"] == "running")
     config = library.config(run_id)
@@ -63,6 +64,7 @@ def render_report(library: Library, run_id: str) -> str:
         + "".join(_chart(title, lines, rows, bands, alarms) for title, lines in OVERVIEW)
         + "</div>",
         "<h2>Alarms</h2>" + ("".join(map(_alarm, alarms)) or "<p>None.</p>"),
+        _table("What the guard did", library.guard(run_id)),
         _table("Evaluations", [r for r in runlog.read_evals(path) if isinstance(r.get("step"), int)]),
         _episodes(library, run_id, alarms),
         f"<details><summary>Configuration</summary><pre>{_e(config['text'])}</pre></details>",

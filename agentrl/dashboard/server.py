@@ -28,7 +28,7 @@ from agentrl.dashboard.history import columns, nonfinite_steps
 from agentrl.dashboard.library import Library, UnknownRun, info_of, run_state
 from agentrl.errors import AgentRLError
 from agentrl.monitors.signals import SIGNALS
-from agentrl.storage import finite
+from agentrl.storage import strict_json
 
 STATIC = Path(__file__).parent / "static"
 BODY = 1 << 16  # bytes of a POST
@@ -41,7 +41,7 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
     def json(answer: Callable[[Library, Request], Any]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
             value = await anyio.to_thread.run_sync(partial(answer, library, request))
-            return JSONResponse(finite(value))
+            return Response(strict_json(value), media_type="application/json")
 
         return endpoint
 
@@ -104,7 +104,10 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
             Route("/grafana.json", grafana),
             Mount("/static", _Static(directory=STATIC)),
         ],
-        middleware=[Middleware(Access, token=token, hosts=tuple(hosts)), Middleware(GZipMiddleware, minimum_size=2048)],
+        middleware=[
+            Middleware(Access, token=token, hosts=tuple(hosts)),
+            Middleware(GZipMiddleware, minimum_size=2048, compresslevel=3),
+        ],
         exception_handlers={AgentRLError: _explain, HTTPException: _http, Exception: _bug},
     )
 
@@ -163,6 +166,7 @@ def _one(library: Library, request: Request) -> Any:
         "columns": columns(rows),
         "nonfinite": nonfinite_steps(rows),
         "alarms": library.alarms(run_id),
+        "guard": library.guard(run_id),
         "evals": [r for r in runlog.read_evals(path) if isinstance(r.get("step"), int)],
         "rollout_steps": library.steps(run_id),
         "problems": problems,

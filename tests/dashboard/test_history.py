@@ -110,7 +110,7 @@ def test_not_finite_is_none_and_absent_stays_absent():
     row = clean_row(json.loads(line) | {"b": True, "big": 10**400})
     assert row == {"step": 3, "reward": None, "loss": None, "kl": None, "big": None}
     assert nonfinite_steps([row, {"step": 4, "reward": 1.0}]) == {"reward": [3], "loss": [3], "kl": [3], "big": [3]}
-    assert columns([row, {"step": 4, "reward": 1.0, "phase": "I"}])["reward"] == [None, 1.0]
+    assert columns([row, {"step": 4, "reward": 1.0}])["reward"] == [None, 1.0]
 
 
 def test_phases_are_those_of_the_classifier(history, tmp_path):
@@ -124,7 +124,7 @@ def test_phases_are_those_of_the_classifier(history, tmp_path):
             if name in row:
                 series.setdefault(name, Series(scale)).push(int(row["step"]), row[name])
         said.append(classifier.observe(int(row["step"]), series).phase)
-    assert [r["phase"] for r in history.rows] == said
+    assert history.phase == classifier.state
     assert "III" in said
     bands = history.bands  # without gaps or overlaps, over the whole run
     assert bands[0]["from"] == 0 and bands[-1]["to"] == history.rows[-1]["step"]
@@ -158,3 +158,26 @@ def test_rows_are_always_plain(raw):
     row = clean_row(raw | {"step": 1})
     assert all(v is None or (isinstance(v, float) and math.isfinite(v)) for k, v in row.items() if k != "step")
     json.dumps(row, allow_nan=False)
+
+
+def test_phases_of_a_long_history_come_in_pieces(history, tmp_path, monkeypatch):
+    monkeypatch.setattr(H, "AT_ONCE", 7)
+    recordings = recorded(COLLAPSE)
+    write(tmp_path, "".join(json.dumps(r | {"step": int(r["step"])}) + "\n" for r in recordings))
+    for done in (7, 14, 21):
+        history.refresh()
+        assert history.classified == done and history.bands[-1]["to"] == done - 1
+    history.classify()
+    whole = History(tmp_path)
+    whole.refresh()
+    whole.classify()
+    assert history.bands == whole.bands and history.phase == whole.phase
+
+
+def test_a_rollback_of_the_guard_restarts_the_phases(history, tmp_path):
+    recordings = recorded(COLLAPSE)
+    (tmp_path / "guard.jsonl").write_text('{"step": 89, "kind": "rollback"}\n{"step": 20, "kind": "protect"}\n')
+    write(tmp_path, "".join(json.dumps(r | {"step": int(r["step"])}) + "\n" for r in recordings))
+    history.refresh()
+    first = next(b for b in history.bands if b["from"] >= 89)
+    assert first["phase"] == "warmup" and first["from"] == 90

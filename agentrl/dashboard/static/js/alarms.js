@@ -3,7 +3,7 @@ import { post } from "./api.js";
 import { copy, h, toast } from "./dom.js";
 import { number } from "./format.js";
 
-const CHANGE = /\b[a-z_]+(?:\.[a-z_]+)+=[^\s,;]+[^\s,;.]/g;  // "optim.lr=1e-4" in a remedy
+const CHANGE = /\b[a-z_]+(?:\.[a-z_]+)+=[^\s,;]*[^\s,;.)]/g;  // "optim.lr=1e-4" in a remedy
 
 export function alarmCard(run, alarm, { onrollouts, onclose, onseen, compact = false }) {
   const changes = [...new Set((alarm.remedy ?? "").match(CHANGE) ?? [])];
@@ -20,7 +20,15 @@ export function alarmCard(run, alarm, { onrollouts, onclose, onseen, compact = f
     h("p", {}, alarm.message),
     h("dl", {}, Object.entries(alarm.signals ?? {}).map(([name, s]) => h("div", {}, h("dt", {}, name), h("dd", {}, h("b", {}, number(s.value)), h("span", { class: "muted" }, ` against ${number(s.threshold)}`))))),
     alarm.remedy ? h("p", {}, h("b", {}, "What to do: "), alarm.remedy) : null,
-    changes.length ? h("div", { class: "row small" }, changes.map((c) => h("button", { type: "button", title: "Copy", onclick: () => copy(`--set ${c}`) }, h("code", {}, `--set ${c}`)))) : null,
+    changes.length ? h("div", { class: "row small changes" }, changes.map((c) => h("button", { type: "button", title: "Copy", onclick: () => copy(`--set ${c}`) }, h("code", {}, `--set ${c}`)))) : null,
     alarm.groups?.length && !compact ? h("p", { class: "muted small" }, `Questions most responsible: ${alarm.groups.join(", ")}`) : null,
     h("div", { class: "row" }, h("button", { class: compact ? "" : "primary", type: "button", onclick: () => onrollouts(alarm) }, `Show the ${named}`)));
+}
+
+// One action of the guard, in words.
+export function guardLine(action) {
+  const did = { protect: "protected", release: "released the protection", rollback: "rolled back", stop: "stopped the run" }[action.kind] ?? action.kind;
+  const where = typeof action.weights_of === "number" ? ` to the weights after ${action.weights_of} steps` : "";
+  return h("article", { class: "card alarm", data: { level: "guard" } }, h("b", {}, `Step ${action.step}: the guard ${did}${where}. `),
+    `LLDS weight ${number(action.llds_weight)}, learning rate × ${number(action.lr_scale)}. `, h("span", { class: "muted" }, String(action.reason ?? "")));
 }

@@ -262,7 +262,10 @@ export class Chart {
     };
     ctx.save();
     if (xs.length && new Set(this.lines.map((l) => l.store)).size === 1) {
-      for (const mark of this.marks()) vertical(mark.step, color({ info: "info", warn: "warn", critical: "bad" }[mark.level] ?? "muted"), [3, 3], mark.level === "info" ? 0.7 : 1.2);
+      for (const mark of this.marks()) {
+        if (mark.kind) vertical(mark.step, color("s4"), [], mark.kind === "rollback" ? 2 : 1);  // the guard's
+        else vertical(mark.step, color({ info: "info", warn: "warn", critical: "bad" }[mark.level] ?? "muted"), [3, 3], mark.level === "info" ? 0.7 : 1.2);
+      }
       if (this.view.pinned !== null) vertical(this.view.pinned, color("text"), [], 1.2);
       ctx.setLineDash([]);
       for (const line of this.lines) {  // where a value was not finite: a cross at the lower edge

@@ -1,5 +1,5 @@
 // A trajectory as a conversation. Everything in it is text that a model or a tool wrote, and stays text.
-import { h } from "./dom.js";
+import { h, longText } from "./dom.js";
 import { number } from "./format.js";
 
 export function verdict(summary) {
@@ -17,9 +17,9 @@ export function conversation(row, { short = false } = {}) {
       const notes = [info.kind, info.valid === false ? "not valid" : null, turn.stop === "length" ? "cut by the token limit" : null, typeof turn.reward === "number" && turn.reward !== 0 ? `reward ${number(turn.reward, 3)}` : null];
       const toolNotes = [typeof info.latency_s === "number" ? `${number(info.latency_s * 1000, 3)} ms` : null, Array.isArray(info.retrieved) ? `found ${info.retrieved.slice(0, 8).join(", ")}` : null];
       return [
-        h("div", { class: "turn agent" }, who(`Agent, turn ${i + 1}`, notes), String(turn.action ?? "")),
+        h("div", { class: "turn agent" }, who(`Agent, turn ${i + 1}`, notes), longText(h("div"), String(turn.action ?? ""))),
         info.error ? h("div", { class: "turn error" }, who("Tool failed", toolNotes), String(info.error)) : null,
-        turn.observation ? h("div", { class: "turn tool" }, who("Tool output", toolNotes), String(turn.observation)) : null,
+        turn.observation ? h("div", { class: "turn tool" }, who("Tool output", toolNotes), longText(h("div"), String(turn.observation))) : null,
       ];
     }),
     row.error && !(row.turns ?? []).some((t) => t.info?.error) ? h("div", { class: "turn error" }, who("Episode failed", []), String(row.error)) : null);

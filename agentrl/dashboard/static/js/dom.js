@@ -73,3 +73,22 @@ export function segmented(label, options, current, onpick) {
   box.pick = pick;
   return box;
 }
+
+// Text of any length: in pieces that the browser lays out only when they are near the window.
+const PIECE = 4000;
+
+export function longText(element, text) {
+  if (text.length <= 2 * PIECE) {
+    element.append(text);
+    return element;
+  }
+  for (let start = 0; start < text.length;) {
+    let end = Math.min(text.length, start + PIECE);
+    const gap = Math.max(text.lastIndexOf("\n", end), text.lastIndexOf(" ", end));
+    if (end < text.length && gap > start + PIECE / 2) end = gap + 1;
+    else if (end < text.length && /[\ud800-\udbff]/.test(text[end - 1])) end--;  // not between the halves of a character
+    element.append(h("div", { class: "piece" }, text.slice(start, end)));
+    start = end;
+  }
+  return element;
+}

@@ -1,5 +1,5 @@
 // The page of one run.
-import { alarmCard } from "./alarms.js";
+import { alarmCard, guardLine } from "./alarms.js";
 import { get, Stream } from "./api.js";
 import { Chart } from "./chart.js";
 import { configTab } from "./config.js";
@@ -44,8 +44,8 @@ class RunPage {
     this.listen();
   }
 
-  take({ state, alarms, evals, rollout_steps, problems }) {
-    Object.assign(this, { state, alarms, evals, rolloutSteps: rollout_steps, problems });
+  take({ state, alarms, guard, evals, rollout_steps, problems }) {
+    Object.assign(this, { state, alarms, guard, evals, rolloutSteps: rollout_steps, problems });
   }
 
   follow(cursor) {
@@ -57,7 +57,7 @@ class RunPage {
         this.store.append(rows, bands, phase);
         if (!waiting) { waiting = true; requestAnimationFrame(() => { waiting = false; this.grown(); }); }
       },
-      alarms: ({ alarms }) => { this.alarms = alarms; this.alarmsChanged(); },
+      alarms: ({ alarms, guard }) => { Object.assign(this, { alarms, guard }); this.alarmsChanged(); },
       status: (state) => { this.state = state; this.head(); this.showLive("live"); },
       reset: () => this.reload(),
       gone: () => { this.notice("This run's folder is gone. What was read of it stays here until you leave the page.", "error"); this.showLive("gone"); },
@@ -91,7 +91,7 @@ class RunPage {
     this.headBox = h("div", { class: "runhead" });
     this.noticeBox = h("div", { role: "status" });
     this.figures = h("div", { class: "figures" });
-    this.timeline = new Timeline(this.store, this.view, (id) => this.openAlarm(id));
+    this.timeline = new Timeline(this.store, this.view, (id) => this.openAlarm(id), (action) => this.openGuard(action));
     this.alarmBox = h("div");
     this.tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Parts of the run" });
     this.panels = Object.fromEntries(TABS.map((name) => [name, h("div", { role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, hidden: true })]));
@@ -100,7 +100,7 @@ class RunPage {
     this.head();
     this.notice("");
     this.drawFigures();
-    this.timeline.update(this.alarms, param("alarm"));
+    this.timeline.update(this.alarms, this.guard, param("alarm"));
     this.openAlarm(param("alarm"), false);
     this.openTab(TABS.includes(param("tab")) ? param("tab") : "charts", false);
   }
@@ -150,7 +150,7 @@ class RunPage {
   // ------------------------------------------------------------------------------------------------------------ alarms
 
   alarmsChanged() {
-    this.timeline.update(this.alarms, param("alarm"));
+    this.timeline.update(this.alarms, this.guard, param("alarm"));
     this.openAlarm(param("alarm"), false);
     this.drawTabs();
     if (this.built.has("alarms")) this.drawAlarms();
@@ -164,8 +164,15 @@ class RunPage {
     fill(this.alarmBox, open ? alarmCard(this.run, alarm, {
       onclose: () => this.openAlarm(null), onrollouts: (a) => this.showRollouts(a), onseen: (a) => this.seen(a),
     }) : null);
-    this.timeline.update(this.alarms, open ? id : null);
+    this.timeline.update(this.alarms, this.guard, open ? id : null);
     if (open) this.view.set({ pinned: alarm.step });
+  }
+
+  openGuard(action) {
+    change({ alarm: null, step: action.step }, true);
+    this.openAlarm(null, false);
+    fill(this.alarmBox, guardLine(action));
+    this.view.set({ pinned: action.step });
   }
 
   seen(alarm) {
@@ -180,7 +187,8 @@ class RunPage {
   }
 
   drawAlarms() {
-    fill(this.panels.alarms, this.alarms.length ? this.alarms.toReversed().map((a) => alarmCard(this.run, a, { compact: true, onrollouts: (x) => this.showRollouts(x), onseen: (x) => this.seen(x) }))
+    const actions = this.guard.length ? [h("h2", {}, "What the guard did"), this.guard.map(guardLine), h("h2", {}, "Alarms")] : null;
+    fill(this.panels.alarms, actions, this.alarms.length ? this.alarms.toReversed().map((a) => alarmCard(this.run, a, { compact: true, onrollouts: (x) => this.showRollouts(x), onseen: (x) => this.seen(x) }))
       : h("p", { class: "empty" }, "No alarm so far."));
   }
 
@@ -250,7 +258,7 @@ class RunPage {
     const chart = new Chart({
       title, unit: signal?.unit ?? "", description: columns.map(([name]) => `${name}: ${this.signals[name]?.description ?? ""}`).join("\n"),
       lines: columns.map(([column, label, color, dash]) => ({ store: this.store, column, label, color, dash })),
-      view: this.view, bands: true, zero, marks: () => this.alarms, file: this.run,
+      view: this.view, bands: true, zero, marks: () => [...this.alarms, ...this.guard], file: this.run,
       onpick: (index) => this.pin(this.store.columns.step[index]),
     });
     this.charts.push(chart);
@@ -278,7 +286,7 @@ class RunPage {
     for (const chart of this.charts) chart.refresh();
     this.drawFigures();
     this.head();
-    this.timeline.update(this.alarms, param("alarm"));
+    this.timeline.update(this.alarms, this.guard, param("alarm"));
     this.toolbar();
   }
 

@@ -4,11 +4,12 @@ import { PHASES } from "./format.js";
 import { phaseLegend } from "./chart.js";
 
 const GLYPH = { info: "●", warn: "▲", critical: "◆" };
+const GUARD = { protect: "■", release: "□", rollback: "↶", stop: "×" };
 const COLOR = { info: "var(--info)", warn: "var(--warn)", critical: "var(--bad)" };
 
 export class Timeline {
-  constructor(store, view, onalarm) {
-    Object.assign(this, { store, view, onalarm, alarms: [], selected: null });
+  constructor(store, view, onalarm, onguard) {
+    Object.assign(this, { store, view, onalarm, onguard, alarms: [] });
     this.lane = h("div", { class: "lane" });
     this.head = h("div", { class: "head" });
     this.ends = h("div", { class: "ends" });
@@ -18,8 +19,8 @@ export class Timeline {
     view.listeners.add((changed) => { if (changed.some((c) => ["index", "zoom", "x", "pinned"].includes(c))) this.moved(); });
   }
 
-  update(alarms, selected) {
-    Object.assign(this, { alarms, selected });
+  update(alarms, guard, selected) {
+    this.alarms = alarms;
     const { store } = this, steps = store.columns.step;
     const first = steps[0] ?? 0, last = Math.max(steps.at(-1) ?? 0, first + 1);
     this.place = (step) => `${(100 * Math.min(1, Math.max(0, (step - first) / (last - first)))).toFixed(3)}%`;
@@ -41,10 +42,16 @@ export class Timeline {
       Object.assign(mark.style, { left: this.place(a.step), top: lane ? "0px" : "auto", color: COLOR[a.level] ?? "" });
       return mark;
     });
+    for (const action of guard) {
+      const name = `guard: ${action.kind} at step ${action.step}`;
+      const mark = h("button", { class: "mark", type: "button", "aria-label": name, title: `${name}: ${action.reason ?? ""}`, onclick: () => this.onguard(action) }, GUARD[action.kind] ?? "■");
+      Object.assign(mark.style, { left: this.place(action.step), top: "0px", color: "var(--s4)" });
+      marks.push(mark);
+    }
     this.lane.classList.toggle("two", marks.some((m) => m.style.top === "0px"));
     fill(this.lane, strip, this.zoomed, this.at, marks);
     const open = alarms.filter((a) => !a.acknowledged).length;
-    fill(this.head, h("h2", {}, "Phases and alarms"), h("span", { class: "muted small" }, alarms.length ? `${alarms.length} ${alarms.length === 1 ? "alarm" : "alarms"}, ${open} not acknowledged` : "no alarms"), h("span", { class: "grow" }), phaseLegend(store));
+    fill(this.head, h("h2", {}, "Phases and alarms"), h("span", { class: "muted small" }, alarms.length ? `${alarms.length} ${alarms.length === 1 ? "alarm" : "alarms"}, ${open} not acknowledged` : "no alarms"), guard.length ? h("span", { class: "muted small" }, `${guard.length} ${guard.length === 1 ? "action" : "actions"} of the guard (■ protect, □ release, ↶ roll back, × stop)`) : null, h("span", { class: "grow" }), phaseLegend(store));
     fill(this.ends, h("span", {}, `step ${first}`), h("span", {}, `step ${steps.at(-1) ?? 0}`));
     this.moved();
   }

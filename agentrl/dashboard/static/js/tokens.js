@@ -1,7 +1,7 @@
 // The token map: every sampled token of a trajectory, coloured by one of its values.
 //
 // The tokens of a part are made when it comes near the window, so that 32k tokens cost no long frame.
-import { download, fill, h } from "./dom.js";
+import { download, fill, h, longText } from "./dom.js";
 import { reader, visible } from "./decode.js";
 import { number } from "./format.js";
 import { change, param } from "./url.js";
@@ -9,6 +9,7 @@ import { change, param } from "./url.js";
 const PART = 300;  // tokens made at once
 const LINE = 26;  // pixels, for the height of a part that is not made yet
 const PER_LINE = 90;  // characters
+const SAMPLED = 4000;  // values from which the colour scale is made
 
 // `sides`: 2 for values around zero, 1 for sizes. Orange is what hurts correct responses: `flip` where that is positive.
 const MEASURES = {
@@ -26,33 +27,47 @@ export class TokenMap {
   constructor(row, file) {
     this.file = file;
     this.turns = row.turns ?? [];
-    const read = reader(this.turns);
-    this.tokens = [];  // sampled ones: {text, id, turn, at, ...values}
-    this.parts = [];  // {label} or {context, text} or {from, to}
-    this.turns.forEach((turn, i) => this.addTurn(turn, i, read));
-    this.there = Object.keys(MEASURES).filter((name) => this.tokens.some((t) => t[name] !== undefined));
+    this.read = reader(this.turns);
+    this.starts = [];  // number of sampled tokens before each turn
+    this.count = 0;
+    this.parts = [];  // {label, context, text} or {label, from, to}
+    this.columns = Object.fromEntries(Object.entries(MEASURES).map(([name, m]) => [name, this.turns.map((t) => m.of(t) ?? null)]));
+    this.turns.forEach((turn, i) => this.addTurn(turn, i));
+    this.there = Object.keys(MEASURES).filter((name) => this.columns[name].some((c) => c?.some((v) => typeof v === "number")));
     const wanted = param("measure");
     this.measure = this.there.includes(wanted) ? wanted : PREFERRED.find((name) => this.there.includes(name)) ?? null;
     this.here = null;
     this.layout();
   }
 
-  addTurn(turn, i, read) {
-    const context = (turn.prompt_tokens ?? []).map(read).join("");
-    this.parts.push({ label: i === 0 ? "Prompt" : "Tool output", context: true, text: context });
-    const from = this.tokens.length, columns = Object.entries(MEASURES).map(([name, m]) => [name, m.of(turn)]).filter(([, v]) => v?.length);
-    (turn.action_tokens ?? []).forEach((token, at) => {
-      const one = { text: read(String(token)), id: turn.action_ids?.[at], turn: i, at, selected: Boolean(turn.nthr_selected?.[at]), answer: Boolean(turn.answer_span && at >= turn.answer_span[0] && at < turn.answer_span[1]) };
-      for (const [name, values] of columns) if (typeof values[at] === "number") one[name] = values[at];
-      this.tokens.push(one);
-    });
-    let start = from;
-    while (start < this.tokens.length) {
-      let end = Math.min(start + PART, this.tokens.length);
-      for (let j = end; j > start + PART / 2 && end < this.tokens.length; j--) if (this.tokens[j - 1].text.includes("\n")) { end = j; break; }
-      this.parts.push({ label: start === from ? `Agent, turn ${i + 1}` : null, from: start, to: end });
+  addTurn(turn, i) {
+    this.parts.push({ label: i === 0 ? "Prompt" : "Tool output", context: true, text: (turn.prompt_tokens ?? []).map(this.read).join("") });
+    const tokens = turn.action_tokens ?? [], first = this.count;
+    this.starts.push(first);
+    this.count += tokens.length;
+    for (let start = 0; start < tokens.length;) {
+      let end = Math.min(start + PART, tokens.length);
+      for (let j = end; j > start + PART / 2 && end < tokens.length; j--) if (/[\nĊ]/.test(tokens[j - 1])) { end = j; break; }
+      this.parts.push({ label: start === 0 ? `Agent, turn ${i + 1}` : null, from: first + start, to: first + end });
       start = end;
     }
+  }
+
+  // Turn and place in it of the token with that number.
+  at(index) {
+    let turn = this.starts.length - 1;
+    while (this.starts[turn] > index) turn--;
+    return [turn, index - this.starts[turn]];
+  }
+
+  value(name, turn, at) {
+    const value = this.columns[name]?.[turn]?.[at];
+    return typeof value === "number" ? value : undefined;
+  }
+
+  token(index) {
+    const [turn, at] = this.at(index), t = this.turns[turn];
+    return { turn, at, id: t.action_ids?.[at], text: this.read(String(t.action_tokens[at])), selected: Boolean(t.nthr_selected?.[at]), answer: Boolean(t.answer_span && at >= t.answer_span[0] && at < t.answer_span[1]) };
   }
 
   layout() {
@@ -62,7 +77,7 @@ export class TokenMap {
     this.scale = h("span", { class: "scale" });
     this.readout = h("div", { class: "readout", role: "status", "aria-live": "polite" });
     this.map = h("div", { class: "map", tabindex: 0, role: "group", "aria-label": "Token map. Arrow keys go from token to token." });
-    const marks = [this.tokens.some((t) => t.selected) ? "double underline: penalty softened by NTHR" : null, this.tokens.some((t) => t.answer) ? "green line: final answer" : null].filter(Boolean);
+    const marks = [this.turns.some((t) => t.nthr_selected?.some(Boolean)) ? "double underline: penalty softened by NTHR" : null, this.turns.some((t) => t.answer_span) ? "green line: final answer" : null].filter(Boolean);
     const absent = Object.entries(MEASURES).filter(([name]) => !this.there.includes(name)).map(([, m]) => `${m.label} (${m.why})`);
     this.el = h("div", {},
       h("div", { class: "row" }, h("label", { class: "muted" }, "Colour by "), select, this.scale, h("span", { class: "grow" }), h("button", { type: "button", onclick: () => this.csv() }, "CSV")),
@@ -74,12 +89,10 @@ export class TokenMap {
     for (const part of this.parts) {
       if (part.label) this.map.append(h("div", { class: "label" }, part.label));
       const box = h("div", { class: part.context ? "part context" : "part" });
-      if (part.context) box.textContent = part.text;
+      if (part.context) longText(box, part.text);
       else {
         box.span = part;
-        let size = 0;
-        for (let i = part.from; i < part.to; i++) size += this.tokens[i].text.length;
-        box.style.minHeight = `${Math.ceil(size / PER_LINE) * LINE}px`;
+        box.style.minHeight = `${Math.ceil((5 * (part.to - part.from)) / PER_LINE) * LINE}px`;
         near.observe(box);
         this.boxes.push(box);
       }
@@ -95,10 +108,10 @@ export class TokenMap {
     if (box.childElementCount) return;
     const { from, to } = box.span, all = document.createDocumentFragment();
     for (let i = from; i < to; i++) {
-      const span = document.createElement("span");
-      span.textContent = this.tokens[i].text;
+      const span = document.createElement("span"), token = this.token(i);
+      span.textContent = token.text;
       span.token = i;
-      span.className = this.look(this.tokens[i]);
+      span.className = this.look(token);
       all.append(span);
     }
     box.append(all);
@@ -106,7 +119,7 @@ export class TokenMap {
   }
 
   look(t) {
-    const value = t[this.measure];
+    const value = this.value(this.measure, t.turn, t.at);
     let name = "none";
     if (value !== undefined) {
       const sign = MEASURES[this.measure].flip ? -1 : 1, bin = sign * Math.max(-5, Math.min(5, Math.round((5 * value) / this.top)));
@@ -117,7 +130,9 @@ export class TokenMap {
 
   // The colour is full at the 98th percentile: one outlier must not turn everything else white.
   range() {
-    const values = this.tokens.map((t) => t[this.measure]).filter((v) => v !== undefined).map(Math.abs).sort((a, b) => a - b);
+    const every = Math.ceil(this.count / SAMPLED), values = [];
+    for (const column of this.columns[this.measure] ?? []) for (let i = 0; i < (column?.length ?? 0); i += every) if (typeof column[i] === "number") values.push(Math.abs(column[i]));
+    values.sort((a, b) => a - b);
     this.top = values[Math.floor(0.98 * (values.length - 1))] || values.at(-1) || 1;
     const m = MEASURES[this.measure];
     if (!m) return;
@@ -128,9 +143,12 @@ export class TokenMap {
 
   recolour() {
     this.range();
-    const made = this.boxes.filter((box) => box.childElementCount);
-    const some = () => {  // a few parts per frame
-      for (const box of made.splice(0, 8)) for (const span of box.children) span.className = this.look(this.tokens[span.token]);
+    const top = this.map.scrollTop, far = (box) => Math.abs(box.offsetTop - this.map.offsetTop - top);
+    const made = this.boxes.filter((box) => box.childElementCount).map((box) => [far(box), box]).sort((a, b) => a[0] - b[0]);
+    const run = (this.colouring = {});
+    const some = () => {  // two parts per frame, what is in sight first
+      if (this.colouring !== run) return;  // another measure was picked meanwhile
+      for (const [, box] of made.splice(0, 2)) for (const span of box.children) span.className = this.look(this.token(span.token));
       if (made.length) requestAnimationFrame(some);
     };
     some();
@@ -140,22 +158,22 @@ export class TokenMap {
   show(index) {
     this.marked?.classList.remove("here");
     this.here = index;
-    const t = this.tokens[index ?? -1];
-    if (!t) {
-      fill(this.readout, h("span", { class: "muted" }, this.tokens.length ? `${number(this.tokens.length)} sampled tokens in ${this.turns.length} turns. Point at one, or use the arrow keys, for its exact values.` : "This trajectory has no sampled tokens."));
+    if (index === null) {
+      fill(this.readout, h("span", { class: "muted" }, this.count ? `${number(this.count)} sampled tokens in ${this.turns.length} turns. Point at one, or use the arrow keys, for its exact values.` : "This trajectory has no sampled tokens."));
       return;
     }
+    const t = this.token(index), value = (n) => this.value(n, t.turn, t.at);
     const order = [this.measure, ...Object.keys(MEASURES).filter((n) => n !== this.measure)];
     fill(this.readout, h("span", { class: "tok mono" }, visible(t.text)), h("span", { class: "muted" }, `turn ${t.turn + 1}, token ${t.at + 1}${t.id === undefined ? "" : `, id ${t.id}`}`),
-      order.filter((n) => t[n] !== undefined).map((n) => h("span", { class: n === this.measure ? "main" : "" }, `${MEASURES[n].label} ${exact(t[n])}${UNITS[n] ? ` ${UNITS[n]}` : ""}`)),
+      order.filter((n) => value(n) !== undefined).map((n) => h("span", { class: n === this.measure ? "main" : "" }, `${MEASURES[n].label} ${exact(value(n))}${UNITS[n] ? ` ${UNITS[n]}` : ""}`)),
       t.selected ? h("span", {}, "softened by NTHR") : null);
   }
 
   onkey(event) {
     const move = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 15, ArrowUp: -15, Home: -Infinity, End: Infinity }[event.key];
-    if (!move || !this.tokens.length || event.ctrlKey || event.metaKey) return;
+    if (!move || !this.count || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
-    const index = Math.min(this.tokens.length - 1, Math.max(0, (this.here ?? (move > 0 ? -1 : this.tokens.length)) + move));
+    const index = Math.min(this.count - 1, Math.max(0, (this.here ?? (move > 0 ? -1 : this.count)) + move));
     const box = this.boxes.find((b) => index >= b.span.from && index < b.span.to);
     this.make(box);
     this.show(index);
@@ -167,7 +185,10 @@ export class TokenMap {
   csv() {
     const names = this.there, quote = (text) => `"${visible(text).replaceAll('"', '""').replace(/^([=+\-@])/, "'$1")}"`;
     const lines = [["turn", "token", "id", "text", ...names].join(",")];
-    for (const t of this.tokens) lines.push([t.turn + 1, t.at + 1, t.id ?? "", quote(t.text), ...names.map((n) => t[n] ?? "")].join(","));
+    for (let i = 0; i < this.count; i++) {
+      const t = this.token(i);
+      lines.push([t.turn + 1, t.at + 1, t.id ?? "", quote(t.text), ...names.map((n) => this.value(n, t.turn, t.at) ?? "")].join(","));
+    }
     download(`${this.file}-tokens.csv`, new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
   }
 }
