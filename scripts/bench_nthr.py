@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 HEADS = {"0.5B": (896, 151_936), "1.5B": (1536, 151_936), "3B": (2048, 151_936)}  # of Qwen2.5: d, V
 GOALS = {("vstar", "extra"): {"float32": 0.02, "bfloat16": 0.02}, ("exact", "whole"): {"float32": 1.9, "bfloat16": 1.4}}

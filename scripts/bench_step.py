@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 PARTS = ("t_rollout_s", "t_score_s", "t_update_s", "t_delta_s", "t_step_s")
 

@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 warnings.filterwarnings("ignore")
 
 PROMPTS, GROUP, TOKENS, PROMPT_WORDS, VOCABULARY = 16, 8, 64, 16, 1024

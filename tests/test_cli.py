@@ -162,16 +162,16 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     process.stderr.close()
 
 
-def test_threads_wait_passively_unless_told_otherwise(monkeypatch, capsys):
-    monkeypatch.setitem(os.environ, "OMP_WAIT_POLICY", "unset below")
-    del os.environ["OMP_WAIT_POLICY"]
+def test_threads_spin_briefly_unless_told_otherwise(monkeypatch, capsys):
+    monkeypatch.setitem(os.environ, "GOMP_SPINCOUNT", "unset below")
+    del os.environ["GOMP_SPINCOUNT"]
     with pytest.raises(SystemExit):
         cli.main(["--version"])
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    os.environ["OMP_WAIT_POLICY"] = "ACTIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "2000"
+    os.environ["GOMP_SPINCOUNT"] = "7"
     with pytest.raises(SystemExit):
         cli.main(["--version"])
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 
 def in_terminal(*arguments, **environment):

@@ -24,7 +24,7 @@ REACH = {
     "algorithms": BASE | {"config", "batch"},
     "engines": BASE | {"config", "batch", "algorithms"},
     "rollouts": SETTINGS | {"data", "recipes"},
-    "monitors": BASE | {"config", "storage"},
+    "monitors": BASE | {"storage"},
     "runlog": FILES | {"console"},
     "dashboard": FILES | {"console", "runlog", "monitors", "dashboard"},
 }
