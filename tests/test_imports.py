@@ -31,7 +31,7 @@ REACH = {
 #: parts that nobody imports but these.
 ENTRIES = {"cli": {"__main__", "commands"}, "commands": {"cli"}, "dashboard": {"commands"}, "doctor": {"commands"}}
 LIGHT = ("agentrl", "envs", "retriever")
-HEAVY = ("agentrl.algorithms", "agentrl.engines", "agentrl.lab", "agentrl.rollouts")
+HEAVY = ("agentrl.algorithms", "agentrl.engines", "agentrl.integrations", "agentrl.lab", "agentrl.rollouts")
 HEAVY_FILES = ("batch", "job", "metrics", "run", "tracing", "trainer", "warmstart", "evaluation.evaluate")
 
 
