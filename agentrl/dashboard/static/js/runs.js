@@ -15,6 +15,8 @@ const EVERY_MS = 3000;
 export async function show(main, crumbs, live) {
   document.title = "Runs · agentrl";
   let runs = [], problems = [], root = "", timer = 0;
+  let drawn = "";
+  const rows = new Map();
   const picked = new Set((param("runs") ?? "").split(",").filter(Boolean));
   const search = h("input", { type: "search", placeholder: "Filter by name", "aria-label": "Filter runs by name", value: param("q", "") });
   const status = h("select", { "aria-label": "Filter by status" },
@@ -48,17 +50,39 @@ export async function show(main, crumbs, live) {
 
   function draw() {
     const shown = visible();
+    count.textContent = `${shown.length} of ${runs.length} runs`;
+    fill(notices, problems.length ? h("div", { class: "notice" }, "Could not be read:", h("ul", {}, problems.map((p) => h("li", {}, p)))) : null);
+    updateCompare();
     const [by, direction] = param("sort", "updated-down").split("-");
+    const now = shown.map(row), body = table.tBodies[0], before = body ? [...body.rows] : [];
+    if (drawn === `${by}-${direction}` && now.length && now.length === before.length && now.every((tr, i) => tr === before[i])) return;
+    const sorting = table.tHead?.contains(document.activeElement);
+    drawn = `${by}-${direction}`;
     const head = h("thead", {}, h("tr", {}, h("th", {}, h("span", { class: "sr" }, "Pick")), COLUMNS.map(([name, label]) =>
       h("th", { class: ["step", "reward"].includes(name) ? "num" : "", "aria-sort": by === name ? (direction === "up" ? "ascending" : "descending") : null },
         SORTABLE.has(name) ? h("button", { type: "button", onclick: () => { change({ sort: `${name}-${by === name && direction === "down" ? "up" : "down"}` }); draw(); } },
           label, by === name ? (direction === "up" ? " ↑" : " ↓") : "") : label))));
-    fill(table, h("caption", { class: "sr" }, "Runs"), head, h("tbody", {}, shown.map(line)));
+    fill(table, h("caption", { class: "sr" }, "Runs"), head, h("tbody", {}, now));
+    if (sorting) table.tHead.querySelector("[aria-sort] button")?.focus();
     if (!shown.length) table.append(h("tbody", {}, h("tr", {}, h("td", { class: "empty", colspan: 10 },
       runs.length ? "No run matches the filter." : `No runs in ${root} yet. Start one: agentrl train search_tiny`))));
-    count.textContent = `${shown.length} of ${runs.length} runs`;
-    fill(notices, problems.length ? h("div", { class: "notice" }, "Could not be read:", h("ul", {}, problems.map((p) => h("li", {}, p)))) : null);
-    updateCompare();
+  }
+
+  // The row of a run: always the same element, of which only the cells that changed are replaced, so that the keyboard's
+  // focus stays where it is.
+  function row(run) {
+    const text = JSON.stringify(run) + ago(run.updated), known = rows.get(run.id);
+    if (known?.text === text) return known.tr;
+    const fresh = line(run);
+    if (!known) {
+      fresh.run = run.id;
+      rows.set(run.id, { text, tr: fresh });
+      return fresh;
+    }
+    known.text = text;
+    const cells = [...fresh.cells];
+    for (let i = 1; i < cells.length; i++) if (!known.tr.cells[i].isEqualNode(cells[i])) known.tr.cells[i].replaceWith(cells[i]);
+    return known.tr;
   }
 
   function updateCompare() {
@@ -90,12 +114,11 @@ export async function show(main, crumbs, live) {
     clearTimeout(timer);
     try {
       const answer = await get("runs");
-      const same = JSON.stringify(answer.runs) === JSON.stringify(runs) && JSON.stringify(answer.problems) === JSON.stringify(problems);
       ({ runs, problems, root } = answer);
       fill(crumbs, root);
       live.dataset.state = "live";
       live.textContent = "live";
-      if (!same || !table.tBodies.length) draw();
+      draw();
     } catch (error) {
       live.dataset.state = "lost";
       live.textContent = "server does not answer";
