@@ -20,6 +20,7 @@ from agentrl.errors import AgentRLError
 from agentrl.monitors import health
 from agentrl.monitors.collapse import Collapse
 from agentrl.monitors.phases import PhaseClassifier, PhaseState
+from agentrl.monitors.remedies import in_terms_of
 from agentrl.monitors.stats import Series
 from agentrl.monitors.view import ORDER, Finding, Rule, Thresholds, View
 from agentrl.types import Alarm, StepRecord
@@ -69,6 +70,7 @@ class Monitor:
         self.thresholds = thresholds or Thresholds()
         self.rules = list(rules) if rules is not None else default_rules()
         self.sinks = list(sinks)
+        self.trainer: str | None = None  # whose run this is, where remedies should name its options too
         self.phases = PhaseClassifier()
         self._reset()
 
@@ -148,7 +150,7 @@ class Monitor:
         if fresh and "ended" in status and record.step - status["ended"] < t.cooldown and rank <= status["worst"]:
             return None
         status.update(level=finding.level, worst=max(rank, status.get("worst", 0)))
-        return _alarm(rule, finding, record)
+        return _alarm(rule, finding, record, self.trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON of everything the next step depends on."""
@@ -177,7 +179,7 @@ class Monitor:
         self.phases.load_state_dict(state["phase"])
 
 
-def _alarm(rule: str, finding: Finding, record: StepRecord) -> Alarm:
+def _alarm(rule: str, finding: Finding, record: StepRecord, trainer: str | None) -> Alarm:
     groups, rollouts = responsible(record.groups, finding.by)
     return Alarm(
         id=f"{rule}-{record.step:06d}-{finding.level}",
@@ -188,7 +190,7 @@ def _alarm(rule: str, finding: Finding, record: StepRecord) -> Alarm:
         signals={k: {"value": float(v), "threshold": float(limit)} for k, (v, limit) in finding.signals.items()},
         groups=groups,
         rollouts=rollouts,
-        remedy=f"{finding.remedy} See {page(rule)}.",
+        remedy=f"{in_terms_of(trainer, finding.remedy)} See {page(rule)}.",
     )
 
 

@@ -96,6 +96,7 @@ class Watcher:
         if new:
             self.columns |= new
             self.mapping = guess_mapping(self.columns, self.overrides)
+            self.monitor.trainer = self.mapping.trainer
         metrics = self.mapping.apply(row.values)
         if not metrics or row.step is None:  # evaluation rows and the like
             return

@@ -1,0 +1,42 @@
+"""`Monitor` and `agentrl watch` need nothing that a plain Python lacks."""
+
+import subprocess
+import sys
+
+BLOCK = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top != "agentrl":
+            raise ImportError(f"{name} is not in the standard library")
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def plain_python(code: str, *argv: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", BLOCK + code, *argv], capture_output=True, text=True, check=False)
+
+
+def test_the_block_blocks():
+    assert "not in the standard library" in plain_python("import numpy").stderr
+
+
+def test_a_monitor_runs_on_the_standard_library():
+    done = plain_python(
+        "from agentrl.monitors import Monitor, StepRecord, sinks\n"
+        "monitor = Monitor(sinks=[sinks.console(sys.stdout)])\n"
+        "for step in range(30):\n"
+        "    values = {'reward': 0.5 + 0.01 * (step % 3), 'clip_fraction': 0.07}\n"
+        "    monitor.observe(StepRecord(step, values))\n"
+    )
+    assert done.stderr == "" and "collapse: Collapse ahead" in done.stdout
+
+
+def test_watching_a_file_runs_on_the_standard_library(tmp_path):
+    file = tmp_path / "m.csv"
+    file.write_text("step,reward,clip_fraction\n" + "".join(f"{s},{0.5 + 0.01 * (s % 3)},0.07\n" for s in range(30)))
+    done = plain_python(
+        "from agentrl.monitors.watcher import watch\nwatch(sys.argv[1], columns=[], once=True)", str(file)
+    )
+    assert "collapse: Collapse ahead" in done.stdout and "30 steps" in done.stderr
