@@ -60,6 +60,7 @@ class Engine(Sampler, Protocol):
     """One model: samples, scores, updates, saves."""
 
     tokenizer: Any  # a transformers PreTrainedTokenizerFast
+    scores_while_updating: bool  # whether `update` takes `scores`
     context_length: int
 
     def score(
@@ -83,11 +84,13 @@ class Engine(Sampler, Protocol):
         loss: LossConfig,
         temperature: float = 1.0,
         reference_logprobs: Tensor | None = None,
+        scores: ScoreResult | None = None,
     ) -> dict[str, float]:
         """One optimiser step on `batch` (a mini-batch), micro-batched by token budget.
 
         `advantages` and `old_logprobs` (B, S). Returns metrics; `nonfinite` is 1.0 when loss or gradient was not finite
-        and the step was skipped.
+        and the step was skipped. With `scores` (only where `scores_while_updating`) this is the one update of its
+        batch: the policy before it is π_old, `old_logprobs` is not read, and `scores` is filled from the same pass.
         """
         ...
 

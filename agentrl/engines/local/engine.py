@@ -38,6 +38,8 @@ FAST_TOLERANCE = 1e-5  # of log-probabilities, hand-written path against the mod
 class LocalEngine:
     """See `engines.base.Engine`."""
 
+    scores_while_updating = True
+
     def __init__(
         self,
         model: Any,
@@ -156,14 +158,20 @@ class LocalEngine:
             return decoder(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
     def logprobs(
-        self, batch: TokenBatch, temperature: float = 1.0, *, entropy: bool = False, model: Any = None
+        self,
+        batch: TokenBatch,
+        temperature: float = 1.0,
+        *,
+        entropy: bool = False,
+        entropy_gradient: bool = True,
+        model: Any = None,
     ) -> tuple[Tensor, Tensor | None]:
         """log π of the action tokens (B, S), 0 elsewhere, and their entropy when asked; differentiable."""
         hidden = self.hidden(batch.input_ids[:, :-1], batch.attention_mask[:, :-1], model)
         head = self.head if model is None else OutputHead.find(model, self.config.head)
         mask = batch.action_mask
         with self._autocast():
-            flat = head.logprobs(hidden[mask], batch.input_ids[:, 1:][mask], temperature, entropy)
+            flat = head.logprobs(hidden[mask], batch.input_ids[:, 1:][mask], temperature, entropy, entropy_gradient)
         zero = torch.zeros(mask.shape, device=flat.device)
         if not entropy:
             return zero.masked_scatter(mask, flat), None
@@ -220,23 +228,29 @@ class LocalEngine:
         loss: LossConfig,
         temperature: float = 1.0,
         reference_logprobs: Tensor | None = None,
+        scores: ScoreResult | None = None,
     ) -> dict[str, float]:
         """See `engines.base.Engine.update`."""
         normalizer = LossNormalizer.of(batch.action_mask, correct=batch.correct)
         want_entropy = loss.entropy_coef != 0
         totals = MetricSums()
         self.model.train(self.config.gradient_checkpointing)
-        for index in self._contributing(batch, advantages, loss):
+        parts = self._contributing(batch, advantages, loss)
+        for index in parts:
             part = batch.rows(index).to(self.device)
             S = part.action_mask.shape[1]
 
             def cut(x: Tensor, index: Tensor = index, S: int = S) -> Tensor:
                 return x[index, :S].to(self.device)
 
-            logprobs, entropy = self.logprobs(part, temperature, entropy=want_entropy)
+            logprobs, entropy = self.logprobs(
+                part, temperature, entropy=want_entropy or scores is not None, entropy_gradient=want_entropy
+            )
+            if scores is not None:
+                _fill(scores, index, logprobs, entropy)
             total, metrics = policy_loss(
                 logprobs,
-                cut(old_logprobs),
+                logprobs.detach() if scores is not None else cut(old_logprobs),
                 cut(advantages),
                 part.action_mask,
                 config=loss,
@@ -246,26 +260,27 @@ class LocalEngine:
                 correct=part.correct,
                 reference_logprobs=None if reference_logprobs is None else cut(reference_logprobs),
                 rollout_logprobs=part.rollout_logprobs,
-                entropy=entropy,
+                entropy=entropy if want_entropy else None,
             )
             total.backward()
             totals.add(metrics)
         self.model.eval()
+        if scores is not None:
+            self._score_the_rest(batch, torch.cat(parts), temperature, scores)
         return {**totals.result(), **self.optimizer_step()}
 
-    def _contributing(self, batch: TokenBatch, advantages: Tensor, loss: LossConfig) -> list[Tensor]:
-        """Micro-batches of the rows that have a gradient.
+    @torch.no_grad()
+    def _score_the_rest(self, batch: TokenBatch, done: Tensor, temperature: float, scores: ScoreResult) -> None:
+        left = torch.ones(len(batch), dtype=torch.bool).index_fill_(0, done, False).nonzero()[:, 0]
+        for index in micro_batches(batch.lengths()[left], self.micro_batch_tokens) if len(left) else ():
+            rows = left[index]
+            logprobs, entropy = self.logprobs(batch.rows(rows).to(self.device), temperature, entropy=True)
+            _fill(scores, rows, logprobs, entropy)
 
-        Where only the clipped surrogate is on, a response whose advantages are all zero (its group's rewards are equal)
-        adds exactly nothing to loss and gradient; the divisor has counted it already, so it need not be computed.
-        """
-        lengths = batch.lengths()
-        if loss.kl_coef or loss.entropy_coef or loss.nll_coef or loss.llds.enabled:
-            return micro_batches(lengths, self.micro_batch_tokens)
-        rows = (advantages != 0).any(1).nonzero()[:, 0]
-        if not len(rows):  # one row keeps the metrics and the gradient (zero) defined
-            rows = lengths.argmin()[None]
-        return [rows[index] for index in micro_batches(lengths[rows], self.micro_batch_tokens)]
+    def _contributing(self, batch: TokenBatch, advantages: Tensor, loss: LossConfig) -> list[Tensor]:
+        """Micro-batches of the rows that have a gradient."""
+        rows = rows_with_gradient(batch, advantages, loss)
+        return [rows[index] for index in micro_batches(batch.lengths()[rows], self.micro_batch_tokens)]
 
     def optimizer_step(self) -> dict[str, float]:
         """Clip, check, step; gradients are consumed. A non-finite gradient skips the step and says so."""
@@ -362,6 +377,26 @@ class LocalEngine:
         own = model(input_ids=ids).logits.log_softmax(-1)
         fast = (FastQwen2(model).hidden(ids) @ model.lm_head.weight.t()).log_softmax(-1)
         return float((fast - own).abs().max()) < FAST_TOLERANCE
+
+
+def rows_with_gradient(batch: TokenBatch, advantages: Tensor, loss: LossConfig) -> Tensor:
+    """Indices of the rows that add to the gradient, at least one.
+
+    Where only the clipped surrogate is on, a response whose advantages are all zero (its group's rewards are equal)
+    adds exactly nothing to loss and gradient; the divisor has counted it already, so it need not be computed.
+    """
+    if loss.kl_coef or loss.entropy_coef or loss.nll_coef or loss.llds.enabled:
+        return torch.arange(len(batch))
+    rows = (advantages != 0).any(1).nonzero()[:, 0]
+    # one row keeps the metrics and the gradient (zero) defined
+    return rows if len(rows) else batch.lengths().argmin()[None]
+
+
+def _fill(scores: ScoreResult, rows: Tensor, logprobs: Tensor, entropy: Tensor | None) -> None:
+    """Write a micro-batch's (n, S') values into the (B, S) tensors of `scores`."""
+    scores.logprobs[rows, : logprobs.shape[1]] = logprobs.detach().cpu()
+    if scores.entropy is not None and entropy is not None:
+        scores.entropy[rows, : entropy.shape[1]] = entropy.detach().cpu()
 
 
 def learning_rate(config: OptimConfig, update: int, total: int) -> float:

@@ -67,10 +67,18 @@ class OutputHead:
         for a in range(0, n, size):
             yield slice(a, min(n, a + size))
 
-    def logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False) -> Tensor:
+    def logprobs(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        entropy_gradient: bool = True,
+    ) -> Tensor:
         """log π of `targets` (N,) from `hidden` (N, d): (N,), or (2, N) with the entropy as second row.
 
-        Differentiable; logits of more than one chunk are recomputed in the backward pass.
+        Differentiable, the entropy only with `entropy_gradient`; logits of more than one chunk are recomputed in the
+        backward pass.
         """
 
         def one(h: Tensor, y: Tensor) -> Tensor:
@@ -80,7 +88,8 @@ class OutputHead:
             if not entropy:
                 return -F.cross_entropy(logits, y, reduction="none")
             logp = F.log_softmax(logits, -1)
-            ent = torch.special.entr(logp.exp()).sum(-1)
+            with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+                ent = torch.special.entr(logp.exp()).sum(-1)
             return torch.stack([logp.gather(-1, y[:, None])[:, 0], ent])
 
         parts = list(self.chunks(len(targets)))

@@ -70,14 +70,22 @@ def _score_with_nthr(
         )  # fmt: skip
         _fill(out, index, mask, done, result)
         gwhes |= {int(g): v for g, v in zip(ids, result.gwhes.tolist()) if v == v}
-    mixed = torch.isin(batch.group_ids, torch.tensor(list(gwhes), dtype=torch.int64))
-    penalised = batch.action_mask & (mixed & ~batch.correct)[:, None]
-    if bool(penalised.any()):
-        out.metrics["nthr_selected"] = float(selected[penalised].float().mean())
-    if bool(selected.any()):
-        out.metrics["nthr_eta"] = float(factor[selected].mean())
+    out.metrics |= nthr_metrics(batch, out)
     if agreement.share is not None:
         out.metrics["nthr_agreement"] = agreement.share
+    return out
+
+
+def nthr_metrics(batch: TokenBatch, scored: ScoreResult) -> dict[str, float]:
+    """`nthr_selected`, the share of tokens of incorrect responses in mixed groups, and `nthr_eta`; absent without."""
+    assert scored.gwhes is not None and scored.nthr_selected is not None and scored.nthr_factor is not None
+    out: dict[str, float] = {}
+    mixed = torch.isin(batch.group_ids, torch.tensor(list(scored.gwhes), dtype=torch.int64))
+    penalised = batch.action_mask & (mixed & ~batch.correct)[:, None]
+    if bool(penalised.any()):
+        out["nthr_selected"] = float(scored.nthr_selected[penalised].float().mean())
+    if bool(scored.nthr_selected.any()):
+        out["nthr_eta"] = float(scored.nthr_factor[scored.nthr_selected].mean())
     return out
 
 

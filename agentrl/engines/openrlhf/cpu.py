@@ -1,0 +1,126 @@
+"""What OpenRLHF and vLLM need on a machine without CUDA. Used only there; with a GPU nothing here does anything.
+
+`before_import` and `after_import` surround the import of OpenRLHF in the driver and in policy workers, `inside_vllm` runs
+in vLLM's processes before the model is loaded. What they replace, and why:
+
+- flash_attn, imported by OpenRLHF when it is loaded, cannot be built here: a stub that refuses when it is used
+- torch.cuda.{current_device, set_device, synchronize, empty_cache, current_stream}: the CPU, or nothing
+- init_device_mesh("cuda") in the DeepSpeed strategy: "cpu"
+- the PyNccl group between trainer and vLLM: a gloo group with the same `broadcast`
+- OpenRLHF's replay buffer, which asks for a CUDA device and is not used here: nothing
+- vLLM's packed linear weights: plain ones. Packed ones cannot be loaded again, and tied heads keep the old copy
+
+Not covered, and refused by `preflight`: sleep mode, flash attention, NCCL, CUDA IPC.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import types
+from typing import Any
+
+import torch
+
+#: for every process of a cluster without GPUs
+ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+def needed() -> bool:
+    """Whether torch sees no CUDA device."""
+    return not torch.cuda.is_available()
+
+
+def before_import() -> None:
+    """Call before anything of openrlhf is imported."""
+    if not needed():
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    if importlib.util.find_spec("flash_attn") is None:
+        _stub_flash_attn()
+    cpu = torch.device("cpu")
+    replaced: dict[str, Any] = {
+        "current_device": lambda: cpu,
+        "set_device": lambda device: None,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "current_stream": lambda device=None: None,
+    }
+    for name, function in replaced.items():
+        setattr(torch.cuda, name, function)
+
+
+def after_import() -> None:
+    """Call once openrlhf's modules that this process uses are imported."""
+    if not needed():
+        return
+    strategy: Any = sys.modules.get("openrlhf.utils.deepspeed.deepspeed")
+    if strategy is not None and not hasattr(strategy, "agentrl_cpu"):
+        mesh = strategy.init_device_mesh
+        strategy.init_device_mesh = lambda device, *a, **k: mesh("cpu", *a, **k)
+        strategy.agentrl_cpu = True
+    for name in ("openrlhf.utils.distributed_util", "openrlhf.trainer.ray.ppo_actor"):
+        module: Any = sys.modules.get(name)
+        if module is not None:
+            module.stateless_init_process_group = GlooGroup
+            if hasattr(module, "NaiveReplayBuffer"):
+                module.NaiveReplayBuffer = lambda *a, **k: None
+
+
+def inside_vllm() -> None:
+    """Call in a vLLM worker's process before it loads the model."""
+    if not needed():
+        return
+    before_import()
+    import openrlhf.utils.distributed_util  # noqa: F401
+    import vllm.model_executor.layers.utils as layers
+
+    after_import()
+
+    def plain(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    layers.dispatch_cpu_unquantized_gemm = plain
+
+
+class GlooGroup:
+    """Stands in for vLLM's PyNcclCommunicator: rank 0 broadcasts tensors to all others."""
+
+    def __init__(self, host: str, port: int, rank: int, world_size: int, device: Any) -> None:
+        from vllm.distributed.utils import stateless_init_torch_distributed_process_group
+
+        self.group = stateless_init_torch_distributed_process_group(host, port, rank, world_size, backend="gloo")
+
+    def broadcast(self, tensor: torch.Tensor, src: int, stream: Any = None) -> None:
+        """In place, from rank `src`; returns when it is done."""
+        options = torch.distributed.BroadcastOptions()
+        options.rootRank, options.rootTensor = src, 0
+        self.group.broadcast([tensor], options).wait()
+
+
+def _stub_flash_attn() -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("flash_attn is not available on a machine without CUDA")
+
+    def stub(name: str, **attributes: Any) -> None:
+        module: Any = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        module.__path__ = []
+        module.__dict__.update(attributes)
+        sys.modules[name] = module
+
+    stub("flash_attn")
+    stub("flash_attn.utils")
+    stub("flash_attn.utils.distributed", all_gather=refuse)
+    names = ("index_first_axis", "pad_input", "rearrange", "unpad_input")
+    stub("flash_attn.bert_padding", **dict.fromkeys(names, refuse))

@@ -1,0 +1,83 @@
+"""Who goes where, what a step is cut into, and what it needs per GPU. Pure arithmetic, for `--dry-run` and for launch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentrl.config import RunConfig
+
+GB = 1e9
+
+
+def placement_rows(config: RunConfig) -> list[list[str]]:
+    """GPUs and the processes on them."""
+    c = config.openrlhf
+    each = c.tensor_parallel
+    rows = [
+        ["placement", ""],
+        [
+            "policy workers",
+            f"{c.workers} ({c.nodes} node{'s'[: c.nodes > 1]} x {c.gpus_per_node} GPUs), ZeRO-{c.zero_stage}",
+        ],
+        ["vLLM engines", f"{c.engines} x {each} GPU{'s'[: each > 1]}{', tensor parallel' if each > 1 else ''}"],
+        ["GPUs in all", f"{c.gpus}{', shared: engines sleep while the policy trains' if c.colocate else ''}"],
+    ]
+    if keeps_reference(config):
+        rows.append(["frozen reference", f"{c.workers} workers on the policy's GPUs"])
+    sync = (
+        f"asynchronous, at most {c.staleness} version{'s'[: c.staleness > 1]} behind" if c.asynchronous else "in turns"
+    )
+    return [*rows, ["sampling and training", sync], ["world size, policy", str(c.workers)],
+            ["world size, weights to vLLM", str(1 + c.engines * each)]]  # fmt: skip
+
+
+def batch_rows(config: RunConfig) -> list[list[str]]:
+    """What becomes of a step's responses."""
+    c, r, t = config.openrlhf, config.rollout, config.train
+    responses = r.prompts_per_step * r.group_size
+    per_step = -(-responses // t.mini_batches)
+    rows = -(-per_step // c.workers)
+    fit = max(1, t.micro_batch_tokens // r.max_context)
+    return [
+        ["batch", ""],
+        ["responses per step", f"{responses:,} ({r.prompts_per_step} prompts x {r.group_size})"],
+        ["optimiser steps per step", f"{t.mini_batches * t.epochs}"],
+        ["responses per optimiser step", f"{per_step:,}"],
+        ["responses per policy worker", f"{rows:,} in at most {-(-rows // fit)} micro-batches of {t.micro_batch_tokens:,} tokens"],
+        ["episodes in flight", f"{min(r.concurrency, responses):,}, {-(-min(r.concurrency, responses) // c.engines):,} per engine"],
+    ]  # fmt: skip
+
+
+def memory_rows(config: RunConfig, shape: Any) -> list[list[str]]:
+    """GB per GPU, about; `shape` is `dryrun.Shape`."""
+    c, low = config.openrlhf, 2 if config.model.dtype == "bfloat16" else 4
+    world = c.workers
+    weights = low * shape.parameters / (world if c.zero_stage == 3 else 1)
+    state = 0.0 if c.adam_offload else 12 * shape.trainable / world
+    gradients = (4 + low) * shape.trainable / world
+    tokens = config.train.micro_batch_tokens
+    activations = tokens * shape.hidden * (2 if config.model.gradient_checkpointing else 34) * shape.layers * low / 2
+    logits = 2.0 * low * tokens * shape.vocabulary
+    reference = low * shape.parameters / (world if c.zero_stage == 3 else 1) if keeps_reference(config) else 0.0
+    training = {
+        "weights": weights,
+        "fp32 weights and AdamW": state,
+        "gradients": gradients,
+        "frozen reference": reference,
+        "activations of a micro-batch": activations,
+        "logits of a micro-batch, at most": logits,
+    }
+    served = low * shape.parameters / c.tensor_parallel
+    cache = 2.0 * shape.layers * shape.kv_heads * shape.head_dim * low * config.rollout.max_context
+    cache *= min(c.max_sequences, -(-config.rollout.concurrency // c.engines)) / c.tensor_parallel
+    rows = [["memory per GPU, about", ""], ["parameters", f"{shape.parameters:,} ({shape.trainable:,} trained)"]]
+    rows += [[name, f"{size / GB:.1f} GB"] for name, size in training.items() if size]
+    rows.append(["policy worker in all", f"{sum(training.values()) / GB:.1f} GB"])
+    rows.append(["vLLM: weights", f"{served / GB:.1f} GB"])
+    rows.append(["vLLM: key/value cache for all episodes", f"{cache / GB:.1f} GB (it takes what gpu_memory leaves)"])
+    return rows
+
+
+def keeps_reference(config: RunConfig) -> bool:
+    """Whether frozen workers are needed; with LoRA the base model is the reference."""
+    return config.algorithm.loss.kl_coef > 0 and config.model.lora is None

@@ -1,0 +1,365 @@
+"""The policy workers: OpenRLHF's `PolicyModelActor` and `ReferenceModelActor` with our scoring, loss and checkpoints.
+
+What OpenRLHF does: distributed set-up, loading, DeepSpeed, backward and optimiser steps, gathering and saving weights,
+the broadcast to vLLM. What is added: NTHR inside the scoring pass over whole groups, a loss with the divisor of the
+whole mini-batch over all ranks and micro-batches, checkpoints without pickle, LoRA adapters merged on their way to
+vLLM, and fp32 for tests on the CPU.
+
+A rank is handed its own rows; none is dropped, and ranks with fewer micro-batches make empty passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from agentrl.engines.openrlhf import cpu
+
+cpu.before_import()
+import openrlhf.utils.utils as openrlhf_utils  # noqa: E402
+from openrlhf.trainer.ray.launcher import ReferenceModelActor  # noqa: E402
+from openrlhf.trainer.ray.ppo_actor import PolicyModelActor  # noqa: E402
+from openrlhf.utils.deepspeed import DeepspeedStrategy  # noqa: E402
+
+cpu.after_import()
+
+from agentrl.algorithms import LossNormalizer, policy_loss  # noqa: E402
+from agentrl.algorithms.losses import Metric, Metrics  # noqa: E402
+from agentrl.batch import TokenBatch, micro_batches  # noqa: E402
+from agentrl.config import LossConfig, ModelConfig, NTHRConfig  # noqa: E402
+from agentrl.engines.base import ScoreResult  # noqa: E402
+from agentrl.engines.local.loading import is_adapter, load_weights  # noqa: E402
+from agentrl.engines.local.scoring import score_batch  # noqa: E402
+from agentrl.engines.openrlhf.arguments import undecorated  # noqa: E402
+from agentrl.engines.openrlhf.forward import WorkerModel  # noqa: E402
+from agentrl.engines.openrlhf.shards import load_shard, save_shard, shard_file  # noqa: E402
+from agentrl.engines.openrlhf.sync import Digest, parameter_group  # noqa: E402
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker needs beside OpenRLHF's arguments."""
+
+    model: ModelConfig
+    micro_batch_tokens: int
+    packing: bool
+    zero_stage: int
+    weight_decay: float
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class UpdatePart:
+    """One rank's rows of a mini-batch; `normalizer` counts all of it. None where a rank has no rows."""
+
+    batch: TokenBatch | None
+    advantages: Tensor | None
+    old_logprobs: Tensor | None
+    reference_logprobs: Tensor | None
+    loss: LossConfig
+    normalizer: LossNormalizer
+    temperature: float
+    lr: float
+
+
+class Strategy(DeepspeedStrategy):
+    """OpenRLHF's, with a deadline for collective calls, and torch's AdamW where DeepSpeed's would need a compiler."""
+
+    timeout_s = 3600.0
+
+    def setup_distributed(self, timeout: timedelta | None = None) -> None:
+        """See DeepspeedStrategy."""
+        super().setup_distributed(timeout=timedelta(seconds=self.timeout_s))
+
+    def get_ds_train_config(self, optim_dict: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
+        """See DeepspeedStrategy."""
+        if optim_dict is not None and cpu.needed():
+            optim_dict["params"]["torch_adam"] = True
+        return super().get_ds_train_config(optim_dict=optim_dict, **kwargs)
+
+
+def make_strategy(arguments: Any, timeout_s: float) -> Strategy:
+    """What OpenRLHF's `get_strategy` makes, of our class."""
+    strategy = Strategy(
+        seed=arguments.train.seed,
+        max_norm=arguments.actor.max_norm,
+        micro_train_batch_size=arguments.train.micro_batch_size,
+        train_batch_size=arguments.train.batch_size,
+        zero_stage=arguments.ds.zero_stage,
+        args=arguments,
+    )
+    strategy.timeout_s = timeout_s
+    return strategy
+
+
+class _Scoring:
+    """Scoring of a rank's rows; `model` is set by the actor."""
+
+    model: WorkerModel
+
+    @torch.no_grad()
+    def score(
+        self, batch: TokenBatch | None, temperature: float, nthr: NTHRConfig | None, entropy: bool, reference: bool
+    ) -> ScoreResult | None:
+        """`engines.base.Engine.score` for this rank's rows, whole groups. `reference`: adapters are switched off."""
+        model = self.model
+        base = model.module.disable_adapter() if reference and hasattr(model.module, "disable_adapter") else None
+        head = model.whole_head() if nthr is not None else nullcontext()
+        with base or nullcontext(), head, model.together():
+            return None if batch is None else score_batch(cast(Any, model), batch, temperature, nthr, entropy)
+
+    def _made(self, wrapped: Any, settings: WorkerSettings) -> None:
+        self.settings = settings
+        wrapped.module.eval()
+        for module in wrapped.module.modules():  # sampler and scorer must be the same function
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
+        self.model = WorkerModel(
+            wrapped,
+            settings.model,
+            micro_batch_tokens=settings.micro_batch_tokens,
+            packing=settings.packing,
+            zero_stage=settings.zero_stage,
+        )
+
+
+class AgentReference(_Scoring, undecorated(ReferenceModelActor)):
+    """The frozen initial policy of a KL term."""
+
+    def start(self, arguments: Any, settings: WorkerSettings, path: str) -> None:
+        """Join the other ranks and load the model in the folder or of the hub id `path`."""
+        with _fp32_allowed():
+            self.init_model_from_pretrained(make_strategy(arguments, settings.timeout_s), path)
+        self._made(self.model.model, settings)  # type: ignore[attr-defined]  # OpenRLHF's Actor until here
+
+
+class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):
+    """One rank of the policy."""
+
+    def start(self, arguments: Any, settings: WorkerSettings, path: str, adapter: str | None, engines: list) -> int:
+        """Join the other ranks, load `path` and a saved LoRA `adapter`, connect to vLLM. Number of parameters."""
+        strategy = make_strategy(arguments, settings.timeout_s)
+        with _fp32_allowed():
+            self.init_model_from_pretrained(strategy, path, max_steps=1_000_000_000, vllm_engines=engines)
+        self._made(self.actor.model, settings)
+        for group in self.actor_optim.param_groups:  # OpenRLHF exempts biases and norms, the local engine does not
+            group["weight_decay"] = settings.weight_decay
+        self.actor_optim.check_grad_overflow = True
+        if adapter is not None:
+            load_weights(self.model.module, Path(adapter))
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.module.parameters())
+
+    # ------------------------------------------------------------------------------------------------------- updates
+
+    def update(self, part: UpdatePart) -> tuple[list[Metrics], dict[str, float]]:
+        """One optimiser step; the sums behind the metrics of this rank's rows, and norm, lr, `nonfinite`."""
+        model = self.model
+        batch = part.batch
+        index = [] if batch is None else micro_batches(batch.lengths(), model.micro_batch_tokens)
+        passes = int(self.strategy.all_reduce(float(len(index)), "max"))
+        model.module.train(self.settings.model.gradient_checkpointing)
+        sums: list[Metrics] = []
+        for i in range(passes):
+            model.wrapped.set_gradient_accumulation_boundary(is_boundary=i == passes - 1)
+            if i < len(index):
+                loss, metrics = self._loss(part, index[i])
+                sums.append(
+                    {k: Metric(*(None if x is None else x.detach().cpu() for x in m)) for k, m in metrics.items()}
+                )
+            else:
+                loss = model.nothing()
+            # DeepSpeed takes the mean over ranks; the divisor has counted all of them
+            self.strategy.backward(loss * dist.get_world_size(), self.actor, self.actor_optim)
+        model.module.eval()
+        return sums, self._step(part.lr)
+
+    def _loss(self, part: UpdatePart, index: Tensor) -> tuple[Tensor, Metrics]:
+        assert part.batch is not None and part.advantages is not None and part.old_logprobs is not None
+        device = self.model.device
+        batch = part.batch.rows(index).to(device)
+        S = batch.action_mask.shape[1]
+
+        def cut(x: Tensor) -> Tensor:
+            return x[index, :S].to(device)
+
+        logprobs, entropy = self.model.logprobs(batch, part.temperature, entropy=part.loss.entropy_coef != 0)
+        return policy_loss(
+            logprobs,
+            cut(part.old_logprobs),
+            cut(part.advantages),
+            batch.action_mask,
+            config=part.loss,
+            normalizer=part.normalizer,
+            turn_ids=batch.turn_ids,
+            answer_mask=batch.answer_mask,
+            correct=batch.correct,
+            reference_logprobs=None if part.reference_logprobs is None else cut(part.reference_logprobs),
+            rollout_logprobs=batch.rollout_logprobs,
+            entropy=entropy,
+        )
+
+    def _step(self, lr: float) -> dict[str, float]:
+        """Clip, check, step. A gradient that is not finite on any rank skips the step on all."""
+        optimizer = self.actor_optim
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if self.settings.zero_stage == 3:  # DeepSpeed looks only in fp16 there
+            optimizer.check_overflow()
+            if optimizer.overflow:
+                optimizer._overflow_clean_up(optimizer.loss_scale)
+                return {"grad_norm": float("nan"), "lr": lr, "nonfinite": 1.0}
+        self.strategy.optimizer_step(optimizer, self.actor, None)
+        if optimizer.overflow:
+            return {"grad_norm": float("nan"), "lr": lr, "nonfinite": 1.0}
+        return {"grad_norm": float(self.strategy.get_grad_norm(self.actor)), "lr": lr}
+
+    # --------------------------------------------------------------------------------------------- weights, to vLLM
+
+    def broadcast(self) -> None:
+        """Current weights to all vLLM engines; adapters are merged into a copy."""
+        trainer = self.trainer
+        if self.settings.model.lora is None:
+            trainer.broadcast_to_vllm()
+            return
+        actor = trainer.actor
+        merged = list(self._named_weights())
+        module = SimpleNamespace(named_parameters=lambda: merged)
+        trainer.actor = SimpleNamespace(model=SimpleNamespace(module=module))
+        try:
+            trainer.broadcast_to_vllm()
+        finally:
+            trainer.actor = actor
+
+    def connect(self, engines: list) -> None:
+        """A new group for weights, after an engine was started again."""
+        self.vllm_engines = self.trainer.vllm_engines = engines
+        if dist.get_rank() == 0 and not self.trainer.use_cuda_ipc:
+            self.trainer._init_vllm_sync_group(self.strategy.args.vllm.sync_backend)
+        dist.barrier()
+
+    @torch.no_grad()
+    def digest(self) -> Digest:
+        """Σ|w| by parameter group of what vLLM should hold."""
+        out: Digest = {}
+        for name, weight in self._named_weights():
+            with self._gathered([weight]):
+                group = parameter_group(name)
+                out[group] = out.get(group, 0.0) + float(weight.detach().abs().sum(dtype=torch.float64))
+        return out
+
+    @torch.no_grad()
+    def probe(self, ids: list[int], last: int) -> list[float]:
+        """log π of the `last` tokens of `ids` at temperature 1."""
+        device = self.model.device
+        batch = TokenBatch(
+            input_ids=torch.tensor([ids], device=device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.bool, device=device),
+            action_mask=(torch.arange(len(ids) - 1, device=device) >= len(ids) - 1 - last)[None],
+            turn_ids=torch.zeros(0), answer_mask=torch.zeros(0), rollout_logprobs=torch.zeros(0),
+            rewards=torch.zeros(0), correct=torch.zeros(0), group_ids=torch.zeros(0),
+        )  # fmt: skip
+        return self.model.logprobs(batch)[0][batch.action_mask].tolist()
+
+    def _named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of the plain model: parameters, or copies with their adapters merged."""
+        module = self.model.module
+        if self.settings.model.lora is None:
+            yield from module.named_parameters()
+            return
+        layers = {n: m for n, m in module.named_modules() if hasattr(m, "get_delta_weight")}
+        for name, parameter in module.named_parameters():
+            if "lora_" in name:
+                continue
+            owner = name.removesuffix(".base_layer.weight")
+            weight = parameter.detach()
+            if owner != name:
+                layer = layers[owner]
+                for adapter in layer.active_adapters:
+                    weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
+            yield name.replace(".base_layer", "").removeprefix("base_model.model."), weight
+
+    def _gathered(self, parameters: list[Tensor], modifier: int | None = None) -> Any:
+        if self.settings.zero_stage != 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=modifier)
+
+    # --------------------------------------------------------------------------------------------------- checkpoints
+
+    def save_weights(self, folder: str) -> None:
+        """The model in Hugging Face layout, or its adapters; written by rank 0."""
+        self.strategy.save_model(self.actor, self.tokenizer, folder)
+        adapter = Path(folder) / "adapter_model.bin"
+        if adapter.exists():  # never left behind
+            raise RuntimeError(f"OpenRLHF wrote a pickle, {adapter}")
+
+    def save(self, folder: str) -> None:
+        """Weights and this rank's optimiser state."""
+        self.save_weights(str(Path(folder) / "model"))
+        save_shard(self.actor_optim, self._shard(folder))
+        dist.barrier()
+
+    @torch.no_grad()
+    def load(self, folder: str, weights: bool) -> None:
+        """This rank's optimiser state, and the weights unless the model was made from them."""
+        if weights:
+            self._load_weights(Path(folder) / "model")
+        load_shard(self.actor_optim, self._shard(folder))
+        dist.barrier()
+
+    def _load_weights(self, folder: Path) -> None:
+        module = self.model.module
+        if self.settings.zero_stage != 3 or is_adapter(folder):
+            load_weights(module, folder)
+            return
+        from safetensors import safe_open
+
+        files = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(str(file), "pt") as f:
+                files |= dict.fromkeys(f.keys(), str(file))
+        for name, parameter in module.named_parameters():
+            with self._gathered([parameter], modifier=0):
+                if dist.get_rank() == 0:
+                    with safe_open(files[name], "pt") as f:
+                        parameter.copy_(f.get_tensor(name))
+
+    def _shard(self, folder: str) -> Path:
+        return shard_file(Path(folder), dist.get_rank(), dist.get_world_size(), self.settings.zero_stage)
+
+    # --------------------------------------------------------------------------------------------------- shared GPUs
+
+    def offload(self) -> None:
+        """Optimiser state to main memory while an engine samples on this GPU."""
+        self.offload_states()
+
+    def reload(self) -> None:
+        """The inverse of `offload`."""
+        self.reload_states()
+
+
+@contextmanager
+def _fp32_allowed() -> Iterator[None]:
+    """OpenRLHF knows bf16 and fp16 alone; on the CPU tests compare with the local engine in fp32."""
+    known = openrlhf_utils.convert_to_torch_dtype
+
+    def convert(name: str) -> torch.dtype:
+        return torch.float32 if name == "fp32" else known(name)
+
+    openrlhf_utils.convert_to_torch_dtype = convert
+    try:
+        yield
+    finally:
+        openrlhf_utils.convert_to_torch_dtype = known
