@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from agentrl.algorithms import head as module
 from agentrl.algorithms.head import Head, blocks, column_scores, head_pass
@@ -121,6 +122,31 @@ def test_blocks_cover_the_vocabulary_once():
     for total, rows in ((1, 5), (151_936, 512), (700, 10**9), (300, 1)):
         parts = blocks(total, rows)
         assert [i for p in parts for i in range(p.start, p.stop)] == list(range(total))
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple) else [out]
+        self.elements = max([self.elements, *(t.numel() for t in made if isinstance(t, torch.Tensor))])
+        return out
+
+
+@pytest.mark.parametrize("gram", [True, False])
+def test_no_tensor_grows_with_tokens_times_vocabulary(gram, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 10_000)
+    monkeypatch.setattr(module, "prefers_gram", lambda *a, **k: gram)
+    head, _, _ = case()
+    hidden, ids = torch.randn(400, D), torch.randint(0, V, (400,))
+    for tokens in (100, 400):
+        with Largest() as seen:
+            head_pass(head, hidden[:tokens], ids[:tokens], entropy=True, spans=[(0, 20, tokens)], chunk_tokens=100)
+        # 64 columns are taken at least; without blocks it would be tokens x V = 280,000
+        assert 5_000 < seen.elements <= (25_600 if gram else 10_000), tokens
 
 
 def test_logits_beyond_fp32_exponentials():
