@@ -127,15 +127,20 @@ class Trainer:
         batch = rollouts.batch
         clock.lap("t_rollout_s")
         nthr = config.algorithm.nthr
-        scored = engine.score(
-            batch, temperature=config.rollout.temperature, nthr=nthr if nthr.enabled else None, entropy=True
-        )
+        once = config.train.mini_batches * config.train.epochs == 1 and not nthr.enabled
+        if once and engine.scores_while_updating:  # π_old is the policy of the update's own forward pass
+            scored = ScoreResult(torch.zeros(batch.action_mask.shape), torch.zeros(batch.action_mask.shape))
+        else:
+            once = False
+            scored = engine.score(
+                batch, temperature=config.rollout.temperature, nthr=nthr if nthr.enabled else None, entropy=True
+            )
         clock.lap("t_score_s")
         adv = self.advantages(batch, scored)
         reference = None
         if config.algorithm.loss.kl_coef > 0:
             reference = engine.score(batch, temperature=config.rollout.temperature, reference=True).logprobs
-        updates = self.update(n, batch, adv, scored.logprobs, reference)
+        updates = self.update(n, batch, adv, scored.logprobs, reference, fill=scored if once else None)
         engine.sync()
         clock.lap("t_update_s")
         delta, delta_by_group, new_logprobs = self.delta(n, batch, scored.logprobs)
@@ -213,14 +218,27 @@ class Trainer:
         adv = per_response[:, None] * batch.action_mask
         return adv if scored.nthr_factor is None else adv * scored.nthr_factor
 
-    def update(self, n: int, batch: TokenBatch, adv: Tensor, old: Tensor, reference: Tensor | None) -> dict[str, float]:
-        """All optimiser steps on this batch; means of their metrics, and largest values where the name says so."""
+    def update(
+        self,
+        n: int,
+        batch: TokenBatch,
+        adv: Tensor,
+        old: Tensor,
+        reference: Tensor | None,
+        *,
+        fill: ScoreResult | None = None,
+    ) -> dict[str, float]:
+        """All optimiser steps on this batch; means of their metrics, and largest values where the name says so.
+
+        `fill`: scores that the one update of the batch is to fill.
+        """
         config = self.config
         loss = self._loss_config(batch)
         rows: list[dict[str, float]] = []
         for epoch in range(config.train.epochs):
             generator = torch.Generator().manual_seed(_mix(config.seed, n, epoch))
-            for index in torch.randperm(len(batch), generator=generator).chunk(config.train.mini_batches):
+            order = torch.randperm(len(batch), generator=generator) if fill is None else torch.arange(len(batch))
+            for index in order.chunk(config.train.mini_batches):
                 part = batch.rows(index)
                 S = part.action_mask.shape[1]
                 rows.append(
@@ -231,6 +249,7 @@ class Trainer:
                         loss=loss,
                         temperature=config.rollout.temperature,
                         reference_logprobs=None if reference is None else reference[index, :S],
+                        **({} if fill is None else {"scores": fill}),
                     )
                 )
         skipped = sum("nonfinite" in r for r in rows)

@@ -26,7 +26,7 @@ PROMPTS, GROUP, TOKENS, PROMPT_WORDS, VOCABULARY = 16, 8, 64, 16, 1024
 
 
 def tokenizer() -> Any:
-    """Words w0..w1023, separated by spaces; no end-of-text word is ever likely, so that responses are full."""
+    """Words w0..w1023, separated by spaces; <eos> is one of 1,024, so that few responses end early on either side."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -49,7 +49,6 @@ def model(tok: Any) -> Any:
             eos_token_id=tok.eos_token_id, bos_token_id=None,
         )
     )  # fmt: skip
-    made.generation_config.eos_token_id = None  # both sides sample all 64 tokens
     return made
 
 
@@ -158,8 +157,8 @@ def agentrl_step(tok: Any, folder: str) -> Any:
         with RunLog.create(folder, f"run{time.monotonic_ns()}", config) as log:
             trainer = Trainer(job, log)
             rows = [trainer.step().metrics for _ in range(steps + 1)]
-        short = min(r["response_length"] for r in rows)
-        assert short == TOKENS, f"a response ended early: {short} tokens on average"
+        shortest = min(r["response_length"] for r in rows)
+        assert shortest > 0.9 * TOKENS, f"responses ended early: {shortest} tokens on average"
         return [r["t_step_s"] for r in rows[1:]]
 
     return run

@@ -7,6 +7,7 @@ import torch
 
 from agentrl.batch import pack
 from agentrl.config import LossConfig, ModelConfig, OptimConfig
+from agentrl.engines.base import ScoreResult
 from agentrl.engines.local.engine import LocalEngine, learning_rate
 from agentrl.engines.local.head import OutputHead
 from agentrl.engines.local.loading import load_model, load_tokenizer, pick_device
@@ -236,3 +237,22 @@ def test_learning_rate_schedules():
     assert [learning_rate(linear, i, 4) for i in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
     cosine = OptimConfig(lr=1.0, schedule="cosine")
     assert learning_rate(cosine, 5, 10) == pytest.approx(0.5)
+
+
+def test_scores_from_the_update_itself(folder):
+    """One update per batch: scores, loss and weights are those of a scoring pass followed by the update."""
+    batch = rollout(make(folder))
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask
+    adv[: len(batch) // 3] = 0.0  # rows without a gradient are scored too
+    two = make(folder, micro_batch_tokens=60)
+    scored = two.score(batch, entropy=True)
+    expected = two.update(batch, adv, scored.logprobs, loss=LossConfig())
+    one = make(folder, micro_batch_tokens=60)
+    zeros = torch.zeros(batch.action_mask.shape)
+    filled = ScoreResult(zeros.clone(), zeros.clone())
+    metrics = one.update(batch, adv, zeros, loss=LossConfig(), scores=filled)
+    assert torch.allclose(filled.logprobs, scored.logprobs, atol=1e-5)
+    assert torch.allclose(filled.entropy, scored.entropy, atol=1e-4)
+    assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    for a, b in zip(one.model.parameters(), two.model.parameters()):
+        assert torch.allclose(a, b, atol=2.1e-2) and float((a - b).abs().mean()) < 1e-4  # Adam's first step is lr x sign
