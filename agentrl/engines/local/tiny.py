@@ -16,6 +16,7 @@ from agentrl.config import TinyModelConfig
 
 ROPE_THETA = 1e6
 PREVIOUS_TOKEN_BIAS = 8.0  # strength of the heads that look one and two tokens back
+FAST = 0.1  # radians per token from which a rotary dimension tells neighbours apart; slower ones only add rounding
 MATCH_GAIN = 1.5  # of the head that looks for what stood before
 COPY_GAIN = 4.0  # of the values that are copied
 SLOW_SPAN = 60  # tokens over which a rotary dimension must turn by less than a radian to be used for matching
@@ -65,7 +66,7 @@ def _induction_circuit(model: Qwen2ForCausalLM, config: TinyModelConfig) -> None
     d, hd = config.hidden_size, config.hidden_size // config.heads
     group = config.heads // config.kv_heads  # query heads per key head
     frequency = 1.0 / (ROPE_THETA ** (torch.arange(0, hd, 2).float() / hd))  # (hd / 2,)
-    zero = torch.zeros_like(frequency)
+    zero, bias = torch.zeros_like(frequency), PREVIOUS_TOKEN_BIAS * (frequency > FAST).float()
     first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
 
     def rows(head: int) -> slice:
@@ -76,9 +77,9 @@ def _induction_circuit(model: Qwen2ForCausalLM, config: TinyModelConfig) -> None
     for back in (1, 2):
         head = back - 1
         key = head // group
-        first.k_proj.bias[rows(key)] = torch.cat([zero + PREVIOUS_TOKEN_BIAS, zero])
+        first.k_proj.bias[rows(key)] = torch.cat([bias, zero])
         angle = -back * frequency
-        first.q_proj.bias[rows(head)] = PREVIOUS_TOKEN_BIAS * torch.cat([torch.cos(angle), torch.sin(angle)])
+        first.q_proj.bias[rows(head)] = torch.cat([bias * torch.cos(angle), bias * torch.sin(angle)])
         first.v_proj.weight[rows(key)] = read * config.embedding_std
         written.append(_orthonormal(d, hd))
         first.o_proj.weight[:, rows(head)] = written[-1]
