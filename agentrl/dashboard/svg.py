@@ -81,15 +81,16 @@ def chart(
 
 
 def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers, at least two, that cover [low, high] to within one interval."""
-    if not high > low:
-        low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
+    """Round numbers, at least two, that cover [low, high]; a constant gets an interval around it."""
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-290):
+        half = 0.5 * (abs(low) if abs(low) > 1e-290 else 1.0)
+        low, high = low - half, low + half
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def _label(value: float) -> str:

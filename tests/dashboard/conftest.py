@@ -69,7 +69,7 @@ def chromium() -> Iterator[object]:
 def page(chromium) -> Iterator[object]:
     """A fresh page; a script error, or a request to anywhere but this machine, fails the test."""
     context = chromium.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(20_000)  # the machine may be busy
     page = context.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))

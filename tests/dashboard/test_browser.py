@@ -309,6 +309,20 @@ def test_a_new_alarm_and_a_not_finite_value_appear(page, tmp_path):
             assert "Not finite at 1 steps" in chart(page, "Entropy").inner_text()
 
 
+def test_what_the_guard_did_is_shown(page, tmp_path):
+    run = make_run(tmp_path / "runs", "a", every=0)
+    with serving(tmp_path / "runs") as server:
+        page.goto(url_of(server, run="a"))
+        page.wait_for_selector(".chart canvas")
+        with RunLog.open(run) as log:
+            log.guard_action(
+                {"step": 79, "kind": "rollback", "reason": "too late", "llds_weight": 0.4, "lr_scale": 0.5}
+            )
+        page.get_by_role("button", name="guard: rollback at step 79").click(timeout=PATIENT)
+        assert "the guard rolled back" in page.locator(".alarm").inner_text()
+        assert "step=79" in page.url
+
+
 def test_a_run_deleted_while_open(page, tmp_path):
     run = make_run(tmp_path / "runs", "a", steps=20, every=0)
     with serving(tmp_path / "runs") as server:

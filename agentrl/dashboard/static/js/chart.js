@@ -101,7 +101,7 @@ export class Chart {
       stroke: () => color(l.color) + (!soft && view.smooth ? "70" : ""),
       width: soft ? 2.2 : 1.4,
       dash: l.dash ? [6, 4] : undefined,
-      points: soft ? { show: false } : { show: (u, s, from, to) => sparse(u, s, from, to), size: 5 },
+      points: soft ? { show: false } : { show: (u, s, from, to) => sparse(u, s, from, to), size: 5, fill: () => color("card") },
       spanGaps: true,
     });
     const axis = { stroke: () => color("axis"), grid: { stroke: () => color("grid"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };

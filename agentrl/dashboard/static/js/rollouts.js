@@ -169,7 +169,9 @@ export class RolloutTab {
     for (const tr of this.list.querySelectorAll("tr.pick")) {
       const is = tr.dataset.sample === sample;
       tr.setAttribute("aria-selected", String(is));
-      if (is && push) tr.scrollIntoView({ block: "nearest" });
+      if (!is) continue;
+      if (push) tr.scrollIntoView({ block: "nearest" });
+      else if (tr.offsetTop + tr.offsetHeight > this.list.scrollTop + this.list.clientHeight) this.list.scrollTop = tr.offsetTop - this.list.clientHeight / 2;
     }
     const name = `${this.loaded} ${sample}`;
     if (this.detailFor === name) return;

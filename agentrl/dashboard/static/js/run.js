@@ -237,7 +237,7 @@ class RunPage {
       h("label", {}, "Smoothing", smooth), this.unzoom, h("span", { class: "grow" }), this.pinBox, this.atStep), overview, more);
     const missing = [];
     for (const { title, columns, zero, hint } of OVERVIEW) {
-      const there = columns.filter(([name], i) => this.store.has(name) && (i === 0 || this.store.has(columns[0][0])));
+      const there = columns.filter(([name], i) => this.store.has(name) && (i === 0 || (this.store.has(columns[0][0]) && !this.same(name, columns[0][0]))));
       if (!there.length) { missing.push(hint ? `${title} (${hint})` : title); continue; }
       overview.append(this.chart(title, there, { zero }).el);
     }
@@ -251,6 +251,12 @@ class RunPage {
       more.append(details);
     }
     this.toolbar();
+  }
+
+  // A reward of 0 and 1 and the share of correct answers, for example: one line hides the other.
+  same(a, b) {
+    const c = this.store.columns;
+    return c[a].every((v, i) => v === c[b][i]);
   }
 
   chart(title, columns, { zero = false } = {}) {

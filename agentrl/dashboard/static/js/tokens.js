@@ -35,7 +35,7 @@ export class TokenMap {
     this.turns.forEach((turn, i) => this.addTurn(turn, i));
     this.there = Object.keys(MEASURES).filter((name) => this.columns[name].some((c) => c?.some((v) => typeof v === "number")));
     const wanted = param("measure");
-    this.measure = this.there.includes(wanted) ? wanted : PREFERRED.find((name) => this.there.includes(name)) ?? null;
+    this.measure = this.there.includes(wanted) ? wanted : PREFERRED.find((name) => this.columns[name].some((c) => c?.some((v) => v))) ?? this.there[0] ?? null;
     this.here = null;
     this.layout();
   }
