@@ -42,7 +42,13 @@ def report(loaded: LoadedConfig) -> str:
     except ModelError as error:
         lines += ["", f"memory and time are not estimated: {error}"]
         return "\n".join(lines)
-    lines += ["", table(_memory(config, shape)), "", table(_time(config, shape))]
+    if config.engine == "openrlhf":
+        from agentrl.engines.openrlhf.placement import batch_rows, memory_rows, placement_rows
+
+        for rows in (placement_rows(config), batch_rows(config), memory_rows(config, shape)):
+            lines += ["", table(rows)]
+    else:
+        lines += ["", table(_memory(config, shape)), "", table(_time(config, shape))]
     if shape.positions < config.rollout.max_context:
         lines += [
             "",

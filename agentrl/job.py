@@ -11,6 +11,7 @@ import gymnasium
 
 from agentrl.config import RunConfig
 from agentrl.data import load_tasks, tasks_from_world
+from agentrl.engines.base import Engine
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.engines.local.loading import BUILTIN, is_adapter, load_model, load_tokenizer, load_weights
 from agentrl.errors import ConfigError
@@ -18,6 +19,7 @@ from agentrl.rollouts.chat import ChatFormat
 from agentrl.types import Task
 
 Say = Callable[[str], None]
+INITIAL = "initial"  # the model that a cluster's run began with, where it was made or warmed up here
 
 
 @dataclass
@@ -25,12 +27,19 @@ class Job:
     """What training and evaluation work on."""
 
     config: RunConfig
-    engine: LocalEngine
+    engine: Engine
     chat: ChatFormat
     make_env: Callable[[], gymnasium.Env[str, str]]
     train_tasks: list[Task]
     test_tasks: list[Task]
     world: Any = None
+
+    @property
+    def local(self) -> LocalEngine:
+        """The engine, where what is asked needs its model in this process. ConfigError for a cluster's."""
+        if not isinstance(self.engine, LocalEngine):
+            raise ConfigError([f"this works with engine local alone, and engine is {self.config.engine}: set it to local"])
+        return self.engine
 
 
 def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = None, say: Say = print) -> Job:
@@ -55,6 +64,9 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
         test = load_tasks(config.data, "test") if config.data.test else []
     make_env = environment_maker(config, world, work_dir, say)
     chat = ChatFormat(tokenizer, config.rollout)
+    if config.engine == "openrlhf":
+        cluster = _cluster_engine(config, work_dir, tokenizer, model_config.path, adapter, say)
+        return Job(config, cluster, chat, make_env, train, test, world)
     model = load_model(model_config, tokenizer, config.seed)
     if adapter is not None:
         load_weights(model, adapter)
@@ -63,7 +75,7 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
         tokenizer,
         config=model_config,
         optim=config.optim,
-        total_steps=config.train.steps * config.train.epochs * config.train.mini_batches,
+        total_steps=_optimizer_steps(config),
         micro_batch_tokens=config.train.micro_batch_tokens,
         seed=config.seed,
         keep_reference=config.algorithm.loss.kl_coef > 0,
@@ -76,6 +88,34 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
             ]
         )
     return Job(config, engine, chat, make_env, train, test, world)
+
+
+def _optimizer_steps(config: RunConfig) -> int:
+    return config.train.steps * config.train.epochs * config.train.mini_batches
+
+
+def _cluster_engine(
+    config: RunConfig, work_dir: Path, tokenizer: Any, model_path: str, adapter: Path | None, say: Say
+) -> Engine:
+    """Starts the workers. Problems that can be known are said before anything of Ray is imported."""
+    from agentrl.engines.openrlhf import preflight
+
+    if problems := preflight.packages(config):
+        raise ConfigError(problems)
+    from agentrl.engines.openrlhf.engine import OpenRLHFEngine
+
+    initial = str((work_dir / INITIAL).absolute()) if (work_dir / INITIAL).is_dir() else config.model.path
+    if adapter is not None or model_path == BUILTIN:
+        model_path = initial
+    return OpenRLHFEngine(
+        config,
+        tokenizer,
+        model_path=model_path,
+        adapter=adapter,
+        reference_path=initial,
+        total_steps=_optimizer_steps(config),
+        say=say,
+    )
 
 
 def build_world(config: RunConfig) -> Any:

@@ -12,8 +12,9 @@ from agentrl.checkpoint import latest_checkpoint
 from agentrl.config import RunConfig
 from agentrl.config_io import load_config
 from agentrl.console import Progress
+from agentrl.engines.local.loading import BUILTIN
 from agentrl.errors import RunError
-from agentrl.job import Job, build_job
+from agentrl.job import INITIAL, Job, build_job
 from agentrl.monitors import Monitor, sinks
 from agentrl.runlog import RunLog
 from agentrl.storage import writing
@@ -41,27 +42,45 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
     progress.say(f"run directory: {run.path}")
     with run:
         try:
-            job = build_job(config, run.path, say=progress.say)
+            job = build_job(config, run.path, model_path=_initial_model(config, run, progress), say=progress.say)
         except Exception:
             shutil.rmtree(run.path, ignore_errors=True)
             raise
-        parameters = sum(p.numel() for p in job.engine.model.parameters())
         progress.say(
             f"{len(job.train_tasks)} training and {len(job.test_tasks)} held-out questions; "
-            f"{parameters:,} parameters on {job.engine.device}"
+            f"{job.engine.parameters:,} parameters on {job.engine.device}"
         )
-        if config.warm_start is not None:
-            measured = warm_start(job.engine, job.world, config.warm_start, config.seed, progress.note)
-            run.update_meta({"warm_start": measured})
-            progress.say(
-                f"warm start: {measured['seconds']:.0f} s, {measured['demonstration_steps']:.0f} batches of "
-                f"demonstrations, token accuracy {measured['demonstration_accuracy']:.2f}"
-            )
+        if config.engine == "local":
+            _warm(job, run, progress)
         if job.engine.reference is not None:  # KL is to the policy as it is here, also after a resume
             job.engine.freeze_reference()
             with writing(run.path):
                 job.engine.save_model(run.path / REFERENCE)
         return _train(job, run, progress)
+
+
+def _initial_model(config: RunConfig, run: RunLog, progress: Progress) -> Path | None:
+    """A cluster starts from files: where its model is to be made or warmed up, that is done here, on this machine."""
+    if config.engine == "local" or (config.model.path != BUILTIN and config.warm_start is None):
+        return None
+    model = config.model.model_copy(update={"lora": None})
+    job = build_job(config.model_copy(update={"engine": "local", "model": model}), run.path, say=progress.say)
+    _warm(job, run, progress)
+    with writing(run.path):
+        job.engine.save_model(run.path / INITIAL)
+    return run.path / INITIAL
+
+
+def _warm(job: Job, run: RunLog, progress: Progress) -> None:
+    config = job.config
+    if config.warm_start is None:
+        return
+    measured = warm_start(job.local, job.world, config.warm_start, config.seed, progress.note)
+    run.update_meta({"warm_start": measured})
+    progress.say(
+        f"warm start: {measured['seconds']:.0f} s, {measured['demonstration_steps']:.0f} batches of "
+        f"demonstrations, token accuracy {measured['demonstration_accuracy']:.2f}"
+    )
 
 
 def resume_run(run_dir: Path, *, quiet: bool = False) -> FinishedRun:
@@ -113,6 +132,7 @@ def _train(job: Job, run: RunLog, progress: Progress, checkpoint: tuple[Path, di
     finally:
         progress.end_line()
         trainer.close()
+        job.engine.close()
         if hook is not None:
             hook.close()
     if result.status == "stopped":

@@ -30,6 +30,7 @@ from agentrl.evaluation.evaluate import evaluate
 from agentrl.job import Job
 from agentrl.monitors import Monitor
 from agentrl.monitors.guard import Guard, GuardAction, as_row
+from agentrl.rollouts.ahead import Ahead
 from agentrl.rollouts.play import EnvPool, collect
 from agentrl.runlog import RunLog, Status, read_evals
 from agentrl.storage import writing
@@ -84,6 +85,8 @@ class Trainer:
         self.nonfinite_in_a_row = 0
         self.probe: list[Trajectory] = []
         self.stop_requested = False
+        depth = self.config.openrlhf.staleness if self.asynchronous else 0
+        self.ahead = Ahead(self.collect, self.stream.state_dict, depth=depth, last=self.config.train.steps)
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
@@ -96,8 +99,8 @@ class Trainer:
             begins = self.step_number == 0 and not read_evals(self.run.path)  # a resume may come back to step 0
             if begins and config.eval.questions and self.job.test_tasks:
                 evaluations.append(self.evaluate())
-            if self.step_number == 0 and self.guard is not None:
-                self.save()  # there must be something to go back to
+            if self.step_number == 0 and (self.guard is not None or config.engine == "openrlhf"):
+                self.save()  # there must be something to go back to, after a worker's death too
             while self.step_number < config.train.steps and not self.stop_requested:
                 self.step()
                 n, last = self.step_number, self.step_number == config.train.steps
@@ -114,6 +117,7 @@ class Trainer:
 
     def close(self) -> None:
         """Close environments and writers; the run directory is its owner's."""
+        self.ahead.close()
         self.pool.close()
         for w in self.writers:
             w.close()
@@ -123,7 +127,7 @@ class Trainer:
         config, engine, n = self.config, self.engine, self.step_number
         clock = _Clock()
         sampled_before = engine.sampled_tokens
-        rollouts = self.collect(n)
+        rollouts = self.ahead.take(n)
         batch = rollouts.batch
         clock.lap("t_rollout_s")
         nthr = config.algorithm.nthr
@@ -147,6 +151,8 @@ class Trainer:
         probe = self.probe_logprob(n, rollouts.used)
         clock.lap("t_delta_s")
         sampled = engine.sampled_tokens - sampled_before
+        if self.asynchronous:  # the engine has counted the next step's, too
+            sampled = sum(t.action_tokens for t in rollouts.all)
         self.tokens += sampled
         values = M.rollout_metrics(rollouts.all) | M.group_metrics(batch) | scored.metrics | updates | delta | probe
         values |= M.score_metrics(batch, scored.logprobs, scored.entropy) | clock.result()
@@ -169,6 +175,11 @@ class Trainer:
             if action is not None:
                 self._act(action)
         return record
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the next step is sampled while this one trains."""
+        return self.config.engine == "openrlhf" and self.config.openrlhf.asynchronous
 
     # --------------------------------------------------------------------------------------------------- parts of it
 
@@ -291,7 +302,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out evaluation under the current weights, written to the run directory."""
-        result = evaluate(self.job, self.pool, step=self.step_number)
+        result = self.ahead.run(lambda: evaluate(self.job, self.pool, step=self.step_number))
         self.run.evaluation(result.summary)
         rows = eval_rows(result.trajectories, self.job.test_tasks, self.config.eval.samples)
         self.run.write_eval_rollouts(self.step_number, rows)
@@ -307,7 +318,7 @@ class Trainer:
         state = {
             "step": self.step_number,
             "tokens": self.tokens,
-            "data": self.stream.state_dict(),
+            "data": self.ahead.position(),
             "probe": [trajectory_to_json(t) for t in self.probe],
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
         }

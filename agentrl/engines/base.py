@@ -62,6 +62,15 @@ class Engine(Sampler, Protocol):
     tokenizer: Any  # a transformers PreTrainedTokenizerFast
     scores_while_updating: bool  # whether `update` takes `scores`
     context_length: int
+    device: Any  # torch.device of the model
+    parameters: int
+    lr_scale: float  # the guard's
+    reference: Any  # a frozen policy that the run must keep, or None
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens sampled since the engine was made."""
+        ...
 
     def score(
         self,
@@ -102,6 +111,18 @@ class Engine(Sampler, Protocol):
         """Weights (safetensors, Hugging Face layout), optimiser, scheduler and generator state into a folder."""
         ...
 
+    def save_model(self, path: Path) -> None:
+        """Weights and tokenizer alone, for inference."""
+        ...
+
     def load(self, path: Path) -> None:
         """The inverse of `save`."""
+        ...
+
+    def freeze_reference(self, saved: Path | None = None) -> None:
+        """The policy as it is now, or as saved in a folder, becomes the reference, where one is kept."""
+        ...
+
+    def close(self) -> None:
+        """End what was started; the engine is of no use afterwards."""
         ...

@@ -54,7 +54,7 @@ def run_delta(
         for m in methods:
             algorithm = method_config(job.config.algorithm, m)
             old, new = displacement(
-                job.engine, group.batch, algorithm, updates=updates, temperature=job.config.rollout.temperature
+                job.local, group.batch, algorithm, updates=updates, temperature=job.config.rollout.temperature
             )
             token, response = delta_of(group.batch, old, new)
             per_token[m].append(token)

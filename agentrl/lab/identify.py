@@ -43,7 +43,7 @@ def run_identify(
         scored = job.engine.score(group.batch, temperature=temperature, nthr=NTHRConfig(enabled=True, method="exact"))
         assert scored.gwhes is not None
         gwhes.append(float(next(iter(scored.gwhes.values()))))
-        old, new = displacement(job.engine, group.batch, algorithm, temperature=temperature)
+        old, new = displacement(job.local, group.batch, algorithm, temperature=temperature)
         delta.append(delta_of(group.batch, old, new)[1])
         if (k + 1) % 10 == 0:
             say(f"{k + 1} of {len(groups)} questions")

@@ -73,6 +73,7 @@ class LocalEngine:
         self.optimizer = self._make_optimizer()
         self.updates = 0
         self.lr_scale = 1.0  # the guard's
+        self.parameters = sum(p.numel() for p in model.parameters())
         eos = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))} - {None}
         self.sampler = BatchSampler(
             self._next_logits,
@@ -335,6 +336,9 @@ class LocalEngine:
         if self.fast is not None:
             self.fast.refresh()
         self.sampler.reset(state["policy_version"])
+
+    def close(self) -> None:
+        """Nothing is held that Python does not free."""
 
     # ------------------------------------------------------------------------------------------------------- internal
 

@@ -1,7 +1,7 @@
 """What OpenRLHF and vLLM need on a machine without CUDA. Used only there; with a GPU nothing here does anything.
 
-`before_import` and `after_import` surround the import of OpenRLHF in the driver and in policy workers, `inside_vllm` runs
-in vLLM's processes before the model is loaded. What they replace, and why:
+`before_import` and `after_import` surround the import of OpenRLHF in the driver and in policy workers, `inside_vllm`
+runs in vLLM's processes before the model is loaded. What they replace, and why:
 
 - flash_attn, imported by OpenRLHF when it is loaded, cannot be built here: a stub that refuses when it is used
 - torch.cuda.{current_device, set_device, synchronize, empty_cache, current_stream}: the CPU, or nothing

@@ -47,6 +47,8 @@ DEAD = (ActorDiedError, RayActorError, ActorUnavailableError)
 class OpenRLHFEngine:
     """See `engines.base.Engine`."""
 
+    scores_while_updating = False
+
     def __init__(
         self,
         config: RunConfig,
@@ -66,7 +68,7 @@ class OpenRLHFEngine:
         self.total_steps = max(1, total_steps)
         self.updates = 0
         self.lr_scale = 1.0  # the guard's
-        self.sampled_tokens = 0
+        self._sampled = 0
         self.sync_gap = 0.0  # nats, at the last hand-over
         self.reference: Any = None  # it is a worker's: the run has nothing to keep
         self._version = 0
@@ -118,6 +120,11 @@ class OpenRLHFEngine:
         """Number of times the engines were given new weights."""
         return self._version
 
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens sampled since the engine was made."""
+        return self._sampled
+
     async def sample(
         self,
         ids: Sequence[int],
@@ -162,7 +169,7 @@ class OpenRLHFEngine:
             finally:
                 self.router.give(engine)
             break
-        self.sampled_tokens += len(out)
+        self._sampled += len(out)
         spoken = out[:-1] if out[-1] in self._eos else out
         return Sample(out, logprobs, self.text.decode(spoken), "stop" if ended else "length")
 
@@ -323,8 +330,10 @@ class OpenRLHFEngine:
         loss: LossConfig,
         temperature: float = 1.0,
         reference_logprobs: Tensor | None = None,
+        scores: ScoreResult | None = None,
     ) -> dict[str, float]:
         """See `engines.base.Engine.update`."""
+        assert scores is None, "scores_while_updating is off"
         self._policy_awake()
         lr = self.lr_scale * learning_rate(self.config.optim, self.updates, self.total_steps)
         empty = UpdatePart(

@@ -176,9 +176,9 @@ class Cluster:
             _quietly(remove_placement_group, place)
             free = ray.available_resources()
             raise RunError(
-                f"Ray has not given {bundles} GPU{'s'[: bundles > 1]} to {what} within {PLACE_TIMEOUT_S:g} s; free now: "
-                f"{free.get('GPU', 0):g} GPUs, {free.get('CPU', 0):g} CPUs. Wait for the cluster's other jobs, or lower "
-                "openrlhf.gpus_per_node or openrlhf.engines"
+                f"Ray has not given {bundles} GPU{'s'[: bundles > 1]} to {what} within {PLACE_TIMEOUT_S:g} s; free "
+                f"now: {free.get('GPU', 0):g} GPUs, {free.get('CPU', 0):g} CPUs. Wait for the cluster's other jobs, or "
+                "lower openrlhf.gpus_per_node or openrlhf.engines"
             )
         return place
 

@@ -1,4 +1,4 @@
-"""Who goes where, what a step is cut into, and what it needs per GPU. Pure arithmetic, for `--dry-run` and for launch."""
+"""Who goes where, what a step is cut into, what it needs per GPU. Pure arithmetic, for `--dry-run` and for launch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ def placement_rows(config: RunConfig) -> list[list[str]]:
     """GPUs and the processes on them."""
     c = config.openrlhf
     each = c.tensor_parallel
+    nodes = f"{c.nodes} node{'s'[: c.nodes > 1]} x {c.gpus_per_node} GPU{'s'[: c.gpus_per_node > 1]}"
     rows = [
         ["placement", ""],
-        [
-            "policy workers",
-            f"{c.workers} ({c.nodes} node{'s'[: c.nodes > 1]} x {c.gpus_per_node} GPUs), ZeRO-{c.zero_stage}",
-        ],
+        ["policy workers", f"{c.workers} ({nodes}), ZeRO-{c.zero_stage}"],
         ["vLLM engines", f"{c.engines} x {each} GPU{'s'[: each > 1]}{', tensor parallel' if each > 1 else ''}"],
         ["GPUs in all", f"{c.gpus}{', shared: engines sleep while the policy trains' if c.colocate else ''}"],
     ]
     if keeps_reference(config):
         rows.append(["frozen reference", f"{c.workers} workers on the policy's GPUs"])
-    sync = (
-        f"asynchronous, at most {c.staleness} version{'s'[: c.staleness > 1]} behind" if c.asynchronous else "in turns"
-    )
-    return [*rows, ["sampling and training", sync], ["world size, policy", str(c.workers)],
-            ["world size, weights to vLLM", str(1 + c.engines * each)]]  # fmt: skip
+    behind = f"asynchronous, at most {c.staleness} version{'s'[: c.staleness > 1]} behind"
+    rows.append(["sampling and training", behind if c.asynchronous else "in turns"])
+    rows.append(["world size, policy", str(c.workers)])
+    return [*rows, ["world size, weights to vLLM", str(1 + c.engines * each)]]
 
 
 def batch_rows(config: RunConfig) -> list[list[str]]:
@@ -38,14 +35,16 @@ def batch_rows(config: RunConfig) -> list[list[str]]:
     per_step = -(-responses // t.mini_batches)
     rows = -(-per_step // c.workers)
     fit = max(1, t.micro_batch_tokens // r.max_context)
+    flying = min(r.concurrency, responses)
     return [
         ["batch", ""],
         ["responses per step", f"{responses:,} ({r.prompts_per_step} prompts x {r.group_size})"],
         ["optimiser steps per step", f"{t.mini_batches * t.epochs}"],
         ["responses per optimiser step", f"{per_step:,}"],
-        ["responses per policy worker", f"{rows:,} in at most {-(-rows // fit)} micro-batches of {t.micro_batch_tokens:,} tokens"],
-        ["episodes in flight", f"{min(r.concurrency, responses):,}, {-(-min(r.concurrency, responses) // c.engines):,} per engine"],
-    ]  # fmt: skip
+        ["responses per policy worker", f"{rows:,}, in micro-batches of {t.micro_batch_tokens:,} tokens"],
+        ["micro-batches per optimiser step", f"at most {-(-rows // fit)}"],
+        ["episodes in flight", f"{flying:,}, {-(-flying // c.engines):,} per engine"],
+    ]
 
 
 def memory_rows(config: RunConfig, shape: Any) -> list[list[str]]:

@@ -134,7 +134,7 @@ class _Scoring:
         )
 
 
-class AgentReference(_Scoring, undecorated(ReferenceModelActor)):
+class AgentReference(_Scoring, undecorated(ReferenceModelActor)):  # type: ignore[misc]
     """The frozen initial policy of a KL term."""
 
     def start(self, arguments: Any, settings: WorkerSettings, path: str) -> None:
@@ -144,7 +144,7 @@ class AgentReference(_Scoring, undecorated(ReferenceModelActor)):
         self._made(self.model.model, settings)  # type: ignore[attr-defined]  # OpenRLHF's Actor until here
 
 
-class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):
+class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc]
     """One rank of the policy."""
 
     def start(self, arguments: Any, settings: WorkerSettings, path: str, adapter: str | None, engines: list) -> int:
@@ -174,9 +174,7 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):
             model.wrapped.set_gradient_accumulation_boundary(is_boundary=i == passes - 1)
             if i < len(index):
                 loss, metrics = self._loss(part, index[i])
-                sums.append(
-                    {k: Metric(*(None if x is None else x.detach().cpu() for x in m)) for k, m in metrics.items()}
-                )
+                sums.append({name: _on_cpu(metric) for name, metric in metrics.items()})
             else:
                 loss = model.nothing()
             # DeepSpeed takes the mean over ranks; the divisor has counted all of them
@@ -326,7 +324,7 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):
             return
         from safetensors import safe_open
 
-        files = {}
+        files: dict[str, str] = {}
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(str(file), "pt") as f:
                 files |= dict.fromkeys(f.keys(), str(file))
@@ -348,6 +346,10 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):
     def reload(self) -> None:
         """The inverse of `offload`."""
         self.reload_states()
+
+
+def _on_cpu(metric: Metric) -> Metric:
+    return Metric(metric.total.detach().cpu(), None if metric.weight is None else metric.weight.detach().cpu())
 
 
 @contextmanager

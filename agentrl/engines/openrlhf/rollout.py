@@ -18,7 +18,7 @@ from agentrl.engines.openrlhf.sync import Digest  # noqa: E402
 Turn = tuple[list[int], list[float], bool]  # ids, their log-probabilities, whether a stop string or token ended it
 
 
-class AgentRollout(undecorated(RolloutRayActor)):
+class AgentRollout(undecorated(RolloutRayActor)):  # type: ignore[misc]
     """One vLLM engine."""
 
     async def turn(self, ids: list[int], parameters: dict[str, Any]) -> Turn:

@@ -1,4 +1,4 @@
-"""Which vLLM engine samples: the least loaded for a new conversation, then always the same one for its cached prefix."""
+"""Which vLLM engine samples: the least loaded for a new conversation, then the same one for its cached prefix."""
 
 from __future__ import annotations
 

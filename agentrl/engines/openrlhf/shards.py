@@ -37,9 +37,9 @@ def load_shard(optimizer: Any, file: Path) -> None:
     if not file.is_file():
         found = sorted(p.name for p in file.parent.glob("optimizer*"))
         raise RunError(
-            f"{file.parent} has no {file.name} (it has {', '.join(found) or 'no optimiser state'}): the checkpoint is of "
-            "another engine, another number of policy workers or another openrlhf.zero_stage. Set them back, or start "
-            f"a new run from its weights with --set model.path={file.parent / 'model'}"
+            f"{file.parent} has no {file.name} (it has {', '.join(found) or 'no optimiser state'}): the checkpoint is "
+            "of another engine, another number of policy workers or another openrlhf.zero_stage. Set them back, or "
+            f"start a new run from its weights with --set model.path={file.parent / 'model'}"
         )
     tensors = load_file(str(file))
     masters = _masters(optimizer)

@@ -1,7 +1,7 @@
 """Does vLLM hold the trainer's weights? Two comparisons after every hand-over, without torch.
 
-`Digest` is Σ|w| in fp64 by parameter group: exact, and it names what is stale. The probe is a text that vLLM samples and
-the trainer scores: it also sees what is no parameter, such as a packed copy of the output head.
+`Digest` is Σ|w| in fp64 by parameter group: exact, and it names what is stale. The probe is a text that vLLM samples
+and the trainer scores: it also sees what is no parameter, such as a packed copy of the output head.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who waits for whom. Every wait of the driver is entered here with its deadline; a thread says aloud what takes long."""
+"""Who waits for whom. Every wait of the driver is entered here with its deadline; a thread says what takes long."""
 
 from __future__ import annotations
 
