@@ -30,6 +30,7 @@ SCALES = {
     "entropy": "log",
     "grad_norm": "log",
     "mismatch": "log",
+    "kl_sampler": "log",
     "logprob_correct": "neglog",
     "logprob_incorrect": "neglog",
 }

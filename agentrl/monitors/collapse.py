@@ -1,11 +1,13 @@
 """The main rule: is this run about to collapse?
 
-Four kinds of evidence, each with its own statistic, because no single signal is early and specific:
+Five kinds of evidence, each with its own statistic, because no single signal is early and specific:
 
 - *large updates that do not pay*: the share of tokens that the updates push out of the trust region stays high while
   the reward does not rise. The earliest sign: it is there before anything has degraded.
+- *entropy rise*: entropy stays above where the run started (a CUSUM) while the reward does not rise. A run that learns
+  becomes more certain; one that forgets becomes less so. Needs no assumption on the size of updates.
 - *degradation*: entropy above its lowest level, reward and the likelihood of correct responses below their best, each
-  in standard errors of its own noise, combined. Later, but needs no assumption on the size of updates.
+  in standard errors of its own noise, combined. Later, but sees a decline that begins after much progress.
 - *death spiral*: the updates themselves make correct responses less likely, more so every time (METHODS §6).
 - *reward decline*: the reward itself. Late by definition.
 
@@ -19,9 +21,10 @@ from __future__ import annotations
 import math
 
 from agentrl.monitors.phases import PhaseThresholds
+from agentrl.monitors.stats import MEAN_WINDOW, WINDOW, Series
 from agentrl.monitors.view import Finding, View
 
-EVIDENCE = ("large_updates", "degradation", "death_spiral", "reward_decline")
+EVIDENCE = ("large_updates", "entropy_rise", "degradation", "death_spiral", "reward_decline")
 _RECENT = 20  # steps for which evidence stands, so that a warning and the fall it foretold are one story
 
 Signals = dict[str, tuple[float, float]]
@@ -47,6 +50,24 @@ def large_updates(view: View) -> Signals | None:
     if z > t.rising_z:
         return None
     return {**found, "reward_slope": (slope, 0.0)}
+
+
+def entropy_rise(view: View) -> Signals | None:
+    """CUSUM of log entropy above its first level, in deviations of its noise; None while the reward rises."""
+    t, entropy = view.thresholds, view.get("entropy", WINDOW)
+    if entropy is None or not entropy.first:
+        return None
+    if entropy.steps[-1] == view.record.step:  # a new value
+        above = (entropy.scaled(entropy.values[-1]) - entropy.scaled(entropy.first)) / entropy.noise(t.entropy_noise)
+        total = view.memory.get("entropy_sum", 0.0) + above - t.rise_drift
+        view.memory["entropy_sum"] = min(max(0.0, total), 3 * t.rise_limit)  # capped, so that it can end
+    total = view.memory.get("entropy_sum", 0.0)
+    reward = view.get("reward", t.warmup)
+    if total <= t.rise_limit or entropy.level() < t.entropy_factor * entropy.first:
+        return None
+    if reward is not None and reward.trend(t.rising_span)[1] > t.rising_z:
+        return None
+    return {"entropy": (entropy.level(), entropy.first), "entropy_cusum": (total, t.rise_limit)}
 
 
 def degradation(view: View) -> Signals | None:
@@ -94,6 +115,7 @@ def evidence(view: View, only: tuple[str, ...] = EVIDENCE) -> dict[str, Signals]
 
 _STATISTICS = {
     "large_updates": large_updates,
+    "entropy_rise": entropy_rise,
     "degradation": degradation,
     "death_spiral": spiral,
     "reward_decline": reward_decline,
@@ -117,7 +139,7 @@ class Collapse:
         recent = tuple(n for n in EVIDENCE if n in view.memory and step - view.memory[n] <= _RECENT)
         signals = {k: v for found in now.values() for k, v in found.items()}
         reward = view.get("reward", t.warmup)
-        if reward is not None and recent and reward.lost() >= t.collapse_lost:
+        if reward is not None and recent and reward.lost() >= t.collapse_lost and _had_reward(reward):
             signals["reward_lost"] = (reward.lost(), t.collapse_lost)
             message = (
                 f"Collapse under way: {reward.lost():.0%} of the peak reward {reward.peak_mean:.2f} is gone, after "
@@ -138,6 +160,11 @@ class Collapse:
                 else f"correct responses move by {found['delta_correct'][0]:.3f} nats per token"
             )
             parts.append(f"updates are large ({size} every step) and the reward does not rise")
+        if "entropy_rise" in now:
+            level, first = now["entropy_rise"]["entropy"]
+            parts.append(
+                f"entropy stays above its start ({first:.3f} to {level:.3f} nats) and the reward does not rise"
+            )
         if "degradation" in now:
             worst = sorted((v[0], k.removesuffix("_z")) for k, v in now["degradation"].items() if k != "degradation_z")
             parts.append(
@@ -159,6 +186,11 @@ class Collapse:
             where = f" at or before step {back}" if back is not None else " before the decay"
             return f"Stop and go back to the last checkpoint{where}, then continue with {change}."
         return f"Set {change}."
+
+
+def _had_reward(reward: Series) -> bool:
+    """Whether the peak of the rolling mean was more than noise: what was never earned cannot be lost."""
+    return reward.peak_mean > 3 * reward.noise() / MEAN_WINDOW**0.5
 
 
 def _factor_above_lowest(view: View) -> float:

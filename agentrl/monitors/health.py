@@ -90,7 +90,7 @@ class RewardHacking:
     name = "reward_hacking"
 
     def __call__(self, view: View) -> Finding | None:
-        """Reward up while correctness is not, or while the agent stops searching."""
+        """Reward up while correctness is not, or while answers come from nothing retrieved."""
         t = view.thresholds
         reward = view.get("reward", 2 * t.warmup)
         if reward is None or reward.trend(t.rising_span)[1] <= 3:
@@ -103,6 +103,26 @@ class RewardHacking:
                 "(format, length) is being earned",
                 {"correct_rate": (correct.level(), correct.peak_mean), "reward": (reward.level(), reward.peak_mean)},
                 "Read the rollouts named here; lower the weight of the other reward parts in env.kwargs.",
+                by="reward",
+            )
+        if correct is not None and correct.trend(t.rising_span)[1] < 1 and correct.level() <= 0.5 * reward.level():
+            return Finding(
+                "info",
+                f"Reward rises to {reward.level():.2f} while the share of correct answers stays at "
+                f"{correct.level():.2f}: most of it is not for answers (format, length)",
+                {"correct_rate": (correct.level(), 0.5 * reward.level()), "reward": (reward.level(), reward.peak_mean)},
+                "Normal while a format is being learnt; if it lasts, lower the weight of the other reward parts in "
+                "env.kwargs.",
+                by="reward",
+            )
+        found = view.get("answer_in_retrieved", 2 * t.warmup)
+        if found is not None and found.first and found.first >= 0.2 and found.level() < 0.5 * found.first:
+            return Finding(
+                "warn",
+                f"Reward rises while the share of rewarded answers that stand in what was retrieved fell from "
+                f"{found.first:.0%} to {found.level():.0%}",
+                {"answer_in_retrieved": (found.level(), 0.5 * found.first)},
+                "Read the rollouts named here: memorised answers, leaked questions, or a reward that can be guessed.",
                 by="reward",
             )
         search = view.get("valid_search_ratio", 2 * t.warmup)
@@ -124,21 +144,27 @@ class Mismatch:
     name = "mismatch"
 
     def __call__(self, view: View) -> Finding | None:
-        """Warn at twice the starting level and at least 0.01 nats per token (an ordinary bf16 sampler has less)."""
-        gap = view.get("mismatch", view.thresholds.warmup)
-        if gap is None or gap.first is None:
-            return None
-        level, limit = gap.level(), max(2 * gap.first, 0.01)
-        if level < limit or gap.rise() < 4:
-            return None
-        return Finding(
-            "warn",
-            f"Sampler and trainer disagree by {level:.4f} nats per token, {level / max(gap.first, 1e-9):.1f} times "
-            "the start",
-            {"mismatch": (level, limit)},
-            "Set algorithm.loss.tis_cap=2.0; check that the sampler got the last weights and uses the same dtype.",
-            by="logprob",
-        )
+        """Warn at twice the starting level and at least 0.01 nats per token (an ordinary bf16 sampler has less).
+
+        Judged on the mean difference, or where only that is logged on the divergence, with 0.001 nats (half the square
+        of a difference of about 0.045).
+        """
+        for name, least in (("mismatch", 0.01), ("kl_sampler", 0.001)):
+            gap = view.get(name, view.thresholds.warmup)
+            if gap is None or gap.first is None:
+                continue
+            level, limit = gap.level(), max(2 * gap.first, least)
+            if level < limit or gap.rise() < 4:
+                return None
+            return Finding(
+                "warn",
+                f"Sampler and trainer disagree by {level:.4f} nats per token, {level / max(gap.first, 1e-9):.1f} times "
+                "the start",
+                {name: (level, limit)},
+                "Set algorithm.loss.tis_cap=2.0; check that the sampler got the last weights and uses the same dtype.",
+                by="logprob",
+            )
+        return None
 
 
 class ToolOutage:

@@ -111,6 +111,7 @@ _VERL = {
     "truncated_share": ("response_length/clip_ratio",),
     "mismatch": ("training/rollout_probs_diff_mean",),
     "mismatch_max": ("training/rollout_probs_diff_max",),
+    "kl_sampler": ("rollout_corr/kl",),
     "turns": ("num_turns/mean", "env/number_of_actions/mean"),
     "valid_action_ratio": ("env/ratio_of_valid_action",),
     "t_step_s": ("timing_s/step",),
@@ -158,6 +159,7 @@ _SKYRL = {
     "lr": ("policy/policy_lr",),
     "response_length": ("generate/avg_num_tokens", "policy/response_length"),
     "mismatch": ("policy/rollout_train_logprobs_abs_diff_mean",),
+    "mismatch_max": ("policy/rollout_train_logprobs_abs_diff_max",),
     "t_step_s": ("timing/step",),
     "t_rollout_s": ("timing/generate",),
 }

@@ -35,6 +35,11 @@ class Thresholds:
     size_span: int = 8  # steps in the median of the update size
     rising_z: float = 2.0  # standard errors of the reward's slope that count as "it is learning"
     rising_span: int = 20  # steps in that slope
+    # entropy rise: deviations that are forgiven per step, and how many must add up; a fifth of a deviation above the
+    # start for 20 steps, or one deviation for five. Healthy runs stay below their start.
+    rise_drift: float = 0.25
+    rise_limit: float = 4.0
+    entropy_noise: float = 0.05  # at least 5 % per step, so that a smooth entropy is not judged too finely
     # degradation: standard errors, combined over signals by Stouffer's rule; one signal counts from `floor` (a signal
     # that is at its best speaks against) to `cap` (no single one decides alone). On stationary noise three signals
     # reach 4.5 for 3 steps in a row in about one run of 300 steps in six.

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from agentrl.monitors import Monitor
@@ -78,6 +80,50 @@ def test_a_significant_but_tiny_change_is_not_a_degradation():
             metrics.update(reward=0.48, entropy=0.34, logprob_correct=-0.23)
 
     assert alarms(change) == []
+
+
+def unsure(step, metrics):
+    """Entropy steps up by a half after a while; no sign of large updates."""
+    metrics["reward"] = 0.5 + 0.01 * (step % 3)
+    metrics["entropy"] = (0.4 if step < 20 else 0.6) * (1 + 0.01 * (step % 2))
+
+
+def test_entropy_above_its_start_is_warned_of_while_the_reward_does_not_rise():
+    found = alarms(unsure, n=60, only=("entropy_rise",))
+    assert [a.level for a in found] == ["warn"] and 20 < found[0].step < 30
+    assert found[0].signals["entropy"]["threshold"] == pytest.approx(0.4, rel=0.02)
+    assert found[0].signals["entropy_cusum"]["value"] > found[0].signals["entropy_cusum"]["threshold"]
+
+    def learning(step, metrics):
+        unsure(step, metrics)
+        metrics["reward"] = 0.2 + 0.01 * step
+
+    assert alarms(learning, n=60, only=("entropy_rise",)) == []
+
+
+def test_the_sum_is_that_of_its_formula():
+    """Against the sum written out, with the series' own noise."""
+    rule, monitor = Collapse(("entropy_rise",)), Monitor()
+    monitor.rules, monitor._status, monitor._memory = [rule], {"collapse": {}}, {"collapse": {}}
+    total = 0.0
+    for record in records(40, unsure):
+        monitor.observe(record)
+        series = monitor.series["entropy"]
+        if series.first is not None:
+            above = math.log(record.metrics["entropy"] / series.first) / series.noise(0.05)
+            total = min(max(0.0, total + above - 0.25), 12.0)
+        assert monitor._memory["collapse"].get("entropy_sum", 0.0) == pytest.approx(total)
+    assert total == 12.0
+
+
+def test_what_was_never_earned_cannot_be_lost():
+    """One lucky episode in a run that knows nothing is no peak to fall from."""
+
+    def change(step, metrics):
+        stagnant(step, metrics)
+        metrics["reward"] = 0.03 if step == 12 else 0.0
+
+    assert "critical" not in [a.level for a in alarms(change)]
 
 
 def test_death_spiral_is_evidence():

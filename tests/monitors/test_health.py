@@ -59,6 +59,37 @@ def test_reward_that_rises_while_searching_stops_is_suspicious():
     assert alarms(lambda s, m: m.update(valid_search_ratio=0.6), rule="reward_hacking") == []
 
 
+def test_reward_for_something_else_than_answers_is_noted():
+    def change(step, metrics):
+        metrics["reward"] = 0.2 + 0.006 * step
+        metrics["correct_rate"] = 0.1 + 0.01 * (step % 3)
+
+    assert [a.level for a in alarms(change, rule="reward_hacking")] == ["info"]
+
+    def both(step, metrics):
+        metrics["reward"] = 0.2 + 0.006 * step
+        metrics["correct_rate"] = 0.1 + 0.005 * step
+
+    assert alarms(both, rule="reward_hacking") == []
+
+
+def test_answers_that_were_not_retrieved_are_suspicious():
+    def change(step, metrics):
+        metrics["reward"] = 0.2 + 0.01 * step
+        metrics["answer_in_retrieved"] = 0.9 if step < 30 else 0.3
+
+    found = alarms(change, rule="reward_hacking")
+    assert found and found[0].level == "warn" and found[0].signals["answer_in_retrieved"]["threshold"] == 0.45
+
+
+def test_the_divergence_stands_in_for_the_difference():
+    found = alarms(lambda s, m: m.update(kl_sampler=0.001 * 1.03**s), rule="mismatch")
+    assert found and set(found[0].signals) == {"kl_sampler"}
+    assert alarms(lambda s, m: m.update(kl_sampler=1e-5 * 1.05**s), rule="mismatch") == []
+    both = alarms(lambda s, m: m.update(mismatch=0.02, kl_sampler=0.001 * 1.03**s), rule="mismatch")
+    assert both == []
+
+
 def test_growing_mismatch_warns_and_a_constant_one_does_not():
     found = alarms(lambda s, m: m.update(mismatch=0.01 * 1.03**s), rule="mismatch")
     assert found and found[0].level == "warn"
