@@ -3,7 +3,7 @@
     trainer = GRPOTrainer(..., callbacks=[MonitorCallback()])
 
 Every log of the trainer is one step of the monitors, so `logging_steps=1` sees most. The alarms are those of
-`agentrl watch` on the same logs. TRL's clip fraction counts tokens whose clipping changes the loss, about half of those
+`agentrl watch` on the same logs. TRL's clip fraction counts tokens whose clipping changes the loss, fewer than those
 whose ratio left the range, so the size of updates is judged leniently; with one update per batch it is 0.
 """
 
