@@ -22,7 +22,7 @@ from agentrl.monitors.stats import Series
 from agentrl.runlog import METRICS, read_guard
 from agentrl.storage import parse_line
 
-WHOLE = 48 << 20  # bytes: about 30 000 steps; reading them takes about a second
+WHOLE = 24 << 20  # bytes: about 12 000 steps; reading and sending them takes about a second
 TAIL = 6 << 20  # bytes at the end of a larger file that are read whole
 SAMPLES = 3000  # rows taken from what is before
 ANCHOR = 256  # bytes under the checksum of a cursor

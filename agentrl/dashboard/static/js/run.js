@@ -121,7 +121,7 @@ class RunPage {
       h("span", { class: "phase pill", title: PHASES[phase]?.[1] }, swatch, PHASES[phase]?.[0] ?? phase),
       this.store.phase?.death_spiral ? h("span", { class: "level", data: { level: "critical" } }, "death spiral") : null,
       h("span", { class: "grow" }),
-      s.status !== "finished" ? h("button", { type: "button", title: `${s.resume} (click to copy)`, onclick: () => copy(s.resume) }, "Copy resume command") : null,
+      !["finished", "running"].includes(s.status) ? h("button", { type: "button", title: `${s.resume} (click to copy)`, onclick: () => copy(s.resume) }, "Copy resume command") : null,
       h("a", { class: "button", href: address("/api/report", { run: this.run }), download: "" }, "Report"));
     if (s.message) this.headBox.append(h("span", { class: "muted small" }, s.message));
   }

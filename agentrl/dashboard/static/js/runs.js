@@ -107,7 +107,7 @@ export async function show(main, crumbs, live) {
       h("td", { class: "nowrap" }, a ? h("a", { href: address("/run", { run: run.id, alarm: a.id }) }, h("span", { class: "level", data: { level: a.acknowledged ? "none" : a.level } }, a.rule.replaceAll("_", " ")), h("span", { class: "muted" }, ` at ${a.step}`),) : h("span", { class: "muted" }, "–")),
       h("td", { class: "nowrap" }, unseen(run)),
       h("td", { class: "nowrap" }, ago(run.updated)),
-      h("td", {}, run.status === "finished" ? h("span", { class: "muted" }, "–") : h("button", { class: "quiet", type: "button", title: `${run.resume} (click to copy)`, onclick: () => copy(run.resume) }, h("code", { class: "copy" }, run.resume))));
+      h("td", {}, ["finished", "running"].includes(run.status) ? h("span", { class: "muted" }, "–") : h("button", { class: "quiet", type: "button", title: `${run.resume} (click to copy)`, onclick: () => copy(run.resume) }, h("code", { class: "copy" }, run.resume))));
   }
 
   async function load() {
