@@ -8,6 +8,7 @@ usage: python scripts/bench_step.py [--steps 15] [--before 25] [--threads 1] [--
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -36,6 +37,8 @@ def measure(seed: int, threads: int, before: int, steps: int) -> dict[str, float
             assert config.warm_start is not None
             warm_start(job.engine, job.world, config.warm_start, seed, say=lambda line: None)
             trainer = Trainer(job, run)
+            gc.collect()
+            gc.freeze()  # as `agentrl.run` does
             for _ in range(before):
                 trainer.step()
             rows, cpu = [], []
