@@ -267,6 +267,10 @@ def guess_mapping(columns: Iterable[str], overrides: Mapping[str, str] | None = 
             if signal not in found and feed is not None:
                 found[signal] = feed
                 taken.add(feed)
-    best = max(hits, key=lambda n: hits[n])
-    trainer = best if hits[best] and best != "short" else None
+    own = {  # "reward" and the like are everybody's
+        name: len({c for cs in table.values() for c in cs if c in by_bare} - SIGNALS.keys())
+        for name, table in TRAINERS.items()
+    }
+    best = max(own, key=lambda n: own[n])
+    trainer = best if own[best] and best != "short" else None
     return SignalMap(found, tuple(s for s in WATCHED if s not in found), trainer)

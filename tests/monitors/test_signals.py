@@ -79,3 +79,9 @@ def test_the_prototype_fields_are_recognised():
     assert mapping.columns["logprob_correct"] == "lp_pos"
     assert mapping.columns["clip_fraction"] == "clipfrac"
     assert mapping.columns["delta_correct"] == "delta_tok"
+
+
+def test_our_own_names_are_nobody_elses():
+    assert guess_mapping(SIGNALS).trainer is None
+    assert guess_mapping(["reward", "entropy", "loss", "kl", "grad_norm"]).trainer is None
+    assert guess_mapping(["reward", "loss", "learning_rate", "completions/mean_length"]).trainer == "TRL"
