@@ -157,6 +157,7 @@ def agentrl_step(tok: Any, folder: str) -> Any:
         with RunLog.create(folder, f"run{time.monotonic_ns()}", config) as log:
             trainer = Trainer(job, log)
             rows = [trainer.step().metrics for _ in range(steps + 1)]
+            trainer.close()
         shortest = min(r["response_length"] for r in rows)
         assert shortest > 0.9 * TOKENS, f"responses ended early: {shortest} tokens on average"
         return [r["t_step_s"] for r in rows[1:]]
