@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agentrl.job import Job
-    from agentrl.lab.groups import Group
+    from agentrl.lab.groups import Group, Step
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokens.add_argument("--question", type=int, default=0, help="which of the mixed groups")
     spiral = sub.add_parser("spiral", help="train several methods under a harsh setting, from one checkpoint")
     spiral.add_argument("--methods", default="grpo,pos_only,nthr,llds", help="comma-separated (default: %(default)s)")
-    spiral.add_argument("--steps", type=int, default=110)
+    spiral.add_argument("--steps", type=int, default=110, help="per method (default: %(default)s)")
+    spiral.add_argument("--lr", type=float, default=None, help="of the harsh setting (default: 7e-4)")
     for p in (delta, identify, tokens, spiral):
         p.add_argument(
             "run", type=Path, help="a run directory: its config, and its last checkpoint or the one of --step"
@@ -36,39 +37,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         p.add_argument("--out", type=Path, default=None, help="folder for figures (default: RUN/lld)")
         p.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change the run's config")
         p.add_argument("--json", action="store_true", help="print the result as JSON on the last line")
+    for p in (delta, identify):
+        p.add_argument(
+            "--optimizer",
+            choices=("sgd", "adam", "run"),
+            default="sgd",
+            help="sgd: a small step along the gradient, as in the papers' theory; adam: fresh, so a step of lr in "
+            "every weight; run: the run's own state, so that earlier gradients take part (default: %(default)s)",
+        )
+        p.add_argument("--lr", type=float, default=None, help="of that update (default: 0.01 for sgd, else the run's)")
     for p in (delta, identify, tokens):
         p.add_argument("--questions", type=int, default=40 if p is not tokens else 4, help="mixed groups to use")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one experiment."""
+    _check(args)
     out = args.out or args.run / "lld"
+    return {"delta": _delta, "identify": _identify, "tokens": _tokens, "spiral": _spiral}[args.experiment](args, out)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Numbers and names that cannot work are refused before a model is loaded."""
+    from agentrl.errors import ConfigError
+
+    problems = [
+        f"--{name} {value}: give {least} or more"
+        for name, least in (("questions", 1), ("question", 0), ("updates", 1), ("top", 1), ("steps", 1))
+        if (value := getattr(args, name, None)) is not None and value < least
+    ]
+    lr = getattr(args, "lr", None)
+    if lr is not None and not 0 < lr < float("inf"):
+        problems.append(f"--lr {lr}: give a positive number, for example 0.01")
+    if lr is not None and getattr(args, "optimizer", None) == "run":
+        problems.append("--lr has no effect with --optimizer run, which keeps the run's own: drop one of them")
+    if problems:
+        raise ConfigError(problems)
+    if hasattr(args, "methods"):
+        _methods(args)
+
+
+def _delta(args: argparse.Namespace, out: Path) -> int:
+    from agentrl.console import table
+    from agentrl.lab.delta import plot_delta, run_delta
+
     say = _say(args.json)
-    if args.experiment == "spiral":
-        return _spiral(args, out)
     job, groups = _groups(args)
-    if args.experiment == "delta":
-        from agentrl.console import table
-        from agentrl.lab.delta import plot_delta, run_delta
+    result = run_delta(job, groups, _methods(args), step=_step(args), updates=args.updates, say=say)
+    say(f"one update: {result.optimizer}, lr {result.lr:g}" + (f", {result.updates} times" * (result.updates > 1)))
+    say(table(result.table()))
+    for path in plot_delta(result, out / "delta"):
+        say(f"figure: {path}")
+    return _done(args, result.to_json())
 
-        result = run_delta(job, groups, args.methods.split(","), updates=args.updates, say=say)
-        say(table(result.table()))
-        for path in plot_delta(result, out / "delta"):
-            say(f"figure: {path}")
-        return _done(args, result.to_json())
-    if args.experiment == "identify":
-        from agentrl.lab.identify import run_identify
 
-        found = run_identify(job, groups, top=args.top, say=say)
-        say(
-            f"top-{found.top} overlap of GWHES with the lowest Δ(x): {found.overlap}/{found.top} "
-            f"(random: {found.expected:.1f}); Spearman of GWHES and -Δ: {found.rank_correlation:+.2f}"
-        )
-        return _done(args, found.to_json())
+def _identify(args: argparse.Namespace, out: Path) -> int:
+    from agentrl.lab.identify import run_identify
+
+    say = _say(args.json)
+    job, groups = _groups(args)
+    found = run_identify(job, groups, top=args.top, step=_step(args), say=say)
+    say(found.text())
+    return _done(args, found.to_json())
+
+
+def _tokens(args: argparse.Namespace, out: Path) -> int:
+    from agentrl.console import colors_on
+    from agentrl.errors import ConfigError
     from agentrl.lab.tokens import score_tokens, to_html, to_terminal
 
-    tokens, scale = score_tokens(job, groups[min(args.question, len(groups) - 1)])
-    say(to_terminal(tokens, scale, color=sys.stdout.isatty()))
+    say = _say(args.json)
+    job, groups = _groups(args)
+    if args.question >= len(groups):
+        raise ConfigError(
+            [f"--question {args.question}: there are {len(groups)} mixed groups, from 0; raise --questions"]
+        )
+    tokens, scale = score_tokens(job, groups[args.question])
+    say(to_terminal(tokens, scale, color=colors_on()))
     out.mkdir(parents=True, exist_ok=True)
     page = out / "tokens.html"
     page.write_text(to_html(tokens, scale), encoding="utf-8")
@@ -81,18 +126,15 @@ def _spiral(args: argparse.Namespace, out: Path) -> int:
     from agentrl.console import table
     from agentrl.lab.spiral import plot_spiral, run_spiral
 
+    say = _say(args.json)
     config = load_config(args.run / "config.yaml", [*args.set, f"seed={args.seed}"]).config
+    harsh = {"optim": {"lr": args.lr}} if args.lr is not None else {}
     result = run_spiral(
-        config,
-        _checkpoint(args) / "model",
-        out / "spiral",
-        args.methods.split(","),
-        steps=args.steps,
-        say=_say(args.json),
+        config, _checkpoint(args) / "model", out / "spiral", _methods(args), steps=args.steps, changes=harsh, say=say
     )
-    _say(args.json)(table(result.table()))
+    say(table(result.table()))
     for path in plot_spiral(result, out / "spiral"):
-        _say(args.json)(f"figure: {path}")
+        say(f"figure: {path}")
     return _done(args, {"rows": result.rows})
 
 
@@ -102,8 +144,24 @@ def _groups(args: argparse.Namespace) -> tuple[Job, list[Group]]:
     from agentrl.lab.groups import mixed_groups
 
     config = load_config(args.run / "config.yaml", args.set).config
-    job = build_job(config, args.run, model_path=_checkpoint(args) / "model", say=_say(args.json))
+    checkpoint = _checkpoint(args)
+    job = build_job(config, args.run, model_path=checkpoint / "model", say=_say(args.json))
+    if args.experiment != "tokens" and args.optimizer == "run":
+        job.local.load(checkpoint)  # the optimiser's state, too
     return job, mixed_groups(job, args.questions, seed=args.seed, say=_say(args.json))
+
+
+def _methods(args: argparse.Namespace) -> list[str]:
+    """The names, each once; wrong ones are refused before anything is sampled."""
+    from agentrl.lab.methods import known_methods
+
+    return known_methods(args.methods)
+
+
+def _step(args: argparse.Namespace) -> Step:
+    from agentrl.lab.groups import Step
+
+    return Step(args.optimizer, args.lr)
 
 
 def _checkpoint(args: argparse.Namespace) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.job import Job
-from agentrl.lab.groups import Group, delta_of, displacement
+from agentrl.lab.groups import Group, Step, delta_of, displacement
 from agentrl.lab.methods import method_config
 from agentrl.lab.plots import figure, save
 
@@ -27,14 +27,29 @@ class DeltaResult:
     per_token: dict[str, list[float]]
     per_response: dict[str, list[float]]
     updates: int
+    optimizer: str
+    lr: float
+
+    def above(self, method: str, other: str) -> tuple[int, int]:
+        """On how many questions Δ(x) of `method` is larger than that of `other`, and on how many it differs."""
+        pairs = list(zip(self.per_response[method], self.per_response[other]))
+        return sum(a > b for a, b in pairs), sum(a != b for a, b in pairs)
 
     def table(self, epsilon: float = 0.0) -> list[tuple[str, ...]]:
-        """Rows of text: method, mean Δ per response and per token, share of questions with Δ ≤ ε."""
-        rows: list[tuple[str, ...]] = [("method", "mean Δ per response", "mean Δ per token", f"share Δ ≤ {epsilon:g}")]
+        """Rows of text: method, mean Δ per response and token, the lowest, the share Δ ≤ ε, and wins over the first.
+
+        Wins over the first method: questions with a larger Δ, of those where Δ differs at all.
+        """
+        first = next(iter(self.per_response))
+        rows: list[tuple[str, ...]] = [
+            ("method", "mean Δ / response", "mean Δ / token", "lowest Δ", f"share Δ ≤ {epsilon:g}", f"above {first}")
+        ]
         for m, values in self.per_response.items():
             n = len(values)
             low = sum(v <= epsilon for v in values) / n
-            rows.append((m, f"{sum(values) / n:+.4f}", f"{sum(self.per_token[m]) / n:+.5f}", f"{low:.2f}"))
+            wins = "–" if m == first else "{} of {}".format(*self.above(m, first))
+            mean, token = sum(values) / n, sum(self.per_token[m]) / n
+            rows.append((m, f"{mean:+.4f}", f"{token:+.5f}", f"{min(values):+.3f}", f"{low:.2f}", wins))
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -43,18 +58,29 @@ class DeltaResult:
 
 
 def run_delta(
-    job: Job, groups: Sequence[Group], methods: Sequence[str], *, updates: int = 1, say: Callable[[str], None] = print
+    job: Job,
+    groups: Sequence[Group],
+    methods: Sequence[str],
+    *,
+    step: Step | None = None,
+    updates: int = 1,
+    say: Callable[[str], None] = print,
 ) -> DeltaResult:
-    """One (or `updates`) full-batch updates per question and method, each from the same weights."""
+    """One (or `updates`) full-batch updates per question and method, each from the same weights.
+
+    Raises ConfigError for methods that do not exist.
+    """
+    step = step or Step()
+    algorithms = {m: method_config(job.config.algorithm, m) for m in methods}
     if updates == 1 and any(m in FIRST_UPDATE_ZERO for m in methods):
         say("llds is zero on the first update of a batch: its bars equal grpo's; use --updates 2 or more")
-    per_token: dict[str, list[float]] = {m: [] for m in methods}
-    per_response: dict[str, list[float]] = {m: [] for m in methods}
+    per_token: dict[str, list[float]] = {m: [] for m in algorithms}
+    per_response: dict[str, list[float]] = {m: [] for m in algorithms}
+    temperature = job.config.rollout.temperature
     for k, group in enumerate(groups):
-        for m in methods:
-            algorithm = method_config(job.config.algorithm, m)
+        for m, algorithm in algorithms.items():
             old, new = displacement(
-                job.local, group.batch, algorithm, updates=updates, temperature=job.config.rollout.temperature
+                job.local, group.batch, algorithm, step=step, updates=updates, temperature=temperature
             )
             token, response = delta_of(group.batch, old, new)
             per_token[m].append(token)
@@ -62,7 +88,9 @@ def run_delta(
         if (k + 1) % 10 == 0:
             say(f"{k + 1} of {len(groups)} questions")
     questions = [str(g.task.options.get("question", g.task.id)) for g in groups]
-    return DeltaResult(questions, [g.share_correct for g in groups], per_token, per_response, updates)
+    shares = [g.share_correct for g in groups]
+    lr = step.rate(job.config.optim)
+    return DeltaResult(questions, shares, per_token, per_response, updates, step.optimizer, lr)
 
 
 def plot_delta(result: DeltaResult, out: Path) -> list[Path]:

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from agentrl.algorithms import advantages as compute_advantages
 from agentrl.batch import TokenBatch, pack
-from agentrl.config import AlgorithmConfig
+from agentrl.config import AlgorithmConfig, OptimConfig
 from agentrl.data import TaskStream
 from agentrl.engines.local.engine import LocalEngine
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, NonFiniteError
 from agentrl.job import Job
 from agentrl.metrics import mixed_rows
 from agentrl.rollouts.play import EnvPool, collect
 from agentrl.types import Task, Trajectory
+
+OptimizerName = Literal["sgd", "adam", "run"]
+SGD_LR = 0.01
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one update of the laboratory is.
+
+    sgd: θ − lr · gradient, unclipped, which is the step of the papers' theory (a small step along the gradient).
+    adam: a fresh AdamW, whose first step is lr · sign(gradient) in every weight, as the papers' experiments take it.
+    run: the run's own optimiser state, learning rate and clipping, so that earlier gradients take part.
+    """
+
+    optimizer: OptimizerName = "sgd"
+    lr: float | None = None
+
+    def rate(self, optim: OptimConfig) -> float:
+        """The learning rate: as given, else `SGD_LR` or the run's."""
+        if self.lr is not None:
+            return self.lr
+        return SGD_LR if self.optimizer == "sgd" else optim.lr
 
 
 @dataclass
@@ -75,37 +100,65 @@ def mixed_groups(
 
 
 @contextmanager
-def undone(engine: LocalEngine) -> Iterator[None]:
-    """Weights, optimiser state and the update counter are put back at the end."""
+def undone(engine: LocalEngine, step: Step) -> Iterator[None]:
+    """Inside, the engine updates as `step` says; afterwards weights, optimiser and counters are as they were."""
     parameters = [p for p in engine.model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
-    updates = engine.updates
-    engine.optimizer.state.clear()
+    kept = engine.optimizer, engine.optim_config, engine.updates, engine.lr_scale
     try:
+        _use(engine, step, parameters)
         yield
     finally:
         with torch.no_grad():
             for p, old in zip(parameters, before):
                 p.copy_(old)
-        engine.optimizer.state.clear()
-        engine.updates = updates
-        if engine.fast is not None:
-            engine.fast.refresh()
+        engine.optimizer, engine.optim_config, engine.updates, engine.lr_scale = kept
+
+
+def _use(engine: LocalEngine, step: Step, parameters: list[torch.nn.Parameter]) -> None:
+    if step.optimizer == "run":
+        run = engine.optimizer
+        if not run.state:
+            raise AgentRLError("the run's optimiser has no state yet: take a later checkpoint, or another optimizer")
+        engine.optimizer = torch.optim.AdamW(parameters, fused=True)
+        engine.optimizer.load_state_dict(copy.deepcopy(run.state_dict()))
+        return
+    lr = step.rate(engine.optim_config)
+    changes = {"lr": lr, "warmup_steps": 0, "schedule": "constant"}
+    if step.optimizer == "sgd":  # clipping would give every question a step of its own size
+        changes["max_grad_norm"] = math.inf
+        engine.optimizer = torch.optim.SGD(parameters, lr=lr)
+    else:
+        o = engine.optim_config
+        engine.optimizer = torch.optim.AdamW(parameters, lr=lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
+    engine.optim_config = engine.optim_config.model_copy(update=changes)
+    engine.lr_scale = 1.0
 
 
 def displacement(
-    engine: LocalEngine, batch: TokenBatch, algorithm: AlgorithmConfig, *, updates: int = 1, temperature: float = 1.0
+    engine: LocalEngine,
+    batch: TokenBatch,
+    algorithm: AlgorithmConfig,
+    *,
+    step: Step | None = None,
+    updates: int = 1,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """log π of every action token before and after `updates` full-batch updates of the current weights: two (B, S)."""
+    """log π of every action token before and after `updates` full-batch updates of the current weights: two (B, S).
+
+    The engine is left as it was, so that every method starts from the same weights and optimiser state.
+    """
     nthr = algorithm.nthr if algorithm.nthr.enabled else None
     scored = engine.score(batch, temperature=temperature, nthr=nthr)
     adv = compute_advantages(algorithm.name, batch.rewards, batch.group_ids, k=algorithm.k, correct=batch.correct)
     adv_BS = adv[:, None] * batch.action_mask
     if scored.nthr_factor is not None:
         adv_BS = adv_BS * scored.nthr_factor
-    with undone(engine):
+    with undone(engine, step or Step()):
         for _ in range(updates):
-            engine.update(batch, adv_BS, scored.logprobs, loss=algorithm.loss, temperature=temperature)
+            done = engine.update(batch, adv_BS, scored.logprobs, loss=algorithm.loss, temperature=temperature)
+            if "nonfinite" in done:
+                raise NonFiniteError("the gradient is not finite: the checkpoint has diverged, take an earlier one")
         after = engine.score(batch, temperature=temperature).logprobs
     return scored.logprobs, after
 

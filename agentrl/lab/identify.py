@@ -11,7 +11,7 @@ import torch
 
 from agentrl.config import NTHRConfig
 from agentrl.job import Job
-from agentrl.lab.groups import Group, delta_of, displacement
+from agentrl.lab.groups import Group, Step, delta_of, displacement
 from agentrl.lab.methods import method_config
 
 
@@ -27,13 +27,25 @@ class IdentifyResult:
     expected: float  # of a random choice
     rank_correlation: float  # Spearman, GWHES against -Δ
 
+    def text(self) -> str:
+        """One line."""
+        return (
+            f"top-{self.top} overlap of GWHES with the lowest Δ(x): {self.overlap}/{self.top} (random: "
+            f"{self.expected:.1f}); Spearman of GWHES and -Δ: {self.rank_correlation:+.2f}, {len(self.delta)} questions"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON."""
         return vars(self)
 
 
 def run_identify(
-    job: Job, groups: Sequence[Group], *, top: int = 10, say: Callable[[str], None] = print
+    job: Job,
+    groups: Sequence[Group],
+    *,
+    top: int = 10,
+    step: Step | None = None,
+    say: Callable[[str], None] = print,
 ) -> IdentifyResult:
     """GWHES from the scoring pass, against Δ(x) of one GRPO update per question from the same weights."""
     algorithm = method_config(job.config.algorithm, "grpo")
@@ -43,7 +55,7 @@ def run_identify(
         scored = job.engine.score(group.batch, temperature=temperature, nthr=NTHRConfig(enabled=True, method="exact"))
         assert scored.gwhes is not None
         gwhes.append(float(next(iter(scored.gwhes.values()))))
-        old, new = displacement(job.local, group.batch, algorithm, temperature=temperature)
+        old, new = displacement(job.local, group.batch, algorithm, step=step, temperature=temperature)
         delta.append(delta_of(group.batch, old, new)[1])
         if (k + 1) % 10 == 0:
             say(f"{k + 1} of {len(groups)} questions")
@@ -75,4 +87,4 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 def _ranks(v: torch.Tensor) -> torch.Tensor:
     less = (v[None] < v[:, None]).sum(1)
     same = (v[None] == v[:, None]).sum(1)
-    return less + (same + 1) / 2.0
+    return less + (same + 1).double() / 2

@@ -19,11 +19,25 @@ CHANGES: dict[str, dict[str, object]] = {
 }
 
 
-def method_config(base: AlgorithmConfig, method: str) -> AlgorithmConfig:
-    """`base` with the switches of `method`; everything that the method does not name stays as it is in `base`."""
+def known_methods(names: str) -> list[str]:
+    """Comma-separated names as a list, each once. Raises ConfigError for names that do not exist, and for none."""
+    found = list(dict.fromkeys(n.strip() for n in names.split(",") if n.strip()))
+    if not found:
+        raise ConfigError([f"no method is named in {names!r}; known: {', '.join(CHANGES)}"])
+    for name in found:
+        _check(name)
+    return found
+
+
+def _check(method: str) -> None:
     if method not in CHANGES:
         known = ", ".join(CHANGES)
         raise ConfigError([f"method {method!r} is unknown{nearest(method, list(CHANGES))}; known: {known}"])
+
+
+def method_config(base: AlgorithmConfig, method: str) -> AlgorithmConfig:
+    """`base` with the switches of `method`; everything that the method does not name stays as it is in `base`."""
+    _check(method)
     values = base.model_dump()
     values["k"] = 1
     values["nthr"]["enabled"] = False

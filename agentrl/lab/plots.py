@@ -9,7 +9,11 @@ THEMES = {
     "light": {"bg": "#ffffff", "fg": "#24292f", "grid": "#e4e7eb", "good": "#0072b2", "bad": "#d55e00"},
     "dark": {"bg": "#0d1117", "fg": "#d7dde3", "grid": "#2a3038", "good": "#56b4e9", "bad": "#e69f00"},
 }
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f", "#b2182b")
+#: Okabe and Ito's colours, darker on white and lighter on black where they would not stand out.
+SERIES = {
+    "light": ("#0072b2", "#d55e00", "#00875f", "#b3589a", "#8a6d00", "#2b8cbe", "#6a51a3", "#7f7f7f", "#b2182b"),
+    "dark": ("#56b4e9", "#e69f00", "#3ecf8e", "#e08fc4", "#f0e442", "#9ecae1", "#b3a2e0", "#b0b0b0", "#ff7f6e"),
+}
 
 
 def figure(

@@ -21,7 +21,12 @@ PANELS = {
     "entropy": "entropy, nats",
     "grad_norm": "gradient norm",
 }
-HARSH: dict[str, dict[str, Any]] = {"optim": {"lr": 7e-4}, "train": {"mini_batches": 4, "epochs": 2}}
+#: Few responses per step, many updates on them, a high learning rate.
+HARSH: dict[str, dict[str, Any]] = {
+    "rollout": {"prompts_per_step": 8},
+    "optim": {"lr": 7e-4},
+    "train": {"mini_batches": 4, "epochs": 2},
+}
 
 
 @dataclass
@@ -67,15 +72,19 @@ def run_spiral(
     methods: Sequence[str],
     *,
     steps: int,
-    harsh: dict[str, dict[str, Any]] | None = None,
+    changes: dict[str, dict[str, Any]] | None = None,
     say: Callable[[str], None] = print,
 ) -> SpiralResult:
-    """Train every method for `steps` steps from the weights in `model_path` (fresh optimiser), one run each."""
+    """Train every method for `steps` steps from the weights in `model_path` (fresh optimiser), one run each.
+
+    The setting is `HARSH` with `changes` put over it; everything else is `config`'s.
+    """
     rows = {}
     for method in methods:
         values = config.model_dump()
-        for part, changes in (HARSH if harsh is None else harsh).items():
-            values[part].update(changes)
+        for setting in (HARSH, changes or {}):
+            for part, new in setting.items():
+                values[part].update(new)
         values["algorithm"] = method_config(config.algorithm, method).model_dump()
         values["train"]["steps"] = steps
         values["eval"]["questions"] = 0
@@ -109,8 +118,8 @@ def plot_spiral(result: SpiralResult, out: Path) -> list[Path]:
                 points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
                 steps, values = [p[0] for p in points], [p[1] for p in points]
                 mean = [sum(values[max(0, i - 4) : i + 1]) / min(i + 1, 5) for i in range(len(values))]
-                ax.plot(steps, values, color=SERIES[k], lw=0.6, alpha=0.25)
-                ax.plot(steps, mean, color=SERIES[k], lw=1.6, label=method)
+                ax.plot(steps, values, color=SERIES[theme][k % 9], lw=0.6, alpha=0.25)
+                ax.plot(steps, mean, color=SERIES[theme][k % 9], lw=1.6, label=method)
             ax.set_title(title, fontsize=10, color=colors["fg"], loc="left")
         legend(axes[0], colors, loc="best")
         for ax in axes[2:]:

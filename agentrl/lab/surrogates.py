@@ -21,6 +21,8 @@ def plot_surrogates(names: Sequence[str] | None, k: int, out: Path) -> list[Path
     for name in chosen:
         if name not in SURROGATES:
             raise ConfigError([f"no algorithm is called {name!r}{nearest(name, list(SURROGATES))}"])
+    if k < 1:
+        raise ConfigError([f"k is {k}: pass@K needs 1 or more"])
     rho = torch.linspace(0, 1, 401, dtype=torch.float64)
     written = []
     for theme in ("light", "dark"):
@@ -30,7 +32,7 @@ def plot_surrogates(names: Sequence[str] | None, k: int, out: Path) -> list[Path
         if k > 1:
             left.plot(rho, pass_at_k, color=colors["fg"], lw=1.0, ls="--", label=f"pass@{k}")
         for i, name in enumerate(chosen):
-            color = SERIES[i % len(SERIES)]
+            color = SERIES[theme][i % len(SERIES[theme])]
             if SURROGATES[name].value is not None:
                 value = surrogate(name, rho, k)
                 left.plot(rho, value / value[-1], color=color, lw=1.6, label=name)

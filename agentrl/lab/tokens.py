@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentrl.config import NTHRConfig
+from agentrl.console import printable
+from agentrl.errors import AgentRLError
 from agentrl.job import Job
 from agentrl.lab.groups import Group
 
@@ -21,9 +23,9 @@ class ScoredToken:
 
 
 def score_tokens(job: Job, group: Group, index: int | None = None) -> tuple[list[ScoredToken], float]:
-    """Tokens of the group's incorrect response number `index` (default: the one with most selected tokens), and τ/max.
+    """Scored tokens of the group's incorrect response number `index` (default: the one with most selected tokens).
 
-    The second value is the largest |score|, the scale of the colours.
+    The second value is the largest |score|, the scale of the colours. AgentRLError for an index that does not exist.
     """
     scored = job.engine.score(
         group.batch, temperature=job.config.rollout.temperature, nthr=NTHRConfig(enabled=True, method="exact")
@@ -32,8 +34,10 @@ def score_tokens(job: Job, group: Group, index: int | None = None) -> tuple[list
     wrong = [i for i, ok in enumerate(group.batch.correct.tolist()) if not ok]
     if index is None:
         row = max(wrong, key=lambda i: int(scored.nthr_selected[i].sum()))  # type: ignore[index]
-    else:
+    elif 0 <= index < len(wrong):
         row = wrong[index]
+    else:
+        raise AgentRLError(f"incorrect response {index} does not exist: the group has {len(wrong)}, from 0")
     decode = job.engine.tokenizer.decode
     ids = group.batch.input_ids[row][group.batch.attention_mask[row]].tolist()
     tokens = [ScoredToken(decode([ids[0]]), None, False)]
@@ -61,16 +65,17 @@ def to_terminal(tokens: Sequence[ScoredToken], scale: float, *, color: bool) -> 
     """
     out = []
     for t in tokens:
+        text = printable(t.text)
         if not color:
-            out.append(f"[{t.text}|{t.score:+.2g}]" if t.selected and t.score is not None else t.text)
+            out.append(f"[{text}|{t.score:+.2g}]" if t.selected and t.score is not None else text)
             continue
         if t.score is None:
-            out.append(f"\x1b[2m{t.text}\x1b[0m")
+            out.append(f"\x1b[2m{text}\x1b[0m")
             continue
         level = _level(t.score, scale)
         shade = "" if level == 0 else f"38;5;{(ORANGES if level > 0 else BLUES)[abs(level) - 1]}"
         codes = ";".join(c for c in (shade, "4" if t.selected else "") if c)
-        out.append(f"\x1b[{codes}m{t.text}\x1b[0m" if codes else t.text)
+        out.append(f"\x1b[{codes}m{text}\x1b[0m" if codes else text)
     return " ".join(out)
 
 

@@ -30,7 +30,7 @@ class Errors:
 
     slip: float = 0.10  # a step's result is off by a little
     swap: float = 0.05  # a step takes the wrong operation
-    jump: float = 0.35  # the solution stops working and guesses the answer
+    jump: float = 0.55  # the solution stops working and guesses the answer
     unboxed: float = 0.08  # the answer is not in a box
 
 

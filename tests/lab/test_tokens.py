@@ -1,0 +1,66 @@
+"""Tokens and their scores: whose they are, and that hostile text stays text."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from agentrl.config import NTHRConfig
+from agentrl.errors import AgentRLError
+from agentrl.lab.tokens import ScoredToken, score_tokens, to_html, to_terminal
+
+TOKENS = [
+    ScoredToken("prompt", None, False),
+    ScoredToken("<b>", 2.0, True),
+    ScoredToken("x\x1b[31m", -2.0, False),
+    ScoredToken("none", 0.0, False),
+]
+
+
+def test_the_tokens_are_those_of_an_incorrect_response(lab):
+    job, groups = lab
+    group = groups[0]
+    scored = job.engine.score(group.batch, nthr=NTHRConfig(enabled=True, method="exact"))
+    wrong = [i for i, t in enumerate(group.trajectories) if not t.correct]
+    for k, row in enumerate(wrong):
+        tokens, scale = score_tokens(job, group, k)
+        assert len(tokens) == int(group.batch.attention_mask[row].sum())
+        mine = [t.score for t in tokens if t.score is not None]
+        assert mine == scored.nthr_scores[row][group.batch.action_mask[row]].tolist()
+        assert len(mine) == group.trajectories[row].action_tokens and scale == max(map(abs, mine))
+        assert sum(t.selected for t in tokens) == int(scored.nthr_selected[row].sum())
+    most, _ = score_tokens(job, group)
+    assert sum(t.selected for t in most) == int(scored.nthr_selected[wrong].sum(1).max())
+
+
+def test_a_response_that_does_not_exist_is_named(lab):
+    job, groups = lab
+    with pytest.raises(AgentRLError, match=r"incorrect response 99.*has \d+, from 0"):
+        score_tokens(job, groups[0], 99)
+
+
+def test_the_terminal_shows_sign_and_selection():
+    plain = to_terminal(TOKENS, 2.0, color=False)
+    assert "\x1b" not in plain and "[<b>|+2]" in plain and "prompt" in plain
+    shown = to_terminal(TOKENS, 2.0, color=True)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shown) == "prompt <b> x\\x1b[31m none"
+    assert "\x1b[38;5;202;4m<b>" in shown and "\x1b[38;5;33mx" in shown
+
+
+class Spans(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found, self.tags = [], set()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag == "span":
+            self.found.append(dict(attributes))
+
+
+def test_the_page_escapes_what_the_model_wrote():
+    page = to_html([*TOKENS, ScoredToken("</span><script>alert(1)</script>", 1.0, False)], 2.0)
+    reader = Spans()
+    reader.feed(page)
+    assert "script" not in reader.tags and "b" not in reader.tags and len(reader.found) == 5
+    assert reader.found[1]["class"] == "sel" and reader.found[1]["title"] == "+2" and reader.found[0]["class"] == "env"
