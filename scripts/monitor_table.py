@@ -10,9 +10,10 @@ there in the median of the next ten steps. Lead: steps from the first warning to
 settings and the outcome, never from the alarms: `fell` has a half-fall; `low` never had a mean reward above 0.15, so
 that there was nothing to lose; `harsh` has neither but makes eight or more updates per batch; `healthy` is the rest.
 
-Leave-one-run-out: for each run the update-size, entropy and degradation thresholds are chosen anew on all other runs (fewest
-false warnings on healthy runs, then most half-falls warned of, then the middle of what ties), and the run is judged
-with those. Runs come from one family of tasks and models, so this measures overfitting to runs, not to the family.
+Leave-one-run-out: for each run the update-size, entropy and degradation thresholds are chosen anew on all other runs
+(fewest false warnings on healthy runs, then most half-falls warned of, then the middle of what ties), and the run is
+judged with those. Runs come from one family of tasks and models, and which kinds of evidence there are was decided with
+the runs in view, so this measures how thresholds overfit to runs, and neither of those.
 The baseline is a CUSUM of the log entropy, its two parameters chosen in the same way.
 """
 
