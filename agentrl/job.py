@@ -38,7 +38,9 @@ class Job:
     def local(self) -> LocalEngine:
         """The engine, where what is asked needs its model in this process. ConfigError for a cluster's."""
         if not isinstance(self.engine, LocalEngine):
-            raise ConfigError([f"this works with engine local alone, and engine is {self.config.engine}: set it to local"])
+            raise ConfigError(
+                [f"this works with engine local alone, and engine is {self.config.engine}: set it to local"]
+            )
         return self.engine
 
 
@@ -100,11 +102,15 @@ def _cluster_engine(
     """Starts the workers. Problems that can be known are said before anything of Ray is imported."""
     from agentrl.engines.openrlhf import preflight
 
-    if problems := preflight.packages(config):
-        raise ConfigError(problems)
+    preflight.early(config)
     from agentrl.engines.openrlhf.engine import OpenRLHFEngine
 
-    initial = str((work_dir / INITIAL).absolute()) if (work_dir / INITIAL).is_dir() else config.model.path
+    folder = (work_dir / INITIAL).absolute()
+    if config.model.path == BUILTIN and not folder.is_dir():  # a cluster starts from files
+        plain = config.model.model_copy(update={"lora": None})
+        load_model(plain, tokenizer, config.seed).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    initial = str(folder) if folder.is_dir() else config.model.path
     if adapter is not None or model_path == BUILTIN:
         model_path = initial
     return OpenRLHFEngine(

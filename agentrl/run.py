@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
 import time
@@ -61,7 +62,12 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
 
 def _initial_model(config: RunConfig, run: RunLog, progress: Progress) -> Path | None:
     """A cluster starts from files: where its model is to be made or warmed up, that is done here, on this machine."""
-    if config.engine == "local" or (config.model.path != BUILTIN and config.warm_start is None):
+    if config.engine == "local":
+        return None
+    from agentrl.engines.openrlhf import preflight
+
+    preflight.early(config)  # not after a warm start
+    if config.model.path != BUILTIN and config.warm_start is None:
         return None
     model = config.model.model_copy(update={"lora": None})
     job = build_job(config.model_copy(update={"engine": "local", "model": model}), run.path, say=progress.say)
@@ -109,6 +115,8 @@ def resume_run(run_dir: Path, *, quiet: bool = False) -> FinishedRun:
 
 
 def _train(job: Job, run: RunLog, progress: Progress, checkpoint: tuple[Path, dict] | None = None) -> FinishedRun:
+    gc.collect()
+    gc.freeze()  # what the libraries have loaded stays: looking through it again took a tenth of the rollouts' time
     config = job.config
     writers = make_writers(config, run.path)
     outputs = [_show(progress)]

@@ -86,7 +86,7 @@ class Trainer:
         self.probe: list[Trajectory] = []
         self.stop_requested = False
         depth = self.config.openrlhf.staleness if self.asynchronous else 0
-        self.ahead = Ahead(self.collect, self.stream.state_dict, depth=depth, last=self.config.train.steps)
+        self.ahead = Ahead(lambda n: self.collect(n), self.stream.state_dict, depth=depth, last=self.config.train.steps)
 
     # ------------------------------------------------------------------------------------------------------- the loop
 

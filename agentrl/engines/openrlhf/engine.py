@@ -30,7 +30,6 @@ from agentrl.engines.base import ScoreResult
 from agentrl.engines.local.engine import learning_rate, rows_with_gradient
 from agentrl.engines.local.sampler import TokenText
 from agentrl.engines.local.scoring import nthr_metrics
-from agentrl.engines.openrlhf import cpu as cpu_shim
 from agentrl.engines.openrlhf import preflight
 from agentrl.engines.openrlhf.launch import PROBE_TOKENS, Cluster, start_ray
 from agentrl.engines.openrlhf.policy import UpdatePart
@@ -76,7 +75,7 @@ class OpenRLHFEngine:
         self._loaded_from = model_path
         self._hand_over = threading.RLock()  # one at a time: new weights, or a new engine
         self._sleeping = False
-        cpu = cpu_shim.needed() if config.model.device == "auto" else config.model.device == "cpu"
+        cpu = preflight.on_cpu(config)
         self.device = torch.device("cpu" if cpu else "cuda")
         preflight.check(config, cpu=cpu, model_path=model_path)
         self.context_length, self._eos = _about(model_path, config, tokenizer)

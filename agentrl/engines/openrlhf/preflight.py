@@ -39,6 +39,18 @@ def check(config: RunConfig, *, cpu: bool, model_path: str) -> None:
         raise ConfigError(problems)
 
 
+def early(config: RunConfig) -> None:
+    """What does not depend on the model, before one is made or warmed up. ConfigError with every problem found."""
+    problems = packages(config) + devices(config, cpu=on_cpu(config)) + address(config)
+    if problems:
+        raise ConfigError(problems)
+
+
+def on_cpu(config: RunConfig) -> bool:
+    """Whether the workers run without CUDA."""
+    return not torch.cuda.is_available() if config.model.device == "auto" else config.model.device == "cpu"
+
+
 def packages(config: RunConfig) -> list[str]:
     """Missing or untested packages."""
     missing, untested = [], []
