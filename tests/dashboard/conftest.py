@@ -50,9 +50,9 @@ def server(runs: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[object]:
-    """A browser; the test is skipped where there is none."""
+    """A browser; the test is skipped where there is none. Per module: its event loop runs until it is closed."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="the browser tests need playwright (pip install '.[dev]')"
     )

@@ -15,19 +15,24 @@ from envs.calculator import CalculatorEnv
 from envs.checker import CHECKS, Finding, check, check_env
 from envs.hostile import GOLD
 from envs.search import SearchEnv
+from tests.envs.test_mcp import SERVER
+
+KWARGS = {"agentrl/Mcp-v0": {"server": SERVER}}  # the others need nothing
 
 
 @pytest.mark.parametrize("name", envs.ENVS)
 def test_gymnasiums_checker_has_neither_error_nor_warning(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_with_gymnasium(gymnasium.make(name).unwrapped)
+        check_with_gymnasium(gymnasium.make(name, **KWARGS.get(name, {})).unwrapped)
 
 
 @pytest.mark.parametrize("name", envs.ENVS)
 def test_the_shipped_environments_pass(name):
-    findings = check(name)
-    assert [f for f in findings if f.level != "ok"] == []
+    findings = check(name, **KWARGS.get(name, {}))
+    doubtful = [f.check for f in findings if f.level != "ok"]
+    # The tools of an MCP server are a process, which the checker cannot replace: test_mcp has a hostile one.
+    assert doubtful == (["hostile tool"] if name == "agentrl/Mcp-v0" else [])
     assert [f.check for f in findings] == [c[0] for c in CHECKS]
 
 
