@@ -3,7 +3,7 @@
 #   PIP_EXTRA_INDEX_URL=... make test        pip's own variables work, for example for another build of torch
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check bench clean
+.PHONY: help quickstart test test-slow test-distributed check bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +24,10 @@ test: $(INSTALLED)         ## fast tests
 test-slow: $(INSTALLED)    ## whole runs: the quickstart, kill and resume, large inputs
 	$(BIN)/python -m pytest -m slow --timeout=1200 $(ARGS)
 
+test-distributed:    ## the cluster engine with the real Ray, DeepSpeed, vLLM and OpenRLHF, on the CPU
+	PYTHON="$(PYTHON)" scripts/setup_openrlhf_cpu.sh $(VENV)-dist
+	OMP_NUM_THREADS=1 $(VENV)-dist/bin/python -m pytest tests/distributed -m distributed --timeout=900 $(ARGS)
+
 check: $(INSTALLED)        ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,7 +37,7 @@ bench: $(INSTALLED_BENCH)  ## the measured figures of the documentation
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:               ## remove the environment and caches; runs/ is kept
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dist build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
