@@ -62,3 +62,36 @@ def test_a_changed_shape_and_a_missing_answer_are_named(folder):
     (folder / "aime24.jsonl").write_text(json.dumps({"text": "P", "answer": "1"}))
     with pytest.raises(DataError, match=r"no column 'problem' but \['answer', 'text'\]"):
         list(RECIPES["aime24"]("test"))
+
+
+def test_eval_takes_recipes_as_suites(folder, monkeypatch, capsys):
+    """A math model on local copies of two of the papers' suites, in the papers' table."""
+    from agentrl.cli import main
+    from agentrl.run import train_run
+    from tests.small import small_config
+
+    suites = {
+        "aime24": [{"problem": f"{a} + 1 = ?", "answer": str(a + 1)} for a in range(1, 4)],
+        "olympiadbench": [{"question": "2 * 3 = ?", "final_answer": ["6", "six"]}],
+    }
+    for name, rows in suites.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = small_config(
+        folder / "runs",
+        world={"kind": "arithmetic", "levels": [1]},
+        env={"id": "agentrl/Math-v0"},
+        rollout={"max_turns": 1},
+        train={"steps": 0},
+    )
+    run = train_run(config, quiet=True).run_dir
+    command = ["eval", str(run), "--suite", "recipe:aime24", "--suite", "recipe:olympiadbench", "--samples", "2"]
+    assert main([*command, "--json"]) == 0
+    out = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert out["questions"] == {"aime24": 3, "olympiadbench": 1}
+    for rows in out["results"].values():
+        values = [suite["avg"]["value"] if "avg" in suite else None for suite in rows["suites"].values()]
+        assert set(rows["suites"]) == set(suites)
+        if None not in values:
+            assert rows["average"] == pytest.approx(sum(values) / 2)
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["method", "aime24", "olympiadbench", "average"]

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="sgd: a small step along the gradient, as in the papers' theory; adam: fresh, so a step of lr in "
             "every weight; run: the run's own state, so that earlier gradients take part (default: %(default)s)",
         )
-        p.add_argument("--lr", type=float, default=None, help="of that update (default: 0.01 for sgd, else the run's)")
+        p.add_argument("--lr", type=float, default=None, help="of that update (default: 0.001 for sgd, else the run's)")
     for p in (delta, identify, tokens):
         p.add_argument("--questions", type=int, default=40 if p is not tokens else 4, help="mixed groups to use")
 
@@ -68,7 +68,7 @@ def _check(args: argparse.Namespace) -> None:
     ]
     lr = getattr(args, "lr", None)
     if lr is not None and not 0 < lr < float("inf"):
-        problems.append(f"--lr {lr}: give a positive number, for example 0.01")
+        problems.append(f"--lr {lr}: give a positive number, for example 0.001")
     if lr is not None and getattr(args, "optimizer", None) == "run":
         problems.append("--lr has no effect with --optimizer run, which keeps the run's own: drop one of them")
     if problems:

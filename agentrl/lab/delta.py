@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 from agentrl.job import Job
@@ -36,20 +37,19 @@ class DeltaResult:
         return sum(a > b for a, b in pairs), sum(a != b for a, b in pairs)
 
     def table(self, epsilon: float = 0.0) -> list[tuple[str, ...]]:
-        """Rows of text: method, mean Δ per response and token, the lowest, the share Δ ≤ ε, and wins over the first.
+        """Rows of text: Δ per response (mean, median, lowest) and per token, share of Δ ≤ ε, and wins.
 
-        Wins over the first method: questions with a larger Δ, of those where Δ differs at all.
+        Wins over the first method, and over `random` where it takes part: questions with a larger Δ, of those where Δ
+        differs at all.
         """
-        first = next(iter(self.per_response))
-        rows: list[tuple[str, ...]] = [
-            ("method", "mean Δ / response", "mean Δ / token", "lowest Δ", f"share Δ ≤ {epsilon:g}", f"above {first}")
-        ]
+        rivals = list(dict.fromkeys((next(iter(self.per_response)), *({"random"} & self.per_response.keys()))))
+        header = ("method", "mean Δ / response", "median", "lowest", "mean Δ / token", f"share Δ ≤ {epsilon:g}")
+        rows: list[tuple[str, ...]] = [(*header, *(f"above {r}" for r in rivals))]
         for m, values in self.per_response.items():
-            n = len(values)
-            low = sum(v <= epsilon for v in values) / n
-            wins = "–" if m == first else "{} of {}".format(*self.above(m, first))
-            mean, token = sum(values) / n, sum(self.per_token[m]) / n
-            rows.append((m, f"{mean:+.4f}", f"{token:+.5f}", f"{min(values):+.3f}", f"{low:.2f}", wins))
+            low = sum(v <= epsilon for v in values) / len(values)
+            wins = ("–" if m == r else "{} of {}".format(*self.above(m, r)) for r in rivals)
+            shown = (f"{v:+.4f}" for v in (mean(values), median(values), min(values)))
+            rows.append((m, *shown, f"{mean(self.per_token[m]):+.5f}", f"{low:.2f}", *wins))
         return rows
 
     def to_json(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from agentrl.rollouts.play import EnvPool, collect
 from agentrl.types import Task, Trajectory
 
 OptimizerName = Literal["sgd", "adam", "run"]
-SGD_LR = 0.01
+SGD_LR = 1e-3
 
 
 @dataclass(frozen=True)

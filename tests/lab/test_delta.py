@@ -47,9 +47,17 @@ def test_an_unknown_method_is_refused_before_any_work(lab):
 def test_the_table_counts_displacement_and_wins():
     header, grpo, nthr = a_result().table()
     assert header[-1] == "above grpo" and grpo[-1] == "–"
-    assert grpo[:5] == ("grpo", "-0.3333", "-0.33333", "-2.000", "0.67")
+    assert grpo[:6] == ("grpo", "-0.3333", "+0.0000", "-2.0000", "-0.33333", "0.67")
     assert nthr[-2:] == ("0.33", "2 of 2")  # on question b both are equal
-    assert a_result().table(epsilon=-1.5)[1][4] == "0.33"
+    assert a_result().table(epsilon=-1.5)[1][5] == "0.33"
+
+
+def test_wins_over_random_are_shown_where_it_takes_part():
+    values = {"grpo": [0.0, 0.0], "random": [1.0, 2.0], "nthr": [2.0, 1.0]}
+    table = DeltaResult(["a", "b"], [0.5, 0.5], values, values, 1, "sgd", 1e-3).table()
+    assert [row[-2:] for row in table] == [
+        ("above grpo", "above random"), ("–", "0 of 2"), ("2 of 2", "–"), ("2 of 2", "1 of 2"),
+    ]  # fmt: skip
 
 
 def test_the_figure_is_drawn_in_both_themes(tmp_path):
