@@ -24,7 +24,7 @@ PANELS = {
 #: Few responses per step, many updates on them, a high learning rate.
 HARSH: dict[str, dict[str, Any]] = {
     "rollout": {"prompts_per_step": 8},
-    "optim": {"lr": 7e-4},
+    "optim": {"lr": 4.5e-4},
     "train": {"mini_batches": 4, "epochs": 2},
 }
 
