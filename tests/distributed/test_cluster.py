@@ -10,8 +10,10 @@ import torch
 
 from agentrl.batch import pack
 from agentrl.config import LossConfig, NTHRConfig
+from agentrl.config_io import load_config
 from agentrl.errors import RunError
 from agentrl.job import build_job
+from agentrl.rollouts.chat import parts_of
 from agentrl.rollouts.play import EnvPool, collect
 from agentrl.run import resume_run
 from agentrl.runlog import read_evals, read_info, read_metrics, read_rollouts
@@ -94,7 +96,7 @@ def test_the_cluster_and_the_local_engine_agree(two_by_two):
 def test_a_conversation_ends_at_its_stop_string_and_stays_on_its_engine(two_by_two):
     job, _, _ = two_by_two
     engine, tokenizer = job.engine, job.chat.tokenizer
-    ids = job.chat.start(job.make_env().reset(seed=0, options=job.train_tasks[0].options)[0])
+    ids = job.chat.start(parts_of(*job.make_env().reset(seed=0, options=job.train_tasks[0].options)))
 
     async def three():
         return [await engine.sample(ids, max_tokens=16, stop=["</search>"], session=7) for _ in range(3)]
@@ -105,7 +107,6 @@ def test_a_conversation_ends_at_its_stop_string_and_stays_on_its_engine(two_by_t
     engine.release(7)
     for s in samples:
         assert len(s.ids) == len(s.logprobs) <= 16
-        assert s.text == tokenizer.decode(s.ids) or s.ids[-1] == tokenizer.eos_token_id
         assert s.stop == "length" or s.text.endswith("</search>") or s.ids[-1] == tokenizer.eos_token_id
 
 
@@ -154,12 +155,13 @@ def test_a_stale_output_head_is_caught_and_named(two_by_two):
     assert engine.sync_gap < 1e-3
 
 
-def test_a_run_outlives_an_engine_and_resumes_after_a_worker(ray_here, warm_model, tmp_path):
-    config = small_config(
-        tmp_path, warm_model, engine="openrlhf", algorithm={"nthr": {"enabled": True}},
-        train={"steps": 8, "delta_every": 2}, eval={"questions": 20, "every": 0}, rollout={"prompts_per_step": 8},
-        log={"checkpoint_every": 2, "rollout_groups": -1}, openrlhf={"step_timeout_s": 120},
-    )  # fmt: skip
+def test_a_run_outlives_an_engine_and_resumes_after_a_worker(ray_here, tmp_path):
+    changes = [
+        "engine=openrlhf", "train.steps=8", "train.delta_every=2", "eval.questions=100", "eval.every=0",
+        "rollout.prompts_per_step=12", "log.checkpoint_every=2", "log.rollout_groups=-1", "log.name=a",
+        f"log.runs_dir={tmp_path}", "openrlhf.step_timeout_s=120",
+    ]  # fmt: skip
+    config = load_config("search_tiny", changes).config
 
     def meddle(trainer):
         engine, step = trainer.engine, trainer.step
@@ -188,7 +190,8 @@ def test_a_run_outlives_an_engine_and_resumes_after_a_worker(ray_here, warm_mode
         assert versions == {n}, n
     rewards = [r["reward"] for r in rows]
     assert sum(rewards[-3:]) > sum(rewards[:3])
-    assert len(read_evals(run)) >= 2
+    before, after = read_evals(run)
+    assert after["em"] > before["em"] + 0.05
 
 
 def test_asynchronous_runs_train_on_samples_of_the_version_before(ray_here, warm_model, tmp_path):
