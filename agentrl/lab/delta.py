@@ -5,6 +5,7 @@ The same rollouts serve every method, and the weights are put back before each u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,19 +95,37 @@ def run_delta(
 
 
 def plot_delta(result: DeltaResult, out: Path) -> list[Path]:
-    """The sorted bar figure: one panel per method, questions in the order of the first method's Δ."""
+    """The sorted bar figure: one panel per method, questions in the order of the first method's Δ.
+
+    The axis is linear for the smaller half of all bars and logarithmic beyond, because a few questions may move by
+    much more than the others.
+    """
     methods = list(result.per_response)
     order = sorted(range(len(result.questions)), key=lambda i: result.per_response[methods[0]][i])
+    linear = median(abs(v) for values in result.per_response.values() for v in values) or 1.0
     written = []
     for theme in ("light", "dark"):
-        fig, axes, colors = figure(theme, 1, len(methods), size=(2.6 * len(methods) + 0.8, 2.9), sharey=True)
+        fig, axes, colors = figure(theme, 1, len(methods), size=(2.5 * len(methods) + 0.8, 3.0), sharey=True)
         for ax, m in zip(axes, methods):
             values = [result.per_response[m][i] for i in order]
             shades = [colors["bad"] if v <= 0 else colors["good"] for v in values]
             ax.bar(range(len(values)), values, width=0.9, color=shades)
             ax.axhline(0, color=colors["fg"], lw=0.8)
-            ax.set_title(f"{m}   mean {sum(values) / len(values):+.3f}", fontsize=10, color=colors["fg"])
-            ax.set_xlabel("question, sorted", color=colors["fg"])
-        axes[0].set_ylabel("Δ log π of correct responses", color=colors["fg"])
+            ax.set_yscale("symlog", linthresh=linear)
+            low = sum(v <= 0 for v in values)
+            title = f"{m}\nmedian {median(values):+.3f}, {low} of {len(values)} fall"
+            ax.set_title(title, fontsize=9, color=colors["fg"], loc="left")
+            ax.set_xlabel(f"question, by Δ of {methods[0]}", color=colors["fg"], fontsize=9)
+        _ticks(axes[0], [v for values in result.per_response.values() for v in values], linear)
+        axes[0].set_ylabel("Δ(x), nats per response", color=colors["fg"], fontsize=9)
         written += save(fig, out, theme)
     return written
+
+
+def _ticks(ax: Any, values: Sequence[float], linear: float) -> None:
+    """Zero and powers of ten on both sides, as plain numbers."""
+    reach = max(abs(v) for v in values) or 1.0
+    powers = [10.0**k for k in range(math.floor(math.log10(linear)), math.floor(math.log10(max(reach, linear))) + 1)]
+    ticks = [-p for p in powers[::-1]] + [0.0, *powers]
+    ax.set_yticks(ticks, [f"{t:+g}" if t else "0" for t in ticks], minor=False)
+    ax.minorticks_off()
