@@ -145,10 +145,17 @@ def test_a_stale_output_head_is_caught_and_named(two_by_two):
     def corrupt(worker):
         worker.model_runner.model.lm_head.weight.data.mul_(1.5)
 
-    async def run_in_vllm(actor):
-        await actor.llm.collective_rpc(corrupt)
+    def spoil(actor):  # runs on the actor's event loop, which then carries it out
+        actor.spoiling = asyncio.ensure_future(actor.llm.collective_rpc(corrupt))
 
-    ray.get(engine.cluster.engines[0].__ray_call__.remote(run_in_vllm), timeout=60)
+    def spoiled():
+        return ray.get(engine.cluster.engines[0].weight_digest.remote(), timeout=60)[0]
+
+    before = spoiled()
+    ray.get(engine.cluster.engines[0].__ray_call__.remote(spoil), timeout=60)
+    end = time.monotonic() + 30
+    while spoiled() == before and time.monotonic() < end:
+        time.sleep(0.1)
     with pytest.raises(SyncError, match=r"vLLM engine 0 .* (output head|embedding)"):
         engine._compare()
     engine.sync()  # all weights anew

@@ -8,6 +8,8 @@ runs in vLLM's processes before the model is loaded. What they replace, and why:
 - init_device_mesh("cuda") in the DeepSpeed strategy: "cpu"
 - the PyNccl group between trainer and vLLM: a gloo group with the same `broadcast`
 - OpenRLHF's replay buffer, which asks for a CUDA device and is not used here: nothing
+- DeepSpeed's asynchronous collective calls: waited for. ZeRO-3 waits for the last of several alone, which is enough on
+  a CUDA stream; gloo finishes them in any order, and under load a late gather overwrote weights just loaded
 - vLLM's packed linear weights: plain ones. Packed ones cannot be loaded again, and tied heads keep the old copy
 
 Not covered, and refused by `preflight`: sleep mode, flash attention, NCCL, CUDA IPC.
@@ -34,6 +36,10 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's own process runs the model: one process less to start
 }
+
+_WAITED = (
+    "all_gather", "all_gather_coalesced", "all_gather_into_tensor", "all_reduce", "broadcast", "reduce_scatter_tensor",
+)  # fmt: skip
 
 
 def needed() -> bool:
@@ -70,6 +76,11 @@ def after_import() -> None:
         mesh = strategy.init_device_mesh
         strategy.init_device_mesh = lambda device, *a, **k: mesh("cpu", *a, **k)
         strategy.agentrl_cpu = True
+    backend: Any = sys.modules.get("deepspeed.comm.torch")
+    if backend is not None and not hasattr(backend, "agentrl_cpu"):
+        for name in _WAITED:
+            setattr(backend.TorchBackend, name, _waited(getattr(backend.TorchBackend, name)))
+        backend.agentrl_cpu = True
     for name in ("openrlhf.utils.distributed_util", "openrlhf.trainer.ray.ppo_actor"):
         module: Any = sys.modules.get(name)
         if module is not None:
@@ -107,6 +118,18 @@ class GlooGroup:
         options = torch.distributed.BroadcastOptions()
         options.rootRank, options.rootTensor = src, 0
         self.group.broadcast([tensor], options).wait()
+
+
+def _waited(collective: Any) -> Any:
+    """The collective call, complete when it returns, whatever `async_op`."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        handle = collective(*args, **kwargs)
+        if hasattr(handle, "wait"):
+            handle.wait()
+        return handle
+
+    return call
 
 
 def _stub_flash_attn() -> None:

@@ -41,21 +41,21 @@ def parameter_group(name: str) -> str:
     return layer + kind
 
 
-def stale_groups(trainer: Digest, shards: Sequence[Digest]) -> list[str]:
-    """Groups on which vLLM, whose tensor-parallel ranks hold `shards`, differs from the trainer.
+def stale_groups(trainer: Digest, shards: Sequence[Digest]) -> dict[str, tuple[float, float]]:
+    """Groups on which vLLM, whose tensor-parallel ranks hold `shards`, differs: the trainer's sum and vLLM's.
 
     A rank holds a part of a group or a copy of it: the sum over ranks or every rank must be right. An output head that
     only one side lists is tied to the embedding.
     """
-    out = []
+    out = {}
     for group, value in trainer.items():
         held = [s[group] for s in shards if group in s]
         if not held:
             if group != "output head":
-                out.append(group)
+                out[group] = (value, 0.0)
             continue
         if not _equal(sum(held), value) and not all(_equal(h, value) for h in held):
-            out.append(group)
+            out[group] = (value, sum(held))
     return out
 
 
@@ -65,14 +65,15 @@ def check(
     vllm_logprobs: Sequence[float],
     trainer_logprobs: Sequence[float],
     tolerance: float,
-    stale: Sequence[str],
+    stale: dict[str, tuple[float, float]],
 ) -> float:
     """The largest gap in nats between the two; SyncError where it exceeds `tolerance` or a group is `stale`."""
     gap = max((abs(a - b) for a, b in zip(vllm_logprobs, trainer_logprobs)), default=0.0)
     if gap <= tolerance and not stale:
         return gap
     if stale:
-        what = f"these parameters are not the trainer's: {', '.join(stale)}"
+        sums = ", ".join(f"{group} (Σ|w| {own:.7g}, in vLLM {its:.7g})" for group, (own, its) in stale.items())
+        what = f"these parameters are not the trainer's: {sums}"
     else:
         what = (
             "all its parameters are the trainer's, so what it computes from them is stale: most likely the output head "
