@@ -255,4 +255,5 @@ def test_scores_from_the_update_itself(folder):
     assert torch.allclose(filled.entropy, scored.entropy, atol=1e-4)
     assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
     for a, b in zip(one.model.parameters(), two.model.parameters()):
-        assert torch.allclose(a, b, atol=2.1e-2) and float((a - b).abs().mean()) < 1e-4  # Adam's first step is lr x sign
+        gap = (a.detach() - b.detach()).abs()
+        assert float(gap.max()) < 2.1e-2 and float(gap.mean()) < 1e-4  # Adam's first step is lr x sign
