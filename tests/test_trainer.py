@@ -170,17 +170,22 @@ def test_the_count_of_skipped_steps_survives_a_resume(tmp_path, warm_model):
 
 def test_dynamic_sampling_keeps_groups_with_contrast(started):
     trainer = started(**SAMPLING)
-    rollouts = trainer.collect(0)
-    groups = {}
-    for t in rollouts.used:
-        groups.setdefault(t.group_id, set()).add(t.reward)
-    assert groups and all(len(rewards) > 1 for rewards in groups.values())
-    drawn = {t.group_id for t in rollouts.all}
-    equal = {g for g in drawn if len({t.reward for t in rollouts.all if t.group_id == g}) == 1}
-    assert equal and equal.isdisjoint(groups) and equal | set(groups) == drawn
-    assert 3 < len(drawn) <= 9 and (len(groups) == 3 or len(drawn) == 9)
-    assert len(rollouts.batch) == len(rollouts.used) == 4 * len(groups)
-    assert {trainer.stream.position} == {len(drawn)}  # questions that were drawn are used up
+    dropped = position = 0
+    for step in range(6):  # not every step meets a group without contrast
+        rollouts = trainer.collect(step)
+        groups = {}
+        for t in rollouts.used:
+            groups.setdefault(t.group_id, set()).add(t.reward)
+        assert groups and all(len(rewards) > 1 for rewards in groups.values())
+        drawn = {t.group_id for t in rollouts.all}
+        equal = {g for g in drawn if len({t.reward for t in rollouts.all if t.group_id == g}) == 1}
+        assert equal.isdisjoint(groups) and equal | set(groups) == drawn
+        assert 3 <= len(drawn) <= 9 and (len(groups) == 3 or len(drawn) == 9)
+        assert len(rollouts.batch) == len(rollouts.used) == 4 * len(groups)
+        position += len(drawn)
+        assert trainer.stream.position == position  # questions that were drawn are used up
+        dropped += len(equal)
+    assert dropped
 
 
 def test_dynamic_sampling_stops_at_the_cap_and_the_update_is_zero(started):
