@@ -49,7 +49,8 @@ def test_configs_that_cannot_work_are_refused(tmp_path, changes, remedy):
 
 
 def test_the_local_engine_does_not_mind(tmp_path):
-    small_config(tmp_path, openrlhf={"gpus_per_node": 1000, "asynchronous": True})
+    config = small_config(tmp_path, openrlhf={"gpus_per_node": 1000, "asynchronous": True})
+    assert config.engine == "local" and config.openrlhf.gpus == 1001  # kept for the day it is used, refused only then
 
 
 # ------------------------------------------------------------------------------------------------------ packages
