@@ -267,15 +267,10 @@ def _variables() -> Iterator[Finding]:
 
 def _sizes() -> Iterator[Finding]:
     """Parameters that fit: fp32 weights, gradients and AdamW's two moments take 16 bytes each; a fifth is kept free."""
-    room = memory_bytes()
-    where = "memory"
-    try:
-        import torch
-
-        if torch.cuda.is_available():
-            room, where = torch.cuda.get_device_properties(0).total_memory, "the GPU"
-    except Exception:  # reported above
-        pass
+    room, where = memory_bytes(), "memory"
+    torch = sys.modules.get("torch")  # absent where it cannot be imported, which is reported above
+    if torch is not None and torch.cuda.is_available():
+        room, where = torch.cuda.get_device_properties(0).total_memory, "the GPU"
     if room is None:
         return
     whole, lora = 0.8 * room / 16 / 1e9, 0.8 * room / 4.5 / 1e9

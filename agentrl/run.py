@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -44,9 +43,10 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
     with run:
         try:
             job = build_job(config, run.path, model_path=_initial_model(config, run, progress), say=progress.say)
-        except Exception:
-            shutil.rmtree(run.path, ignore_errors=True)
+        except BaseException:
+            run.discard()
             raise
+        run.settle()
         progress.say(
             f"{len(job.train_tasks)} training and {len(job.test_tasks)} held-out questions; "
             f"{job.engine.parameters:,} parameters on {job.engine.device}"
@@ -102,9 +102,13 @@ def resume_run(run_dir: Path, *, quiet: bool = False) -> FinishedRun:
             )
         path, state = found
         if state["step"] >= config.train.steps:
+            fresh = (
+                f"; to start a new run from its model: agentrl train {run.path / 'config.yaml'} "
+                f"--set model.path={path / 'model'} --set warm_start=null --set log.name=..."
+            )
             raise RunError(
-                f"{run.path} has finished its {config.train.steps} steps; to go on from its model: agentrl train "
-                f"{run.path / 'config.yaml'} --set model.path={path / 'model'} --set warm_start=null --set log.name=..."
+                f"{run.path} has finished its {config.train.steps} steps; to train on, raise train.steps in "
+                f"{run.path / 'config.yaml'} and resume{'' if config.model.lora else fresh}"
             )
         progress.say(f"resuming {run.path} at step {state['step']} of {config.train.steps}")
         run.truncate_after(state["step"])

@@ -87,8 +87,8 @@ class RunLog:
     ) -> RunLog:
         """Make `runs_dir/name` with its config, versions and status.
 
-        A run that is there is kept: RunError, unless `force`, which deletes it first. What is not a run directory, or
-        is in use, is never deleted.
+        A run that is there is kept: RunError, unless `force`, which sets it aside until `settle` deletes it or
+        `discard` puts it back. What is not a run directory, or is in use, is never touched.
         """
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise RunError(f"log.name is {name!r}: it becomes a folder's name, so use letters, digits, - and _")
@@ -101,6 +101,18 @@ class RunLog:
         atomic_write(path / META, json.dumps(_meta(config, argv), indent=1))
         run.set_status("running", step=0, steps=config.train.steps)
         return run
+
+    def settle(self) -> None:
+        """The run has begun: what `create` was forced to set aside is deleted."""
+        with writing(self.path):
+            shutil.rmtree(_aside(self.path), ignore_errors=True)
+
+    def discard(self) -> None:
+        """The run could not begin: delete its directory, and put back what `create` was forced to set aside."""
+        self._lock.held = False  # it goes with the directory
+        shutil.rmtree(self.path, ignore_errors=True)
+        if _aside(self.path).exists():
+            os.rename(_aside(self.path), self.path)
 
     @classmethod
     def open(cls, path: str | Path, *, say: Callable[[str], None] | None = None) -> RunLog:
@@ -129,7 +141,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is not None and self.status().get("status") == "running":
+            if kind is not None and self._lock.held and self.status().get("status") == "running":
                 interrupted = issubclass(kind, KeyboardInterrupt)
                 message = "interrupted" if interrupted else f"{kind.__name__}: {error}"
                 try:
@@ -238,7 +250,7 @@ class RunLog:
 
 
 def _make_room(path: Path, force: bool) -> None:
-    """Where `path` exists: nothing to do if empty, delete a run if forced, RunError otherwise."""
+    """Where `path` exists: nothing to do if empty, set a run aside if forced, RunError otherwise."""
     if not path.exists():
         return
     if not path.is_dir():
@@ -255,7 +267,17 @@ def _make_room(path: Path, force: bool) -> None:
     lock = RunLock(path / LOCK)
     lock.acquire(str(path))
     with writing(path):
-        shutil.rmtree(path)
+        if _aside(path).exists():  # killed while it began: what it replaced is worth more
+            shutil.rmtree(path)
+        else:
+            os.rename(path, _aside(path))
+            lock.path = _aside(path) / LOCK
+            lock.release()
+
+
+def _aside(path: Path) -> Path:
+    """Where the run that `path` replaces waits; hidden, so that no list shows it."""
+    return path.with_name(f".{path.name}.replaced")
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -390,7 +412,11 @@ def list_runs(runs_dir: str | Path) -> list[RunInfo]:
     """Every run directory directly under `runs_dir`, the most recently updated first."""
     folder = Path(runs_dir)
     found = folder.iterdir() if folder.is_dir() else ()
-    runs = [read_info(p) for p in found if p.is_dir() and ((p / STATUS).exists() or (p / CONFIG).exists())]
+    runs = [
+        read_info(p)
+        for p in found
+        if not p.name.startswith(".") and p.is_dir() and ((p / STATUS).exists() or (p / CONFIG).exists())
+    ]
     return sorted(runs, key=lambda r: (-r.updated, r.name))
 
 

@@ -15,7 +15,7 @@ from agentrl.checkpoint import list_checkpoints
 from agentrl.config_io import to_yaml
 from agentrl.errors import DataError, RunError
 from agentrl.run import resume_run, train_run
-from agentrl.runlog import RunLog, read_evals, read_info, read_metrics, rollout_steps
+from agentrl.runlog import RunLog, list_runs, read_evals, read_info, read_metrics, rollout_steps
 from tests.small import files_of, small_config, train_until, without_times
 
 NTHR = {"algorithm": {"nthr": {"enabled": True}}}
@@ -308,9 +308,38 @@ def test_what_fails_before_the_first_step_leaves_no_directory(tmp_path, warm_mod
     assert list(tmp_path.iterdir()) == []
 
 
+def test_force_keeps_the_old_run_until_the_new_one_begins(stopped, warm_model, monkeypatch):
+    before = files_of(stopped)
+
+    def broken(*args, **kwargs):
+        assert [r.name for r in list_runs(stopped.parent)] == [stopped.name]  # what waits is hidden
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("agentrl.run.build_job", broken)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            train_run(small_config(stopped.parent, warm_model), force=True, quiet=True)
+        assert files_of(stopped) == before
+    assert [p.name for p in stopped.parent.iterdir()] == [stopped.name]
+
+
+def test_force_after_a_process_killed_while_it_began(stopped, warm_model):
+    """What the killed process had set aside is put back where the next one cannot begin either, and goes otherwise."""
+    before = files_of(stopped)
+    RunLog.create(stopped.parent, stopped.name, small_config(stopped.parent), force=True)._lock.release()
+    again = RunLog.create(stopped.parent, stopped.name, small_config(stopped.parent), force=True)
+    again.discard()
+    assert files_of(stopped) == before
+    train_run(small_config(stopped.parent, warm_model), force=True, quiet=True)
+    assert [p.name for p in stopped.parent.iterdir()] == [stopped.name]
+
+
 def test_resuming_what_cannot_be_resumed(tmp_path, warm_model, whole):
-    with pytest.raises(RunError, match=r"has finished its 4 steps; to go on from its model: .*--set model.path="):
+    with pytest.raises(RunError, match=r"has finished its 4 steps; to train on, raise .*--set model.path="):
         resume_run(whole, quiet=True)
+    config = whole / "config.yaml"
+    config.write_text(config.read_text().replace("  steps: 4", "  steps: 5"))
+    assert resume_run(whole, quiet=True).result.steps == 5 and len(read_metrics(whole)) == 5
     RunLog.create(tmp_path, "empty", small_config(tmp_path, warm_model)).close()
     with pytest.raises(RunError, match=r"no checkpoint to resume from; start it again: agentrl train .*--force"):
         resume_run(tmp_path / "empty", quiet=True)
