@@ -10,8 +10,10 @@ A rank is handed its own rows; none is dropped, and ranks with fewer micro-batch
 
 from __future__ import annotations
 
+import random
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -43,6 +45,8 @@ from agentrl.engines.openrlhf.arguments import undecorated  # noqa: E402
 from agentrl.engines.openrlhf.forward import WorkerModel  # noqa: E402
 from agentrl.engines.openrlhf.shards import load_shard, save_shard, shard_file  # noqa: E402
 from agentrl.engines.openrlhf.sync import Digest, parameter_group  # noqa: E402
+
+QUIET_PORTS = range(20000, 32000)  # above Ray's workers' own, below those of outgoing connections (Linux: from 32768)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,15 @@ class _Scoring:
     """Scoring of a rank's rows; `model` is set by the actor."""
 
     model: WorkerModel
+
+    @staticmethod
+    def _get_free_port() -> int:
+        """For the ranks to meet at, seconds later: from a range that the system gives to nobody meanwhile."""
+        for port in random.SystemRandom().sample(QUIET_PORTS, 100):
+            with suppress(OSError), socket.socket() as s:
+                s.bind(("", port))
+                return port
+        raise OSError(f"no free port was found among {QUIET_PORTS}")
 
     @torch.no_grad()
     def score(
