@@ -82,7 +82,9 @@ def test_a_submitted_run_joins_the_head(ray_folder, warm_model, tmp_path):
         assert read_info(tmp_path / "submitted").status == "finished"
         assert [r["step"] for r in read_metrics(tmp_path / "submitted")] == [0, 1]
 
-        refused = subprocess.run([*submit, "--set", "openrlhf.engines=4"], capture_output=True, text=True, timeout=300)
+        large = ["--set", "openrlhf.engines=4", "--set", "log.name=large"]
+        refused = subprocess.run([*submit, *large], capture_output=True, text=True, timeout=300, cwd=ROOT)
         assert refused.returncode != 0
         assert "the Ray cluster has 2: lower openrlhf.gpus_per_node or openrlhf.engines" in refused.stdout
+        assert not (tmp_path / "large").exists()
     wait_until_gone(mark)

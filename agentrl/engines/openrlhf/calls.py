@@ -8,12 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayActorError,
+    RayTaskError,
+)
 
 from agentrl.engines.openrlhf.watchdog import Watchdog
 from agentrl.errors import AgentRLError, RunError
 
 DEAD = (ActorDiedError, RayActorError, ActorUnavailableError)
+FULL = (ObjectStoreFullError, OutOfDiskError)
 FETCH_S = 60.0  # for results that are ready
 
 
@@ -29,8 +38,15 @@ class Calls:
 
     def start(self, actors: Sequence[Any], method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """`method` on each actor with its own arguments; returns at once."""
-        with self._order:
-            return [getattr(actor, method).remote(*given) for actor, given in zip(actors, arguments, strict=True)]
+        try:
+            with self._order:
+                return [getattr(actor, method).remote(*given) for actor, given in zip(actors, arguments, strict=True)]
+        except FULL as error:  # large arguments go into the object store
+            raise RunError(
+                f"Ray's object store has no room for the arguments of {method} ({str(error).strip().splitlines()[0]}): "
+                "free disk space for what it spills, raise openrlhf.object_store_gb (a local Ray) or "
+                "ray start --object-store-memory, then resume the run"
+            ) from error
 
     def all(self, actors: Sequence[Any], method: str, *arguments: Any, whom: str, deadline_s: float) -> list[Any]:
         """`method` on every actor with the same arguments, and its results."""
