@@ -12,7 +12,7 @@ from agentrl.run import resume_run
 from agentrl.runlog import read_evals, read_info, read_metrics, read_rollouts
 from retriever.bm25 import build_index
 from retriever.corpus import Passage
-from tests.distributed.processes import pid_of
+from tests.distributed.processes import core_of, pid_of
 from tests.retriever.helpers import server_process
 from tests.small import small_config, train_until
 
@@ -58,23 +58,38 @@ def test_a_run_outlives_an_engine_and_resumes_after_a_worker(ray_here, tmp_path)
     assert after["em"] > before["em"] + 0.05
 
 
-def test_asynchronous_runs_train_on_samples_of_the_version_before(ray_here, warm_model, tmp_path):
+def test_an_asynchronous_run_resumes_after_an_engine_died_at_a_hand_over(ray_here, warm_model, tmp_path):
     config = small_config(
         tmp_path, warm_model, engine="openrlhf", train={"steps": 4}, eval={"questions": 4, "every": 2},
         algorithm={"loss": {"tis_cap": 2.0}}, log={"checkpoint_every": 2, "rollout_groups": -1},
         openrlhf={"asynchronous": True, "staleness": 1},
     )  # fmt: skip
-    run = train_until(config, steps=2)
-    assert read_info(run).status == "stopped"
+
+    def meddle(trainer):
+        handover = trainer.engine.handover
+        broadcast = handover._broadcast
+
+        def deadly():
+            if handover.version == 2:  # of the third step
+                core_of(trainer.engine.cluster.engines[0]).kill()
+            broadcast()
+
+        handover._broadcast = deadly
+
+    with pytest.raises(RunError, match=r"vLLM engine.* died while .* resume the run from its last checkpoint"):
+        train_until(config, meddle=meddle)
+    run = tmp_path / "a"
+    assert [r["step"] for r in read_metrics(run)] == [0, 1]
     assert resume_run(run, quiet=True).result.status == "finished"
+    assert len(read_metrics(run)) == 4
     seen = set()
     for n, row in enumerate(read_metrics(run)):
         assert "tis_capped_share" in row
         for r in read_rollouts(run, n):
             for t in r["turns"]:
                 assert 0 <= n - t["policy_version"] <= 1
-                seen.add((n, r["task_id"] if "task_id" in r else r["group_id"]))
-    assert len({g for _, g in seen}) == len(seen)  # the resume repeated no question and left none out
+            seen.add((n, r["group_id"].partition("/")[2]))
+    assert len({g for _, g in seen}) == len(seen) == 16  # the resume repeated no question and left none out
 
 
 def test_a_retriever_dies_in_mid_step_and_a_frozen_reference_does_not_move(ray_here, warm_model, tmp_path):

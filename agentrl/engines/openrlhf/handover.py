@@ -43,6 +43,7 @@ class HandOver:
         self._probe_ids = probe_ids
         self._restarts = 0
         self._sleeping = False
+        self._failed = False
         self._one = threading.RLock()
 
     def sync(self, bump: bool = True) -> None:
@@ -58,6 +59,8 @@ class HandOver:
             dead = [i for i, alive in enumerate(self.router.alive) if not alive]
             if not dead:
                 return False
+            if self._failed:  # ranks may be out of step: rollouts that are still going on end here
+                raise RunError("a hand-over of weights has failed; resume the run from its last checkpoint")
             c = self.options
             self._restarts += len(dead)
             if self._restarts > c.restarts:
@@ -110,6 +113,7 @@ class HandOver:
                 self._workers("offload", whom="policy workers to make room")
                 self._engines("wake_up", ["kv_cache"])
         except BaseException:
+            self._failed = True
             if pausing:  # whoever waits for a turn is not to wait for ever
                 with suppress(Exception):
                     self._engines("resume_generation")

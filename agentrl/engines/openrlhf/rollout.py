@@ -61,8 +61,11 @@ class AgentRollout(undecorated(RolloutRayActor)):  # type: ignore[misc]
         await self.llm.reset_prefix_cache(reset_running_requests=True)
 
     async def ready(self) -> str:
-        """Answers once the model is loaded: vLLM's version."""
+        """Answers once the model is loaded, and as long as the engine lives: vLLM's version."""
         import vllm
+
+        if self.llm.errored:
+            os._exit(1)
 
         return vllm.__version__
 
