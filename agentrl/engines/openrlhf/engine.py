@@ -31,9 +31,8 @@ from agentrl.engines.openrlhf import preflight
 from agentrl.engines.openrlhf.calls import DEAD, Calls
 from agentrl.engines.openrlhf.handover import HandOver
 from agentrl.engines.openrlhf.launch import Cluster, start_ray
-from agentrl.engines.openrlhf.policy import UpdatePart
 from agentrl.engines.openrlhf.router import Router
-from agentrl.engines.openrlhf.sharing import balance, cut, merge, share_groups
+from agentrl.engines.openrlhf.sharing import UpdatePart, balance, cut, merge, share_groups
 from agentrl.engines.openrlhf.watchdog import Watchdog
 from agentrl.types import Sample
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from agentrl.algorithms import LossNormalizer
 from agentrl.batch import TokenBatch
+from agentrl.config import LossConfig
 from agentrl.engines.base import ScoreResult
-from agentrl.engines.openrlhf.policy import UpdatePart
 
 #: fields of ScoreResult with a value per token, and what is in columns that a worker's shorter rows lack
 _PER_TOKEN = {"logprobs": 0.0, "entropy": 0.0, "nthr_scores": 0.0, "nthr_selected": False, "nthr_factor": 1.0}
+
+
+@dataclass(frozen=True)
+class UpdatePart:
+    """One rank's rows of a mini-batch; `normalizer` counts all of it. None where a rank has no rows."""
+
+    batch: TokenBatch | None
+    advantages: Tensor | None
+    old_logprobs: Tensor | None
+    reference_logprobs: Tensor | None
+    loss: LossConfig
+    normalizer: LossNormalizer
+    temperature: float
+    lr: float
 
 
 def balance(lengths: Tensor, parts: int) -> list[Tensor]:
