@@ -26,7 +26,7 @@ test-slow: $(INSTALLED)    ## whole runs: the quickstart, kill and resume, large
 
 test-distributed:    ## the cluster engine with the real Ray, DeepSpeed, vLLM and OpenRLHF, on the CPU
 	PYTHON="$(PYTHON)" scripts/setup_openrlhf_cpu.sh $(VENV)-dist
-	OMP_NUM_THREADS=1 $(VENV)-dist/bin/python -m pytest tests/distributed -m distributed --timeout=900 $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)-dist/bin/python -m pytest tests/distributed -m distributed -rs --timeout=900 $(ARGS)
 
 check: $(INSTALLED)        ## lint, format, types
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from typing import Any
 from agentrl.config import ModelConfig, RunConfig
 from agentrl.config_io import DEFAULT, LoadedConfig, value_at
 from agentrl.console import duration, table
+from agentrl.engines.openrlhf.placement import batch_rows, memory_rows, placement_rows
 from agentrl.errors import ModelError
 
 
@@ -37,16 +38,15 @@ def report(loaded: LoadedConfig) -> str:
     rows += [[key, _short(value_at(config, key)), origin] for key, origin in loaded.origins.items()]
     rows.sort(key=lambda r: (r[2] == DEFAULT) if r[0] != "key" else -1)
     lines = [table(rows), "", table(_tokens(config))]
+    if config.engine == "openrlhf":
+        lines += ["", table(placement_rows(config)), "", table(batch_rows(config))]
     try:
         shape = model_shape(config)
     except ModelError as error:
         lines += ["", f"memory and time are not estimated: {error}"]
         return "\n".join(lines)
     if config.engine == "openrlhf":
-        from agentrl.engines.openrlhf.placement import batch_rows, memory_rows, placement_rows
-
-        for rows in (placement_rows(config), batch_rows(config), memory_rows(config, shape)):
-            lines += ["", table(rows)]
+        lines += ["", table(memory_rows(config, shape))]
     else:
         lines += ["", table(_memory(config, shape)), "", table(_time(config, shape))]
     if shape.positions < config.rollout.max_context:

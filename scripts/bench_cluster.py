@@ -1,9 +1,11 @@
 """Step times of the cluster engine, in turns and asynchronous, on the built-in world without a GPU.
 
-    .venv-dist/bin/python scripts/bench_cluster.py [--steps 8] [--tool 0.4]
+    .venv-dist/bin/python scripts/bench_cluster.py [--steps 8] [--rounds 2] [--tool SECONDS]
 
-`--tool` is the time a search takes, in seconds: with it sampling is mostly waiting, as with a real retriever, and can
-overlap with training on few cores. Skipped, with the reason, where Ray or OpenRLHF are not installed.
+Sampling and training (scores, update, hand-over) are given equal time, by a search tool that waits: with few cores the
+two can only overlap where one of them waits, as for a real retriever. The tool's time is found first, unless `--tool`
+sets it. Both modes then run on the same workers, `--rounds` times each by turns. For an idle machine. Skipped, with the
+reason, where Ray or OpenRLHF are not installed.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+BALANCED = 0.15  # sampling may differ from training by this share
+PHASES = ("t_rollout_s", "t_score_s", "t_update_s", "step_s")
+
 
 class SlowTool:
-    """An environment whose steps take `seconds` longer."""
+    """An environment whose steps take `seconds["tool"]` longer."""
 
-    def __init__(self, env: Any, seconds: float) -> None:
+    def __init__(self, env: Any, seconds: dict[str, float]) -> None:
         self.env, self.seconds = env, seconds
 
     def __getattr__(self, name: str) -> Any:
@@ -35,60 +40,108 @@ class SlowTool:
         return await self.env.unwrapped.areset(**options)
 
     async def astep(self, action: str) -> Any:
-        await asyncio.sleep(self.seconds)
+        await asyncio.sleep(self.seconds["tool"])
         return await self.env.unwrapped.astep(action)
 
 
-def measure(steps: int, tool: float, asynchronous: bool, folder: Path) -> dict[str, float]:
-    """Mean seconds of each phase over all steps but the first two."""
-    from agentrl.config_io import load_config
-    from agentrl.job import build_job
-    from agentrl.runlog import RunLog, read_metrics
-    from agentrl.trainer import Trainer
+class Bench:
+    """One cluster; `measure` trains a few steps on it in either mode."""
 
-    name = "async" if asynchronous else "turns"
-    changes = [
-        "engine=openrlhf", "warm_start=null", f"train.steps={steps}", "eval.questions=0", f"log.runs_dir={folder}",
-        f"log.name={name}", "log.checkpoint_every=0", "train.delta_every=0", "train.probe_every=0",
-        "rollout.prompts_per_step=12", "algorithm.loss.tis_cap=2.0", f"openrlhf.asynchronous={asynchronous}",
-        "algorithm.loss.entropy_coef=0.001", "train.epochs=4",
-    ]  # fmt: skip
-    config = load_config("search_tiny", changes).config
-    with RunLog.create(folder, name, config) as run:
-        job = build_job(config, run.path, say=lambda line: None)
-        plain = job.make_env
-        job.make_env = lambda: SlowTool(plain(), tool)  # type: ignore[assignment, return-value]
-        trainer = Trainer(job, run)
-        try:
-            start = time.perf_counter()
-            trainer.step()
-            trainer.step()
-            start = time.perf_counter()
-            while trainer.step_number < steps:
+    def __init__(self, folder: Path) -> None:
+        from agentrl.config_io import load_config
+        from agentrl.job import build_job
+
+        self.config = load_config(
+            "search_tiny",
+            [
+                "engine=openrlhf", "warm_start=null", "eval.questions=0", f"log.runs_dir={folder}",
+                "log.checkpoint_every=0", "train.delta_every=0", "train.probe_every=0", "rollout.prompts_per_step=12",
+                "algorithm.loss.tis_cap=2.0", "train.epochs=4", "train.steps=1000000",
+            ],
+        ).config  # fmt: skip
+        self.folder, self.count = folder, 0
+        self.seconds = {"tool": 0.0}
+        self.job = build_job(self.config, folder, say=print)
+        plain = self.job.make_env
+        self.job.make_env = lambda: SlowTool(plain(), self.seconds)  # type: ignore[assignment, return-value]
+
+    def measure(self, steps: int, *, asynchronous: bool) -> dict[str, float]:
+        """Mean seconds of each phase, and of a whole step; a first step is not counted."""
+        from agentrl.runlog import RunLog, read_metrics
+        from agentrl.trainer import Trainer
+
+        self.count += 1
+        self.config.openrlhf.asynchronous = asynchronous
+        with RunLog.create(self.folder, f"run-{self.count}", self.config) as run:
+            trainer = Trainer(self.job, run)
+            try:
                 trainer.step()
-            whole = (time.perf_counter() - start) / (steps - 2)
-        finally:
-            trainer.close()
-            job.engine.close()
-        rows = read_metrics(run.path)[2:]
-    return {k: mean(r[k] for r in rows) for k in ("t_rollout_s", "t_score_s", "t_update_s")} | {"step": whole}
+                start = time.perf_counter()
+                for _ in range(steps):
+                    trainer.step()
+                whole = (time.perf_counter() - start) / steps
+            finally:
+                trainer.close()
+            rows = read_metrics(run.path)[1:]
+        return {k: mean(r[k] for r in rows) for k in PHASES[:-1]} | {"step_s": whole}
+
+    def balance(self) -> None:
+        """Find the tool's time with which sampling takes as long as training."""
+        self.measure(1, asynchronous=False)  # everything is warm now
+        low = self.measure(3, asynchronous=False)
+        self.seconds["tool"] = 0.5
+        for _ in range(6):
+            row = self.measure(3, asynchronous=False)
+            per_second = max(0.5, (row["t_rollout_s"] - low["t_rollout_s"]) / self.seconds["tool"])
+            off = row["t_rollout_s"] - training(row)
+            print(f"tool {self.seconds['tool']:.2f} s: {line(row)}; sampling - training {off:+.2f} s", flush=True)
+            if abs(off) <= BALANCED / 2 * training(row):
+                break
+            self.seconds["tool"] = max(0.02, self.seconds["tool"] - off / per_second)
+
+
+def training(row: dict[str, float]) -> float:
+    """Seconds of a step besides sampling."""
+    return row["t_score_s"] + row["t_update_s"]
+
+
+def line(row: dict[str, float]) -> str:
+    """A row of phases."""
+    return "  ".join(f"{k.removeprefix('t_').removesuffix('_s')} {row[k]:.2f} s" for k in PHASES)
 
 
 def main() -> None:
     """Print both and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--tool", type=float, default=0.4)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--tool", type=float, help="seconds; default: found so that sampling and training are equal")
     args = parser.parse_args()
     missing = [name for name in ("ray", "deepspeed", "vllm", "openrlhf") if find_spec(name) is None]
     if missing:
         print(f"skipped: {', '.join(missing)} not installed (scripts/setup_openrlhf_cpu.sh)")
         return
     with tempfile.TemporaryDirectory() as folder:
-        both = [measure(args.steps, args.tool, a, Path(folder)) for a in (False, True)]
-    for name, row in zip(("in turns", "asynchronous"), both):
-        print(f"{name:13}" + "  ".join(f"{k} {v:.2f} s" for k, v in row.items()))
-    print(f"asynchronous is {both[0]['step'] / both[1]['step']:.2f} x as fast")
+        bench = Bench(Path(folder))
+        try:
+            if args.tool is None:
+                bench.balance()
+            else:
+                bench.seconds["tool"] = args.tool
+                bench.measure(1, asynchronous=False)
+            modes: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+            for _ in range(args.rounds):
+                for mode, rows in modes.items():
+                    rows.append(bench.measure(args.steps, asynchronous=mode))
+                    print(f"{'asynchronous' if mode else 'in turns':13}{line(rows[-1])}", flush=True)
+        finally:
+            bench.job.engine.close()
+    turns, ahead = ({k: mean(r[k] for r in rows) for k in PHASES} for rows in modes.values())
+    share = turns["t_rollout_s"] / training(turns)
+    print(f"in turns, mean: {line(turns)}; sampling is {share:.2f} x training, tool {bench.seconds['tool']:.2f} s")
+    print(f"asynchronous, mean: {line(ahead)}; {turns['step_s'] / ahead['step_s']:.2f} x as fast")
+    if abs(share - 1) > BALANCED:
+        print(f"not balanced: sampling and training differ by more than {BALANCED:.0%}, the ratio says little")
 
 
 if __name__ == "__main__":

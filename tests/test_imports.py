@@ -11,18 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = {"types", "errors"}
-SETTINGS = BASE | {"config", "config_io"}
+CONFIG = {"config", "config_base", "config_openrlhf"}
+SETTINGS = BASE | CONFIG | {"config_io"}
 FILES = SETTINGS | {"storage", "checkpoint"}
 
 #: part of agentrl -> all that it may reach, directly or through others.
 REACH = {
     "types": set(),
     "errors": set(),
-    "config": BASE,
-    "config_io": BASE | {"config"},
-    "batch": BASE | {"config"},
-    "algorithms": BASE | {"config", "batch"},
-    "engines": BASE | {"config", "batch", "algorithms"},
+    "config": BASE | CONFIG,
+    "config_io": BASE | CONFIG,
+    "batch": BASE | CONFIG,
+    "algorithms": BASE | CONFIG | {"batch"},
+    "engines": BASE | CONFIG | {"batch", "algorithms"},
     "rollouts": SETTINGS | {"data", "recipes"},
     "monitors": BASE | {"storage"},
     "runlog": FILES | {"console"},

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agentrl.batch import TokenBatch
 from agentrl.config import LossConfig, NTHRConfig
+from agentrl.errors import AgentRLError
 from agentrl.types import Sample
 
 
@@ -25,6 +26,17 @@ class ScoreResult:
     nthr_factor: Tensor | None = None  # (B, S) multiplier of the advantage: eta where selected, 1 elsewhere
     gwhes: dict[int, float] | None = None  # group id -> GWHES
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+def check_request(ids: Sequence[int], max_tokens: int, limit: int) -> None:
+    """What every `sample` refuses: nothing to do (ValueError), or more than `limit` positions (AgentRLError)."""
+    if not ids or max_tokens < 1:
+        raise ValueError(f"sample() got {len(ids)} context tokens and max_tokens={max_tokens}; both must be positive")
+    if len(ids) + max_tokens > limit:
+        raise AgentRLError(
+            f"{len(ids)} context tokens + max_tokens {max_tokens} exceed the engine's {limit} positions; "
+            "lower rollout.max_context or rollout.max_tokens_per_turn"
+        )
 
 
 class Sampler(Protocol):

@@ -21,6 +21,8 @@ LR = 1e-3
 LOSSES = {
     "clipped": LossConfig(),
     "llds": LossConfig(llds={"enabled": True, "weight": 0.5, "answer_weight": 0.5}),
+    "llds, response": LossConfig(llds={"enabled": True, "gate": "response"}),
+    "llds, token": LossConfig(llds={"enabled": True, "gate": "token"}),
     "all": LossConfig(aggregation="seq-mean-token-mean", ratio="sequence", dual_clip=3.0, kl_coef=0.1, nll_coef=0.1,
                       entropy_coef=0.01, tis_cap=2.0),
 }  # fmt: skip

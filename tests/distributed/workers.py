@@ -3,13 +3,14 @@
 import os
 import socket
 
-from agentrl.algorithms import MetricSums
+from agentrl.algorithms import LossNormalizer, MetricSums
 from agentrl.engines.openrlhf import cpu
 
 cpu.before_import()
 
 from agentrl.engines.openrlhf.arguments import openrlhf_arguments  # noqa: E402
-from agentrl.engines.openrlhf.policy import AgentPolicy, LossNormalizer, UpdatePart, WorkerSettings  # noqa: E402
+from agentrl.engines.openrlhf.policy import AgentPolicy, WorkerSettings  # noqa: E402
+from agentrl.engines.openrlhf.sharing import UpdatePart  # noqa: E402
 
 
 def policy(config, path, adapter=None):

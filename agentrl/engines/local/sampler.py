@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agentrl.engines.base import check_request
 from agentrl.engines.local.cache import Plan, RowCache
-from agentrl.errors import AgentRLError
 from agentrl.types import Sample, Stop
 
 PREFILL_TOKENS = 16_384  # padded tokens of one prefill pass
@@ -123,15 +123,7 @@ class BatchSampler:
         session: int | None = None,
     ) -> Sample:
         """See `engines.base.Sampler.sample`."""
-        if not ids or max_tokens < 1:
-            raise ValueError(
-                f"sample() got {len(ids)} context tokens and max_tokens={max_tokens}; both must be positive"
-            )
-        if len(ids) + max_tokens > self.context_length:
-            raise AgentRLError(
-                f"{len(ids)} context tokens + max_tokens {max_tokens} exceed the model's {self.context_length} "
-                "positions; lower rollout.max_context"
-            )
+        check_request(ids, max_tokens, self.context_length)
         loop = asyncio.get_running_loop()
         key = f"{self.seed}:{self.policy_version}:{session}:{len(ids)}".encode()
         draw = random.Random(int.from_bytes(blake2b(key, digest_size=8).digest())).random

@@ -3,7 +3,10 @@
 The driver runs the same training loop, rollouts and environments as with the local engine; only the model lives
 elsewhere. OpenRLHF is used as it is: its actors are subclassed, nothing of it is copied or changed on disk.
 
-    engine.py       the engine that the training loop sees; calls workers, with a deadline for every wait
+    engine.py       the engine that the training loop sees
+    calls.py        calls to workers and waiting for them, with a deadline for every wait
+    handover.py     weights to vLLM, dead engines started again, shared GPUs
+    sharing.py      the rows of a batch to workers and their results back
     policy.py       the policy and reference actors: scoring with NTHR, updates, checkpoints, weights to vLLM
     forward.py      a DeepSpeed model's forward pass: hidden states and logits of action tokens alone
     shards.py       optimiser state of a ZeRO rank to and from safetensors

@@ -10,6 +10,8 @@ runs in vLLM's processes before the model is loaded. What they replace, and why:
 - OpenRLHF's replay buffer, which asks for a CUDA device and is not used here: nothing
 - DeepSpeed's asynchronous collective calls: waited for. ZeRO-3 waits for the last of several alone, which is enough on
   a CUDA stream; gloo finishes them in any order, and under load a late gather overwrote weights just loaded
+- DeepSpeed's all-reduce through shared memory: none, gloo does it. It is C++ that every new machine would compile for
+  minutes behind a lock file that a killed process leaves behind, and its ranks spin without a deadline for a dead one
 - vLLM's packed linear weights: plain ones. Packed ones cannot be loaded again, and tied heads keep the old copy
 
 Not covered, and refused by `preflight`: sleep mode, flash attention, NCCL, CUDA IPC.
@@ -78,6 +80,7 @@ def after_import() -> None:
         strategy.agentrl_cpu = True
     backend: Any = sys.modules.get("deepspeed.comm.torch")
     if backend is not None and not hasattr(backend, "agentrl_cpu"):
+        backend.build_shm_op = lambda: None
         for name in _WAITED:
             setattr(backend.TorchBackend, name, _waited(getattr(backend.TorchBackend, name)))
         backend.agentrl_cpu = True

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -30,6 +31,7 @@ from agentrl.engines.openrlhf.rollout import AgentRollout  # noqa: E402
 SHARED = 0.2  # of a GPU, for each of several processes on it
 FORWARDED = ("VLLM_", "NCCL_", "DS_", "TORCHDYNAMO_", "GLOO_")  # environment variables that workers get; no secrets
 PLACE_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 10.0
 PROBE_TOKENS = 16
 
 
@@ -49,6 +51,8 @@ def start_ray(config: RunConfig, *, cpu: bool) -> bool:
         "ignore_reinit_error": True,
     }
     started = address is None and not ray.is_initialized()
+    if address is not None and not ray.is_initialized():
+        _answers_as_ray(address)
     try:
         if started:
             memory = None if c.object_store_gb is None else int(c.object_store_gb * 1e9)
@@ -72,6 +76,23 @@ def start_ray(config: RunConfig, *, cpu: bool) -> bool:
             ray.shutdown()
         raise ConfigError(problems)
     return started
+
+
+def _answers_as_ray(address: str) -> None:
+    """RunError where something else listens there: Ray itself would try for minutes, then end this process."""
+    if ":" not in address:  # "auto": Ray looks on this machine
+        return
+    with grpc.insecure_channel(address) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        try:
+            check(b"", timeout=ANSWER_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise RunError(
+                    f"{address} does not answer as a Ray cluster within {ANSWER_TIMEOUT_S:g} s ({error.code().name}): "
+                    "openrlhf.ray_address or RAY_ADDRESS is that of another server, or its head has died; "
+                    "`ray start --head` prints the right one"
+                ) from error
 
 
 class Cluster:

@@ -10,8 +10,10 @@ A rank is handed its own rows; none is dropped, and ranks with fewer micro-batch
 
 from __future__ import annotations
 
+import random
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,17 +34,21 @@ from openrlhf.utils.deepspeed import DeepspeedStrategy  # noqa: E402
 
 cpu.after_import()
 
-from agentrl.algorithms import LossNormalizer, policy_loss  # noqa: E402
+from agentrl.algorithms import policy_loss  # noqa: E402
 from agentrl.algorithms.losses import Metric, Metrics  # noqa: E402
 from agentrl.batch import TokenBatch, micro_batches  # noqa: E402
-from agentrl.config import LossConfig, ModelConfig, NTHRConfig  # noqa: E402
+from agentrl.config import ModelConfig, NTHRConfig  # noqa: E402
 from agentrl.engines.base import ScoreResult  # noqa: E402
 from agentrl.engines.local.loading import is_adapter, load_weights  # noqa: E402
 from agentrl.engines.local.scoring import score_batch  # noqa: E402
 from agentrl.engines.openrlhf.arguments import undecorated  # noqa: E402
 from agentrl.engines.openrlhf.forward import WorkerModel  # noqa: E402
 from agentrl.engines.openrlhf.shards import load_shard, save_shard, shard_file  # noqa: E402
+from agentrl.engines.openrlhf.sharing import UpdatePart  # noqa: E402
 from agentrl.engines.openrlhf.sync import Digest, parameter_group  # noqa: E402
+
+QUIET_PORTS = range(20000, 32000)  # above Ray's workers' own, below those of outgoing connections (Linux: from 32768)
+CPU_BUCKET = 5_000_000  # gradients summed at once; DeepSpeed's 500 million are 2 GB of memory in every process
 
 
 @dataclass(frozen=True)
@@ -55,20 +61,6 @@ class WorkerSettings:
     zero_stage: int
     weight_decay: float
     timeout_s: float
-
-
-@dataclass(frozen=True)
-class UpdatePart:
-    """One rank's rows of a mini-batch; `normalizer` counts all of it. None where a rank has no rows."""
-
-    batch: TokenBatch | None
-    advantages: Tensor | None
-    old_logprobs: Tensor | None
-    reference_logprobs: Tensor | None
-    loss: LossConfig
-    normalizer: LossNormalizer
-    temperature: float
-    lr: float
 
 
 class Strategy(DeepspeedStrategy):
@@ -84,7 +76,10 @@ class Strategy(DeepspeedStrategy):
         """See DeepspeedStrategy."""
         if optim_dict is not None and cpu.needed():
             optim_dict["params"]["torch_adam"] = True
-        return super().get_ds_train_config(optim_dict=optim_dict, **kwargs)
+        config = super().get_ds_train_config(optim_dict=optim_dict, **kwargs)
+        if cpu.needed():
+            config["zero_optimization"]["reduce_bucket_size"] = CPU_BUCKET
+        return config
 
 
 def make_strategy(arguments: Any, timeout_s: float) -> Strategy:
@@ -105,6 +100,15 @@ class _Scoring:
     """Scoring of a rank's rows; `model` is set by the actor."""
 
     model: WorkerModel
+
+    @staticmethod
+    def _get_free_port() -> int:
+        """For the ranks to meet at, seconds later: from a range that the system gives to nobody meanwhile."""
+        for port in random.SystemRandom().sample(QUIET_PORTS, 100):
+            with suppress(OSError), socket.socket() as s:
+                s.bind(("", port))
+                return port
+        raise OSError(f"no free port was found among {QUIET_PORTS}")
 
     @torch.no_grad()
     def score(

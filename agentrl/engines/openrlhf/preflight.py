@@ -41,7 +41,7 @@ def check(config: RunConfig, *, cpu: bool, model_path: str) -> None:
 
 def early(config: RunConfig) -> None:
     """What does not depend on the model, before one is made or warmed up. ConfigError with every problem found."""
-    problems = packages(config) + devices(config, cpu=on_cpu(config)) + address(config)
+    problems = packages(config) + devices(config, cpu=on_cpu(config)) + address(config) + own_store(config)
     if problems:
         raise ConfigError(problems)
 
@@ -176,16 +176,32 @@ def resources(config: RunConfig, available: dict[str, float]) -> list[str]:
             f"openrlhf asks for {c.gpus} GPUs ({c.workers} policy workers, {c.engines} x {c.tensor_parallel} for vLLM) "
             f"and the Ray cluster has {gpus}: lower openrlhf.gpus_per_node or openrlhf.engines, or add nodes"
         )
+    real = [key for key in available if key.startswith("accelerator_type:")]
+    if real and on_cpu(config):
+        out.append(
+            f"the Ray cluster has GPUs ({', '.join(real)}) and this machine has none, so that the workers would be set "
+            "up for the CPU: set model.device to cuda"
+        )
+    return out + _store(config, available.get("object_store_memory", 0.0))
+
+
+def own_store(config: RunConfig) -> list[str]:
+    """The object store of a local Ray, where its size is set."""
+    local = cluster_address(config) is None
+    return _store(config, 1e9 * (config.openrlhf.object_store_gb or 0.0)) if local else []
+
+
+def _store(config: RunConfig, size: float) -> list[str]:
+    """`size` in bytes, 0 where it is not known."""
     r = config.rollout
     need = r.prompts_per_step * r.group_size * r.max_context * BYTES_PER_TOKEN * COPIES
-    store = available.get("object_store_memory", 0.0)
-    if 0 < store < need:
-        out.append(
-            f"a step's batch may take {need / 1e9:.1f} GB in Ray's object store, which has {store / 1e9:.1f} GB: set "
-            f"openrlhf.object_store_gb to {need / 1e9 + 1:.0f} (a local Ray) or start the nodes with "
-            f"ray start --object-store-memory={int(need) + 10**9}"
-        )
-    return out
+    if not 0 < size < need:
+        return []
+    return [
+        f"a step's batch may take {need / 1e9:.1f} GB in Ray's object store, which has {size / 1e9:.1f} GB: set "
+        f"openrlhf.object_store_gb to {need / 1e9 + 1:.0f} (a local Ray) or start the nodes with "
+        f"ray start --object-store-memory={int(need) + 10**9}"
+    ]
 
 
 def _address_key(config: RunConfig) -> str:

@@ -1,14 +1,25 @@
-"""The vLLM actor: OpenRLHF's `RolloutRayActor`, asked for one turn at a time with token ids in and out."""
+"""The vLLM actor: OpenRLHF's `RolloutRayActor`, asked for one turn at a time with token ids in and out.
+
+vLLM computes in processes of its own below the actor's. They live and die together: an actor whose engine has died
+ends, so that callers see a dead actor and nothing else, and an actor that is killed takes its engine, and the GPU
+memory it holds, with it.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
 from typing import Any
+
+import psutil
 
 from agentrl.engines.openrlhf import cpu
 
 cpu.before_import()
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
+from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
 
 cpu.after_import()
 
@@ -16,14 +27,27 @@ from agentrl.engines.openrlhf.arguments import undecorated  # noqa: E402
 from agentrl.engines.openrlhf.sync import Digest  # noqa: E402
 
 Turn = tuple[list[int], list[float], bool]  # ids, their log-probabilities, whether a stop string or token ended it
+LOOK_S = 0.5  # between looks at the engine
+REAPER = 'cat >/dev/null; exec kill -9 "$@" 2>/dev/null'  # its input ends when the actor does, however it does
 
 
 class AgentRollout(undecorated(RolloutRayActor)):  # type: ignore[misc]
     """One vLLM engine."""
 
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
+        await super().__init__(*args, **kwargs)
+        below = [str(p.pid) for p in psutil.Process().children(recursive=True)]
+        self._reaper = subprocess.Popen(
+            ["/bin/sh", "-c", REAPER, "sh", *below], stdin=subprocess.PIPE, start_new_session=True
+        )
+        self._watching = asyncio.create_task(self._end_with_engine())
+
     async def turn(self, ids: list[int], parameters: dict[str, Any]) -> Turn:
         """Continue `ids`. Every call has sampling parameters of its own, which nobody else changes."""
-        out = await self.generate(ids, SamplingParams(**parameters, logprobs=0))
+        try:
+            out = await self.generate(ids, SamplingParams(**parameters, logprobs=0))
+        except EngineDeadError:
+            os._exit(1)
         done = out.outputs[0]
         chosen = [entry[token].logprob for token, entry in zip(done.token_ids, done.logprobs)]
         return list(done.token_ids), chosen, done.finish_reason == "stop"
@@ -32,8 +56,20 @@ class AgentRollout(undecorated(RolloutRayActor)):  # type: ignore[misc]
         """Of every tensor-parallel rank."""
         return await self.llm.collective_rpc("weight_digest")
 
+    async def forget_prefixes(self) -> None:
+        """Drop every key and value computed with earlier weights, those of paused requests too."""
+        await self.llm.reset_prefix_cache(reset_running_requests=True)
+
     async def ready(self) -> str:
-        """Answers once the model is loaded: vLLM's version."""
+        """Answers once the model is loaded, and as long as the engine lives: vLLM's version."""
         import vllm
 
+        if self.llm.errored:
+            os._exit(1)
+
         return vllm.__version__
+
+    async def _end_with_engine(self) -> None:
+        while not self.llm.errored:
+            await asyncio.sleep(LOOK_S)
+        os._exit(1)

@@ -207,7 +207,7 @@ def test_a_failing_model_reaches_every_waiting_episode(model):
 
 
 def test_a_context_beyond_the_model_is_refused(model):
-    with pytest.raises(AgentRLError, match=r"1020 context tokens \+ max_tokens 8 exceed the model's 1024"):
+    with pytest.raises(AgentRLError, match=r"1020 context tokens \+ max_tokens 8 exceed the engine's 1024"):
         asyncio.run(make(model).sample([4] * 1020, max_tokens=8))
 
 

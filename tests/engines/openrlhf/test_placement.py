@@ -1,7 +1,13 @@
 """The dry run's arithmetic against numbers worked out by hand."""
 
+import re
 from types import SimpleNamespace
 
+import pytest
+from transformers import AutoConfig, Qwen2Config
+
+from agentrl.config_io import load_config, shipped_configs
+from agentrl.dryrun import report
 from agentrl.engines.openrlhf.placement import batch_rows, keeps_reference, memory_rows, placement_rows
 from tests.small import small_config
 
@@ -55,3 +61,50 @@ def test_with_lora_the_base_is_the_reference(tmp_path):
     kl = {"algorithm": {"loss": {"kl_coef": 0.1}}}
     assert keeps_reference(config(tmp_path, **kl))
     assert not keeps_reference(config(tmp_path, **kl, model={"lora": {"rank": 2}}))
+
+
+PUBLISHED = {  # Qwen2.5: hidden, layers, heads, key/value heads, intermediate, vocabulary, tied; parameters
+    "0.5B": (896, 24, 14, 2, 4864, 151936, True, "494,032,768"),
+    "1.5B": (1536, 28, 12, 2, 8960, 151936, True, "1,543,714,304"),
+    "3B": (2048, 36, 16, 2, 11008, 151936, True, "3,085,938,688"),
+    "7B": (3584, 28, 28, 4, 18944, 152064, False, "7,615,616,512"),
+}
+CLUSTER = sorted(n for n in shipped_configs() if n.startswith("cluster_") and n != "cluster_tiny")
+
+
+@pytest.mark.parametrize("name", [*CLUSTER, "search_qwen2.5_3b", "search_qwen2.5_0.5b"])
+def test_every_cluster_config_says_where_it_goes_and_fits_80_gb(name, monkeypatch):
+    size = next(s for s in PUBLISHED if s.lower() in name.lower())
+    hidden, layers, heads, kv, intermediate, vocabulary, tied, parameters = PUBLISHED[size]
+
+    def published(path, **options):
+        assert size in path, path
+        return Qwen2Config(
+            hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv,
+            intermediate_size=intermediate, vocab_size=vocabulary, tie_word_embeddings=tied,
+            max_position_embeddings=32768,
+        )  # fmt: skip
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", published)
+    loaded = load_config(name, ["engine=openrlhf"])
+    text = report(loaded)
+    rows = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in text.splitlines() if "  " in line.strip())
+    assert rows["parameters"] == f"{parameters} ({parameters} trained)"
+    c = loaded.config.openrlhf
+    assert rows["GPUs in all"].split(",")[0] == str(c.gpus)
+    assert rows["world size, weights to vLLM"] == str(1 + c.engines * c.tensor_parallel)
+    assert int(rows["responses per optimiser step"].replace(",", "")) >= c.workers
+    training = float(rows["policy worker in all"].split()[0])
+    sampling = float(rows["vLLM: weights"].split()[0])
+    assert training < 80 and sampling < 80 * c.gpu_memory
+    assert not c.colocate or training + sampling < 80  # weights are handed over where both are
+
+
+def test_where_the_model_cannot_be_read_the_placement_is_still_said(monkeypatch):
+    def offline(path, **options):
+        raise OSError("offline")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", offline)
+    text = report(load_config("cluster_search_r1_llds_7b"))
+    assert re.search(r"GPUs in all +16", text) and "responses per policy worker" in text
+    assert "memory and time are not estimated" in text

@@ -11,6 +11,7 @@ from agentrl.config import RunConfig
 from agentrl.engines.openrlhf import preflight
 from agentrl.errors import ConfigError
 from agentrl.job import build_job
+from agentrl.run import train_run
 from tests.fakes import save_tiny_model
 from tests.small import small_config
 
@@ -140,7 +141,23 @@ def test_a_cluster_that_is_too_small(tmp_path):
     assert preflight.resources(config, {"GPU": 4.0, "object_store_memory": 1e9}) == []
     (problem,) = preflight.resources(config, {"GPU": 3.0, "object_store_memory": 1e9})
     assert "4 GPUs" in problem and "the Ray cluster has 3" in problem
+    gpus = {"GPU": 4.0, "accelerator_type:H100": 1.0}
+    (problem,) = preflight.resources(config, gpus)  # device cpu
+    assert "H100" in problem and "set model.device to cuda" in problem
+    assert preflight.resources(cluster(tmp_path, model={"device": "cuda"}), gpus) == []
     large = cluster(tmp_path, rollout={"prompts_per_step": 512, "group_size": 8, "max_context": 4096})
     (problem,) = preflight.resources(large, {"GPU": 9.0, "object_store_memory": 1e9})
     need = 512 * 8 * 4096 * preflight.BYTES_PER_TOKEN * preflight.COPIES / 1e9
     assert f"{need:.1f} GB" in problem and "openrlhf.object_store_gb" in problem
+
+
+def test_an_object_store_that_is_set_too_small_is_refused_before_a_model_is_made(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    versions(monkeypatch, TESTED)
+    steps = {"prompts_per_step": 512, "group_size": 8, "max_context": 4096}
+    small = cluster(tmp_path, rollout=steps, openrlhf={"object_store_gb": 1.0})
+    with pytest.raises(ConfigError, match=r"2\.7 GB in Ray's object store, which has 1\.0 GB.*object_store_gb to 4"):
+        train_run(small, quiet=True)
+    assert not list(tmp_path.rglob("config.yaml"))  # and leaves no run behind
+    large = cluster(tmp_path, rollout=steps, openrlhf={"object_store_gb": 4.0})
+    assert preflight.own_store(large) == []
