@@ -301,6 +301,7 @@ class GuardConfig(Part):
     rules: list[str] = Field(["collapse", "death_spiral"], description="alarms that count")
     llds_weight: float = Field(0.2, gt=0, description="λ of LLDS once a warning came; doubled by each further one")
     lr_factor: float = Field(0.5, gt=0, le=1, description="the learning rate is multiplied by this at each warning")
+    on_warn: Literal["protect", "nothing"] = "protect"
     on_critical: Literal["rollback", "stop", "protect"] = "rollback"
     max_rollbacks: int = Field(3, ge=0, description="then the run stops")
     release_after: int = Field(0, ge=0, description="quiet steps after which a protection is taken back; 0 = never")

@@ -1,9 +1,9 @@
 """What a run does about its own alarms, if it may: soften the updates, go back, or stop. Decisions only; no torch.
 
-    warn      protect: LLDS on (or λ doubled), learning rate times `lr_factor`
-    critical  roll back to the last checkpoint before the likelihood of correct responses began to fall, and protect;
-              or stop
-    quiet     release: after `release_after` steps without an alarm the last protection is taken back
+    warn      protect: LLDS on (or λ doubled), learning rate times `lr_factor`; or nothing
+    critical  roll back to the last checkpoint before the likelihood of correct responses began to fall (before the
+              first warning, where it shows no fall), and protect; or stop; or protect only
+    quiet     release: after `release_after` steps without an alarm, old or new, the last protection is taken back
 
 The trainer carries the decisions out and writes each to `guard.jsonl`. Steps go on counting after a roll-back: weights
 and optimiser go back, the questions do not.
@@ -11,7 +11,7 @@ and optimiser go back, the questions do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,23 +47,30 @@ class Guard:
         self._quiet = 0
         self._first_warn: int | None = None
 
-    def decide(self, record: StepRecord, alarms: Sequence[Alarm], decay_onset: int | None) -> GuardAction | None:
-        """What to do about this step's alarms; `decay_onset` is `Monitor.decay_onset()`."""
+    def decide(
+        self, record: StepRecord, alarms: Sequence[Alarm], decay_onset: int | None, active: Collection[str] = ()
+    ) -> GuardAction | None:
+        """What to do about this step's alarms. `decay_onset` and `active` are the monitor's, the latter without infos.
+
+        An alarm is raised once and stays active while its cause lasts: such a step is not quiet.
+        """
         heard = [a for a in alarms if a.rule in self.config.rules and a.level != "info"]
         if not heard:
-            self._quiet += 1
+            self._quiet = 0 if any(rule in self.config.rules for rule in active) else self._quiet + 1
             return self._release(record.step)
         self._quiet = 0
         worst = next((a for a in heard if a.level == "critical"), heard[0])
         if self._first_warn is None:
             self._first_warn = worst.step
-        if worst.level != "critical" or self.config.on_critical == "protect":
+        if worst.level != "critical":
+            return self._protect(worst) if self.config.on_warn == "protect" else None
+        if self.config.on_critical == "protect":
             return self._protect(worst)
         if self.config.on_critical == "stop" or self.rollbacks >= self.config.max_rollbacks:
             why = "" if self.config.on_critical == "stop" else f" ({self.rollbacks} roll-backs did not help)"
             return GuardAction(record.step, "stop", worst.message + why, self.llds_weight, self.lr_scale)
         self.rollbacks += 1
-        back_to = min(x for x in (decay_onset, self._first_warn, worst.step) if x is not None)
+        back_to = decay_onset if decay_onset is not None else self._first_warn
         self._first_warn = None
         protected = self._protect(worst)
         return GuardAction(
@@ -109,3 +116,13 @@ class Guard:
 def as_row(action: GuardAction) -> dict[str, Any]:
     """For guard.jsonl."""
     return {k: v for k, v in asdict(action).items() if v is not None}
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """A row of guard.jsonl as one line."""
+    where = f" to the weights after {row['weights_of']} steps" if "weights_of" in row else ""
+    left = f"; what it left is in {row['left_behind']}" if "left_behind" in row else ""
+    return (
+        f"{row.get('kind')}{where}; LLDS weight {row.get('llds_weight', 0):g}, learning rate x "
+        f"{row.get('lr_scale', 1):g} ({row.get('reason')}){left}"
+    )

@@ -31,14 +31,23 @@ def test_alarms_of_other_rules_and_infos_do_nothing():
     assert guard.lr_scale == 1.0 and guard.llds_weight == 0.0
 
 
-def test_critical_goes_back_before_the_decay_or_the_first_warning_whichever_is_earlier():
+def test_critical_goes_back_before_the_decay_and_without_one_before_the_first_warning():
     guard = Guard(GuardConfig(enabled=True))
     guard.decide(record(40), [alarm(40, "warn")], 35)
-    action = guard.decide(record(60), [alarm(60, "critical")], 31)
-    assert action is not None and action.kind == "rollback" and action.back_to == 31
-    assert as_row(action)["back_to"] == 31
+    action = guard.decide(record(60), [alarm(60, "critical")], 48)  # the reward may have been at its best at 55
+    assert action is not None and action.kind == "rollback" and action.back_to == 48
+    assert as_row(action)["back_to"] == 48
+    guard.decide(record(70), [alarm(70, "warn")], None)
+    guard.decide(record(80), [alarm(80, "warn")], None)
     later = guard.decide(record(90), [alarm(90, "critical")], None)
-    assert later is not None and later.back_to == 90  # the old warning is forgotten
+    assert later is not None and later.back_to == 70  # the warning of 40 is forgotten
+
+
+def test_warnings_can_be_left_alone_and_still_mark_where_it_began():
+    guard = Guard(GuardConfig(enabled=True, on_warn="nothing"))
+    assert guard.decide(record(40), [alarm(40, "warn")], None) is None and guard.lr_scale == 1.0
+    action = guard.decide(record(60), [alarm(60, "critical")], None)
+    assert action is not None and (action.kind, action.back_to, action.llds_weight) == ("rollback", 40, 0.2)
 
 
 def test_roll_backs_end_in_a_stop():
@@ -63,6 +72,15 @@ def test_quiet_steps_take_protections_back_one_by_one():
         (a.kind, a.llds_weight, a.lr_scale) if (a := guard.decide(record(s), [], None)) else None for s in range(2, 9)
     ]
     assert kinds == [None, None, ("release", 0.2, 0.5), None, None, ("release", 0.0, 1.0), None]
+
+
+def test_an_alarm_that_lasts_is_not_quiet():
+    guard = Guard(GuardConfig(enabled=True, release_after=2))
+    guard.decide(record(0), [alarm(0, "warn")], None, ["collapse"])
+    lasting = [guard.decide(record(s), [], None, ["collapse"]) for s in range(1, 9)]
+    assert lasting == [None] * 8
+    ended = [guard.decide(record(s), [], None, ["tool_outage"]) for s in (9, 10)]  # not one of the guard's rules
+    assert ended[0] is None and ended[1] is not None and ended[1].kind == "release"
 
 
 def test_a_restored_guard_decides_the_same():
