@@ -5,6 +5,7 @@ The decisions are `agentrl.monitors.guard`'s. Each is one row of `guard.jsonl` a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +48,14 @@ class Guarding:
             onset = self.monitor.decay_onset()
             active = [rule for rule, level in self.monitor.active().items() if level != "info"]
         action = self.guard.decide(record, alarms, onset, active)
+        lr = record.metrics.get("lr")
+        scheduled = lr / self.engine.lr_scale if lr is not None and math.isfinite(lr) else 0.0
+        self.engine.lr_scale = self.guard.scale_of(scheduled)  # for the next step: a schedule hardly moves in one
         if action is None:
             return False
         row = as_row(action)
         if action.kind == "rollback":
             row |= self._go_back(action)
-        self.engine.lr_scale = action.lr_scale
         self.run.guard_action(row)
         if action.kind == "rollback":
             self.save()  # so that a resume starts from here
@@ -87,9 +90,9 @@ class Guarding:
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return self.guard.state_dict()
+        return {**self.guard.state_dict(), "rate": self.engine.lr_scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; the engine learns at the guard's rate again."""
         self.guard.load_state_dict(state)
-        self.engine.lr_scale = self.guard.lr_scale
+        self.engine.lr_scale = state["rate"]

@@ -79,6 +79,18 @@ def test_a_warning_changes_the_next_updates_and_quiet_takes_it_back(tmp_path, wa
     ]
 
 
+def test_the_learning_rate_stays_below_the_one_that_was_warned_of_also_after_a_resume(tmp_path, warm_model, scripted):
+    scripted({5: "warn"})
+    rising = GUARD | {"optim": {"lr": 1e-3, "warmup_steps": 100}, "train": {"steps": 10}}
+    whole = read_metrics(train_until(small_config(tmp_path / "whole", warm_model, **rising)))
+    lr = [row["lr"] for row in whole]
+    unlimited = lr[5] * 19.5 / 11.5 / 2  # of step 9: the schedule, halved
+    assert lr[0] < lr[5] and max(lr[6:]) < 1.2 * lr[5] / 2 < 0.8 * unlimited  # one step of the ramp is allowed
+    stopped = train_until(small_config(tmp_path / "parts", warm_model, **rising), steps=8)
+    resume_run(stopped, quiet=True)
+    assert [row["lr"] for row in read_metrics(stopped)] == lr
+
+
 def test_a_roll_back_takes_weights_and_optimiser_from_before_the_decay_and_keeps_what_it_leaves(
     tmp_path, warm_model, scripted, capsys
 ):

@@ -11,8 +11,8 @@ def alarm(step: int, level: str, rule: str = "collapse") -> Alarm:
     return Alarm(f"{rule}-{step}", step, rule, level, f"{rule} at {step}")  # type: ignore[arg-type]
 
 
-def record(step: int) -> StepRecord:
-    return StepRecord(step, {})
+def record(step: int, **metrics: float) -> StepRecord:
+    return StepRecord(step, metrics)
 
 
 def test_each_warning_protects_more_and_weight_has_a_ceiling():
@@ -65,13 +65,38 @@ def test_on_critical_stop_and_protect():
 
 
 def test_quiet_steps_take_protections_back_one_by_one():
-    guard = Guard(GuardConfig(enabled=True, release_after=3, llds_weight=0.2))
+    guard = Guard(GuardConfig(enabled=True, release_after=3, llds_weight=0.2, patience=0))
     guard.decide(record(0), [alarm(0, "warn")], None)
     guard.decide(record(1), [alarm(1, "warn")], None)
     kinds = [
         (a.kind, a.llds_weight, a.lr_scale) if (a := guard.decide(record(s), [], None)) else None for s in range(2, 9)
     ]
     assert kinds == [None, None, ("release", 0.2, 0.5), None, None, ("release", 0.0, 1.0), None]
+
+
+def test_a_protection_is_given_time_before_another_warning_counts_but_critical_always_does():
+    guard = Guard(GuardConfig(enabled=True, patience=5))
+    kinds = [
+        a.kind if (a := guard.decide(record(s), [alarm(s, level, rule)], None)) else None
+        for s, level, rule in (
+            (10, "warn", "collapse"),
+            (11, "warn", "death_spiral"),
+            (14, "warn", "collapse"),
+            (15, "warn", "collapse"),
+            (16, "critical", "collapse"),
+        )
+    ]
+    assert kinds == ["protect", None, None, "protect", "rollback"]
+
+
+def test_a_schedule_that_rises_does_not_undo_the_protection():
+    guard = Guard(GuardConfig(enabled=True, lr_factor=0.5, release_after=1))
+    guard.decide(record(10, lr=1e-3), [alarm(10, "warn")], None, ["collapse"])
+    assert [guard.scale_of(lr) * lr for lr in (4e-4, 1e-3, 2e-3, 8e-3)] == [2e-4, 5e-4, 5e-4, 5e-4]
+    guard.decide(record(20, lr=5e-4), [alarm(20, "warn")], None, ["collapse"])  # 5e-4 was too large as well
+    assert guard.scale_of(2e-3) * 2e-3 == 2.5e-4
+    assert [guard.decide(record(s), [], None).lr_ceiling for s in (21, 22)] == [5e-4, None]  # type: ignore[union-attr]
+    assert guard.scale_of(2e-3) == 1.0
 
 
 def test_an_alarm_that_lasts_is_not_quiet():
