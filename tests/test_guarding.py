@@ -2,6 +2,7 @@
 
 import copy
 import json
+import statistics
 from typing import ClassVar
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from agentrl.cli import main
+from agentrl.config_io import load_config
 from agentrl.monitors import Alarm, Monitor
 from agentrl.run import resume_run, train_run
-from agentrl.runlog import read_guard, read_info, read_metrics
+from agentrl.runlog import read_alarms, read_guard, read_info, read_metrics
 from tests.small import small_config, train_until, without_times
 
 GUARD = {"guard": {"enabled": True}, "log": {"checkpoint_every": 1, "keep_checkpoints": 20}}
@@ -165,3 +167,33 @@ def test_stop_ends_the_run_says_why_and_can_be_resumed(tmp_path, warm_model, scr
     assert "guard, step 2: stop" in capsys.readouterr().err
     assert resume_run(done.run_dir, quiet=True).result.status == "finished"  # it is for its owner to say
     assert len(read_metrics(done.run_dir)) == 5
+
+
+# ------------------------------------------------------------------------------------------------------ a real collapse
+
+
+@pytest.mark.slow
+def test_a_collapse_is_rolled_back_to_before_the_decay_and_the_run_ends_at_a_high_reward(tmp_path):
+    """The shipped run whose learning rate keeps rising, with warnings ignored until it is critical."""
+    changes = ["seed=1", "guard.on_warn=nothing", "train.steps=115", "eval.questions=0", "model.threads=1"]
+    changes += ["log.name=a", f"log.runs_dir={tmp_path}"]
+    path = train_run(load_config("collapse_guarded", changes).config, quiet=True).run_dir
+    rows, first = read_metrics(path), read_guard(path)[0]
+    raised = [(a["rule"], a["level"], a["step"]) for a in read_alarms(path)]
+    warn = next(step for rule, level, step in raised if (rule, level) == ("collapse", "warn"))
+    assert first["kind"] == "rollback" and ("collapse", "critical", first["step"]) in raised
+    assert warn < first["step"]  # heard, and left alone
+
+    def mean(steps):
+        rewards = [rows[n]["reward"] for n in steps]
+        return sum(rewards) / len(rewards)
+
+    # The best level of the likelihood, by another formula than the monitor's; log π is negative, so least is best.
+    before = [row["logprob_correct"] for row in rows[: first["step"] + 1]]
+    levels = {n: statistics.median(before[max(0, n - 19) : n + 1]) for n in range(9, len(before))}
+    assert first["back_to"] == max(levels, key=lambda n: (levels[n], n))
+    assert first["back_to"] - 5 < first["weights_of"] <= first["back_to"] < first["step"]
+    peak = max(mean(range(n - 4, n + 1)) for n in range(4, first["step"]))
+    assert mean(range(first["step"] - 4, first["step"] + 1)) < 0.65 * peak
+    assert mean(range(len(rows) - 10, len(rows))) > 0.9 * peak
+    assert (path / first["left_behind"] / "optimizer.safetensors").is_file()
