@@ -3,7 +3,7 @@
 #   PIP_EXTRA_INDEX_URL=... make test        pip's own variables work, for example for another build of torch
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-distributed check bench clean
+.PHONY: help quickstart test test-slow test-trackio test-distributed check bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,8 +21,12 @@ quickstart: $(INSTALLED)   ## train the built-in search agent, about a minute an
 test: $(INSTALLED)         ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-slow: $(INSTALLED)    ## whole runs: the quickstart, kill and resume, large inputs
+test-slow: $(INSTALLED) test-trackio    ## whole runs: the quickstart, kill and resume, large inputs
 	$(BIN)/python -m pytest -m slow --timeout=1200 $(ARGS)
+
+test-trackio: $(VENV)-trackio/.installed    ## trackio's own databases and alerts; it cannot be installed beside the pins
+	PYTHONPATH=. $(VENV)-trackio/bin/python -m pytest -o addopts= --noconftest -q -k trackio \
+		tests/monitors/sources/test_binary.py tests/monitors/test_sinks.py
 
 test-distributed:    ## the cluster engine with the real Ray, DeepSpeed, vLLM and OpenRLHF, on the CPU
 	PYTHON="$(PYTHON)" scripts/setup_openrlhf_cpu.sh $(VENV)-dist
@@ -37,7 +41,7 @@ bench: $(INSTALLED_BENCH)  ## the measured figures of the documentation
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:               ## remove the environment and caches; runs/ is kept
-	rm -rf $(VENV) $(VENV)-dist build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -61,4 +65,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(INSTALLED_BENCH): $(INSTALLED)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+$(VENV)-trackio/.installed: $(INSTALLED)
+	$(BIN)/python -m venv $(VENV)-trackio
+	$(VENV)-trackio/bin/python -m pip install -qq --disable-pip-version-check trackio==0.43.0 pytest
 	@touch $@

@@ -294,7 +294,9 @@ class GuardConfig(Part):
     enabled: bool = False
     rules: list[str] = Field(["collapse", "death_spiral"], description="alarms that count")
     llds_weight: float = Field(0.2, gt=0, description="λ of LLDS once a warning came; doubled by each further one")
-    lr_factor: float = Field(0.5, gt=0, le=1, description="the learning rate is multiplied by this at each warning")
+    lr_factor: float = Field(0.5, gt=0, le=1, description="at each warning, of the learning rate; it stays below that")
+    patience: int = Field(10, ge=0, description="steps a protection is given before another warning adds to it")
+    on_warn: Literal["protect", "nothing"] = "protect"
     on_critical: Literal["rollback", "stop", "protect"] = "rollback"
     max_rollbacks: int = Field(3, ge=0, description="then the run stops")
     release_after: int = Field(0, ge=0, description="quiet steps after which a protection is taken back; 0 = never")

@@ -32,11 +32,13 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     searches = [u for u in turns if u.info.get("kind") == "search"]
     calls = [u.info for t in trajectories for u in t.turns]
     latency = [info["latency_s"] for info in calls if "latency_s" in info]
+    tools = bool(latency) or any("error" in info or "retries" in info for info in calls)
+    could_search = [u for u in turns if u.info.get("searchable", "kind" in u.info)]
     out: dict[str, float | None] = {
         "failed_rollouts": float(len(trajectories) - len(good)),
         "tool_latency_s": sum(latency) / len(latency) if latency else None,
-        "tool_errors": float(sum(bool(info.get("error")) for info in calls)),
-        "tool_retries": float(sum(info.get("retries", 0) for info in calls)),
+        "tool_errors": float(sum(bool(info.get("error")) for info in calls)) if tools else None,
+        "tool_retries": float(sum(info.get("retries", 0) for info in calls)) if tools else None,
     }
     if good:
         out |= {
@@ -46,7 +48,9 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
             "context_length": sum(len(u.prompt_ids) + len(u.action_ids) for u in turns) / len(good),
             "truncated_share": sum(t.truncated for t in good) / len(good),
             "turns": len(turns) / len(good),
-            "valid_search_ratio": sum(bool(u.info.get("valid")) for u in searches) / len(turns) if turns else None,
+            "valid_search_ratio": sum(bool(u.info.get("valid")) for u in searches) / len(turns)
+            if could_search
+            else None,
             "distinct_queries": _distinct_queries(good),
             "shared_first_retrieval": _shared_first_retrieval(good),
             "answer_in_retrieved": _answer_in_retrieved(good),

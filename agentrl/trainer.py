@@ -21,15 +21,15 @@ from torch import Tensor
 from agentrl import metrics as M
 from agentrl.algorithms import advantages as compute_advantages
 from agentrl.batch import TokenBatch, pack
-from agentrl.checkpoint import latest_checkpoint, list_checkpoints, save_checkpoint
+from agentrl.checkpoint import save_checkpoint
 from agentrl.config import LossConfig
 from agentrl.data import TaskStream
 from agentrl.engines.base import ScoreResult
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.evaluation.evaluate import evaluate
+from agentrl.guarding import Guarding
 from agentrl.job import Job
 from agentrl.monitors import Monitor
-from agentrl.monitors.guard import Guard, GuardAction, as_row
 from agentrl.rollouts.ahead import Ahead
 from agentrl.rollouts.play import EnvPool, collect
 from agentrl.runlog import RunLog, Status, read_evals
@@ -79,7 +79,8 @@ class Trainer:
         self.monitor = monitor  # saved with the run, so that a resumed run raises the same alarms
         self.observe = observe or (monitor.observe if monitor is not None else None)
         self.progress, self.say, self.writers = progress, say, writers
-        self.guard = Guard(self.config.guard) if self.config.guard.enabled else None
+        guard = Guarding(self.config.guard, self.engine, run, monitor, save=lambda: self.save(), say=say)
+        self.guard = guard if self.config.guard.enabled else None
         self.step_number = 0
         self.tokens = 0
         self.nonfinite_in_a_row = 0
@@ -112,7 +113,8 @@ class Trainer:
         if not finished or not config.train.steps:
             self.save()
         status: Status = "finished" if finished else "stopped"
-        self.run.set_status(status, step=self.step_number, steps=config.train.steps)
+        why = self.guard.stopped if self.guard is not None and not finished else None
+        self.run.set_status(status, step=self.step_number, steps=config.train.steps, message=why)
         return TrainResult(status, self.step_number, evaluations)
 
     def close(self) -> None:
@@ -170,10 +172,8 @@ class Trainer:
         self.step_number += 1
         if self.progress:
             self.progress(record, config.train.steps)
-        if self.guard is not None:
-            action = self.guard.decide(record, alarms, self.monitor.decay_onset() if self.monitor else None)
-            if action is not None:
-                self._act(action)
+        if self.guard is not None and self.guard.after(record, alarms):
+            self.stop_requested = True
         return record
 
     @property
@@ -340,35 +340,8 @@ class Trainer:
             self.monitor.load_state_dict(state["monitor"])
         if self.guard is not None and "guard" in state:
             self.guard.load_state_dict(state["guard"])
-            self.engine.lr_scale = self.guard.lr_scale
 
     # --------------------------------------------------------------------------------------------------------- internal
-
-    def _act(self, action: GuardAction) -> None:
-        """Carry out what the guard decided. A roll-back takes back weights and optimiser, not steps and questions."""
-        went_back_to = None
-        if action.kind == "stop":
-            self.stop_requested = True
-        elif action.kind == "rollback":
-            found = latest_checkpoint(self.run.path, at_most=action.back_to)
-            if found is None:  # pruned: the oldest that is left
-                found = latest_checkpoint(self.run.path, at_most=list_checkpoints(self.run.path)[0][0])
-            assert found is not None  # one was saved before the first step, and damage raises
-            self.engine.save_model(self.run.path / "dumps" / f"collapsed-{self.step_number:06d}")
-            self.engine.load(found[0])
-            went_back_to = found[1]["step"]
-            if self.monitor is not None:
-                self.monitor.restart()
-        self.engine.lr_scale = action.lr_scale
-        row = as_row(action) | ({} if went_back_to is None else {"weights_of": went_back_to})
-        self.run.guard_action(row)
-        if action.kind == "rollback":
-            self.save()  # so that a resume starts from here
-        where = "" if went_back_to is None else f" to the weights after {went_back_to} steps"
-        self.say(
-            f"guard, step {action.step}: {action.kind}{where}; LLDS weight {action.llds_weight:g}, learning rate x "
-            f"{action.lr_scale:g} ({action.reason})"
-        )
 
     def _loss_config(self, batch: TokenBatch) -> LossConfig:
         """The configured loss with the guard's λ, and LLDS-MA's scheduled answer weight.
@@ -376,9 +349,8 @@ class Trainer:
         The weight is min(V_s / 2, 1), V_s the mean number of searches at this step (METHODS §5).
         """
         loss = self.config.algorithm.loss
-        if self.guard is not None and self.guard.llds_weight > (loss.llds.weight if loss.llds.enabled else 0.0):
-            llds = loss.llds.model_copy(update={"enabled": True, "weight": self.guard.llds_weight})
-            loss = loss.model_copy(update={"llds": llds})
+        if self.guard is not None:
+            loss = self.guard.loss(loss)
         if loss.llds.enabled and loss.llds.answer_weight == "schedule":
             turns = batch.turn_ids.max(1).values.float().mean()  # the last turn answers, the others searched
             llds = loss.llds.model_copy(update={"answer_weight": min(float(turns) / 2, 1.0)})

@@ -79,6 +79,7 @@ class MathEnv(gymnasium.Env[str, str]):
             "answer": None if span is None else action[slice(*span)].strip(),
             "correct": result.correct,
             "graded_by": result.method,
+            "searchable": False,  # there is nothing to search: a share of searches would be a made-up 0
         }
         if span is not None:
             info["answer_span"] = span

@@ -58,7 +58,7 @@ def test_rollout_metrics():
 
 def test_what_was_not_measured_is_absent():
     got = M.rollout_metrics([trajectory("a", turn(), error="down")])
-    assert got == {"failed_rollouts": 1.0, "tool_errors": 0.0, "tool_retries": 0.0}
+    assert got == {"failed_rollouts": 1.0}
     got = M.rollout_metrics([trajectory("a", turn(), reward=1.0)])
     absent = {
         "distinct_queries",
@@ -66,8 +66,17 @@ def test_what_was_not_measured_is_absent():
         "shared_first_retrieval",
         "valid_action_ratio",
         "answer_in_retrieved",
+        "tool_errors",
+        "tool_retries",
+        "valid_search_ratio",
     }
-    assert not absent & set(got) and got["tool_errors"] == 0.0
+    assert not absent & set(got)
+    called = M.rollout_metrics([trajectory("a", search("q", "d"), ANSWER, reward=1.0)])
+    assert called["tool_errors"] == called["tool_retries"] == 0.0  # measured, and none
+    stopped = M.rollout_metrics([trajectory("a", ANSWER, reward=1.0)])
+    assert stopped["valid_search_ratio"] == 0.0  # it could have searched
+    mathematics = turn(kind="answer", valid=True, searchable=False)
+    assert "valid_search_ratio" not in M.rollout_metrics([trajectory("a", mathematics, reward=1.0)])
     assert M.present({"a": None, "b": 0}) == {"b": 0.0}
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 
 from agentrl.monitors.phases import PhaseThresholds
-from agentrl.monitors.stats import MEAN_WINDOW, WINDOW, Series
+from agentrl.monitors.stats import WINDOW
 from agentrl.monitors.view import Finding, View
 
 EVIDENCE = ("large_updates", "entropy_rise", "degradation", "death_spiral", "reward_decline")
@@ -139,7 +139,7 @@ class Collapse:
         recent = tuple(n for n in EVIDENCE if n in view.memory and step - view.memory[n] <= _RECENT)
         signals = {k: v for found in now.values() for k, v in found.items()}
         reward = view.get("reward", t.warmup)
-        if reward is not None and recent and reward.lost() >= t.collapse_lost and _had_reward(reward):
+        if reward is not None and recent and reward.lost() >= t.collapse_lost and reward.earned():
             signals["reward_lost"] = (reward.lost(), t.collapse_lost)
             message = (
                 f"Collapse under way: {reward.lost():.0%} of the peak reward {reward.peak_mean:.2f} is gone, after "
@@ -186,11 +186,6 @@ class Collapse:
             where = f" at or before step {back}" if back is not None else " before the decay"
             return f"Stop and go back to the last checkpoint{where}, then continue with {change}."
         return f"Set {change}."
-
-
-def _had_reward(reward: Series) -> bool:
-    """Whether the peak of the rolling mean was more than noise: what was never earned cannot be lost."""
-    return reward.peak_mean > 3 * reward.noise() / MEAN_WINDOW**0.5
 
 
 def _factor_above_lowest(view: View) -> float:

@@ -1,9 +1,10 @@
 """What a run does about its own alarms, if it may: soften the updates, go back, or stop. Decisions only; no torch.
 
-    warn      protect: LLDS on (or λ doubled), learning rate times `lr_factor`
-    critical  roll back to the last checkpoint before the likelihood of correct responses began to fall, and protect;
-              or stop
-    quiet     release: after `release_after` steps without an alarm the last protection is taken back
+    warn      protect: LLDS on (or λ doubled), learning rate times `lr_factor` and never again above that, whatever the
+              schedule says; or nothing. Further warnings wait until it had `patience` steps to help
+    critical  roll back to the last checkpoint before the likelihood of correct responses began to fall (before the
+              first warning, where it shows no fall), and protect; or stop; or protect only
+    quiet     release: after `release_after` steps without an alarm, old or new, the last protection is taken back
 
 The trainer carries the decisions out and writes each to `guard.jsonl`. Steps go on counting after a roll-back: weights
 and optimiser go back, the questions do not.
@@ -11,8 +12,9 @@ and optimiser go back, the questions do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentrl.types import Alarm, StepRecord
@@ -20,18 +22,20 @@ from agentrl.types import Alarm, StepRecord
 if TYPE_CHECKING:
     from agentrl.config import GuardConfig
 
+Kind = Literal["protect", "release", "rollback", "stop"]
 LARGEST_WEIGHT = 1.0  # λ is not doubled beyond this
 
 
 @dataclass(frozen=True)
 class GuardAction:
-    """One decision. `llds_weight` (0: as configured) and `lr_scale` are what holds from now on."""
+    """One decision. `llds_weight` (0: as configured), `lr_scale` and `lr_ceiling` are what holds from now on."""
 
     step: int
-    kind: Literal["protect", "release", "rollback", "stop"]
+    kind: Kind
     reason: str
     llds_weight: float
     lr_scale: float
+    lr_ceiling: float | None = None  # no update with a larger learning rate; None: no such limit
     back_to: int | None = None  # roll back to a checkpoint at or before this many steps
 
 
@@ -42,56 +46,78 @@ class Guard:
         self.config = config
         self.llds_weight = 0.0
         self.lr_scale = 1.0
+        self.lr_ceiling: float | None = None
         self.rollbacks = 0
-        self._past: list[tuple[float, float]] = []  # what held before each protection
+        self._past: list[tuple[float, float, float | None]] = []  # what held before each protection
+        self._protected: int | None = None  # step of the last protection
         self._quiet = 0
         self._first_warn: int | None = None
 
-    def decide(self, record: StepRecord, alarms: Sequence[Alarm], decay_onset: int | None) -> GuardAction | None:
-        """What to do about this step's alarms; `decay_onset` is `Monitor.decay_onset()`."""
+    def decide(
+        self, record: StepRecord, alarms: Sequence[Alarm], decay_onset: int | None, active: Collection[str] = ()
+    ) -> GuardAction | None:
+        """What to do about this step's alarms. `decay_onset` and `active` are the monitor's, the latter without infos.
+
+        An alarm is raised once and stays active while its cause lasts: such a step is not quiet.
+        """
         heard = [a for a in alarms if a.rule in self.config.rules and a.level != "info"]
         if not heard:
-            self._quiet += 1
+            self._quiet = 0 if any(rule in self.config.rules for rule in active) else self._quiet + 1
             return self._release(record.step)
         self._quiet = 0
         worst = next((a for a in heard if a.level == "critical"), heard[0])
         if self._first_warn is None:
             self._first_warn = worst.step
-        if worst.level != "critical" or self.config.on_critical == "protect":
-            return self._protect(worst)
+        if worst.level != "critical":
+            waiting = self._protected is not None and record.step - self._protected < self.config.patience
+            return None if waiting or self.config.on_warn == "nothing" else self._protect(worst, record)
+        if self.config.on_critical == "protect":
+            return self._protect(worst, record)
         if self.config.on_critical == "stop" or self.rollbacks >= self.config.max_rollbacks:
             why = "" if self.config.on_critical == "stop" else f" ({self.rollbacks} roll-backs did not help)"
-            return GuardAction(record.step, "stop", worst.message + why, self.llds_weight, self.lr_scale)
+            return self._action(record.step, "stop", worst.message + why)
         self.rollbacks += 1
-        back_to = min(x for x in (decay_onset, self._first_warn, worst.step) if x is not None)
+        back_to = decay_onset if decay_onset is not None else self._first_warn
         self._first_warn = None
-        protected = self._protect(worst)
-        return GuardAction(
-            record.step, "rollback", worst.message, protected.llds_weight, protected.lr_scale, back_to=back_to
-        )
+        return replace(self._protect(worst, record), kind="rollback", back_to=back_to)
 
-    def _protect(self, alarm: Alarm) -> GuardAction:
-        self._past.append((self.llds_weight, self.lr_scale))
+    def _protect(self, alarm: Alarm, record: StepRecord) -> GuardAction:
+        self._past.append((self.llds_weight, self.lr_scale, self.lr_ceiling))
         doubled = min(2 * self.llds_weight, LARGEST_WEIGHT)
         self.llds_weight = max(doubled, self.config.llds_weight)
         self.lr_scale *= self.config.lr_factor
-        return GuardAction(alarm.step, "protect", alarm.message, self.llds_weight, self.lr_scale)
+        lr = record.metrics.get("lr")
+        if lr is not None and math.isfinite(lr) and self.config.lr_factor < 1:
+            self.lr_ceiling = lr * self.config.lr_factor  # of the rate that was warned of: that one was too large
+        self._protected = record.step
+        return self._action(record.step, "protect", alarm.message)
+
+    def _action(self, step: int, kind: Kind, reason: str) -> GuardAction:
+        return GuardAction(step, kind, reason, self.llds_weight, self.lr_scale, self.lr_ceiling)
+
+    def scale_of(self, scheduled: float) -> float:
+        """The factor for a learning rate that the schedule would have at this step."""
+        if self.lr_ceiling is None or scheduled <= 0:
+            return self.lr_scale
+        return min(self.lr_scale, self.lr_ceiling / scheduled)
 
     def _release(self, step: int) -> GuardAction | None:
         after = self.config.release_after
         if not after or not self._past or self._quiet < after:
             return None
-        self.llds_weight, self.lr_scale = self._past.pop()
+        self.llds_weight, self.lr_scale, self.lr_ceiling = self._past.pop()
         reason = f"{self._quiet} steps without an alarm"
         self._quiet = 0
         self._first_warn = None
-        return GuardAction(step, "release", reason, self.llds_weight, self.lr_scale)
+        return self._action(step, "release", reason)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON of everything the next decision depends on."""
         return {
             "llds_weight": self.llds_weight,
             "lr_scale": self.lr_scale,
+            "lr_ceiling": self.lr_ceiling,
+            "protected": self._protected,
             "rollbacks": self.rollbacks,
             "past": [list(p) for p in self._past],
             "quiet": self._quiet,
@@ -102,10 +128,22 @@ class Guard:
         """The inverse of `state_dict`."""
         self.llds_weight, self.lr_scale = state["llds_weight"], state["lr_scale"]
         self.rollbacks, self._quiet = state["rollbacks"], state["quiet"]
-        self._past = [(a, b) for a, b in state["past"]]
+        self.lr_ceiling, self._protected = state["lr_ceiling"], state["protected"]
+        self._past = [(a, b, c) for a, b, c in state["past"]]
         self._first_warn = state["first_warn"]
 
 
 def as_row(action: GuardAction) -> dict[str, Any]:
     """For guard.jsonl."""
     return {k: v for k, v in asdict(action).items() if v is not None}
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """A row of guard.jsonl as one line."""
+    where = f" to the weights after {row['weights_of']} steps" if "weights_of" in row else ""
+    left = f"; what it left is in {row['left_behind']}" if "left_behind" in row else ""
+    ceiling = f", {row['lr_ceiling']:.2g} at most" if row.get("lr_ceiling") else ""
+    return (
+        f"{row.get('kind')}{where}; LLDS weight {row.get('llds_weight', 0):g}, learning rate x "
+        f"{row.get('lr_scale', 1):g}{ceiling} ({row.get('reason')}){left}"
+    )

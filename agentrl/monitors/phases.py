@@ -3,7 +3,8 @@
 `learning`: the likelihood of correct responses rises. `I` early stagnation: it stays flat while the reward rises.
 `II` steady decay: it falls while the reward has not yet fallen and gradient norm and entropy are steady. `III`
 acceleration: it falls faster than before, or entropy and gradient norm rise with it, or the reward goes with it.
-`plateau`: neither moves. `warmup`: too few steps to say.
+`plateau`: neither moves, or correct responses vanished before there was a reward to lose. `warmup`: too few correct
+responses so far to say; a log without their likelihood stays there until the reward is lost.
 
 `death_spiral` (Def. 5.1): the change of the correct responses' likelihood by the updates is below a negative constant
 and keeps getting more negative. The likelihood under the sampling policy is survivor-biased (responses that became
@@ -57,7 +58,7 @@ class PhaseClassifier:
 
     def observe(self, step: int, series: Mapping[str, Series]) -> PhaseState:
         """Classify the step whose values were already pushed into `series`."""
-        now, slopes = self._phase(series)
+        now, slopes = self._phase(step, series)
         phase, since = self._debounce(now, step)
         likelihood = series.get("logprob_correct")
         falling = likelihood is not None and likelihood.count >= self.thresholds.warmup and likelihood.drop() > 2
@@ -84,11 +85,16 @@ class PhaseClassifier:
         self._pending = (now, since, held)
         return self.state.phase, self.state.since
 
-    def _phase(self, series: Mapping[str, Series]) -> tuple[Phase, dict[str, float]]:
+    def _phase(self, step: int, series: Mapping[str, Series]) -> tuple[Phase, dict[str, float]]:
         t = self.thresholds
-        likelihood = series.get("logprob_correct")
-        if likelihood is None or likelihood.count < t.warmup:
-            return "warmup", {}
+        likelihood, reward = series.get("logprob_correct"), series.get("reward")
+        # The end of phase III, whatever survivors say, and also where nothing correct is left to measure.
+        gone = reward is not None and reward.count >= t.warmup and reward.earned() and reward.lost() >= t.collapsed
+        if likelihood is None or not likelihood.count:
+            return ("III" if gone else "warmup"), {}
+        if likelihood.count < t.warmup:  # correct responses are rare, or vanished before there was a level
+            vanished = step - likelihood.steps[-1] >= t.warmup
+            return ("III" if gone else "plateau" if vanished else "warmup"), {}
         sign: dict[str, int] = {}
         slopes: dict[str, float] = {}
         for name in ("logprob_correct", "reward", "entropy", "grad_norm"):
@@ -98,8 +104,7 @@ class PhaseClassifier:
             slope, z = one.trend(t.window)
             slopes[name] = slope
             sign[name] = 0 if abs(z) < t.significant else (1 if z > 0 else -1)
-        reward = series.get("reward")
-        if reward is not None and reward.lost() >= t.collapsed:  # the end of phase III, whatever survivors say
+        if gone:
             return "III", slopes
         if sign["logprob_correct"] > 0:
             return "learning", slopes

@@ -1,9 +1,10 @@
 """The canonical signals: what each is called, its unit, and what other trainers call it.
 
 Metric names of other trainers are read from their logging code: TRL `trl/trainer/grpo_trainer.py`, verl
-`verl/trainer/ppo/metric_utils.py` (and Search-R1's `env/*` additions), OpenRLHF `openrlhf/trainer/ray/ppo_actor.py`,
-SkyRL `skyrl_train/trainer.py`. Left out on purpose: verl's `actor/ppo_kl` (divergence of one update, not from the
-reference) and `actor/pg_clipfrac_lower` (its dual-clip share, not tokens below 1 - ε).
+`verl/trainer/ppo/metric_utils.py` (and Search-R1's `env/*` additions), OpenRLHF `openrlhf/trainer/ray/ppo_actor.py` and
+`ppo_trainer.py`, SkyRL `skyrl/train/trainer.py` (earlier `skyrl_train/trainer.py`). Left out on purpose: verl's
+`actor/ppo_kl` (divergence of one update, not from the reference) and `actor/pg_clipfrac_lower` (its dual-clip share, not
+tokens below 1 - ε).
 """
 
 from __future__ import annotations
@@ -138,26 +139,29 @@ _TRL = {
     "t_step_s": ("step_time",),
 }
 _OPENRLHF = {
-    "reward": ("reward", "return"),
+    "reward": ("reward", "rollout/reward_mean", "return"),
     "entropy": ("entropy_loss",),
     "grad_norm": ("actor_grad_norm", "grad_norm"),
     "clip_fraction": ("ppo_clip_ratio",),
     "kl": ("kl",),
     "loss": ("policy_loss",),
     "lr": ("actor_lr",),
-    "response_length": ("response_length",),
+    "response_length": ("response_length", "rollout/response_length_mean"),
     "context_length": ("total_length",),
+    "truncated_share": ("rollout/truncated_rate",),
     "mismatch": ("vllm_kl",),
+    "t_rollout_s": ("timing/generation",),
+    "t_step_s": ("timing/step_total",),
 }
 _SKYRL = {
     "reward": ("reward/avg_raw_reward", "loss/avg_final_rewards"),
     "entropy": ("policy/policy_entropy",),
     "grad_norm": ("policy/raw_grad_norm", "policy/grad_norm"),
-    "clip_fraction": ("policy/ppo_clip_ratio",),
-    "kl": ("policy/policy_kl",),
+    "clip_fraction": ("policy/loss_metrics/clip_ratio", "policy/ppo_clip_ratio"),
+    "kl": ("policy/policy_kl", "loss/avg_kl"),
     "loss": ("policy/policy_loss", "policy/final_loss"),
     "lr": ("policy/policy_lr",),
-    "response_length": ("generate/avg_num_tokens", "policy/response_length"),
+    "response_length": ("generate/avg_assistant_tokens", "generate/avg_num_tokens", "policy/response_length"),
     "mismatch": ("policy/rollout_train_logprobs_abs_diff_mean",),
     "mismatch_max": ("policy/rollout_train_logprobs_abs_diff_max",),
     "t_step_s": ("timing/step",),

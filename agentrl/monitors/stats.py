@@ -139,6 +139,10 @@ class Series:
         """How far the rolling median is below the highest reference level so far, in standard errors."""
         return self._standardised(self.highest - self.scaled(self.level())) if self.count else 0.0
 
+    def earned(self) -> bool:
+        """Whether the highest rolling mean was more than noise: what was never earned cannot be lost."""
+        return self.peak_mean > 3 * self.noise() / MEAN_WINDOW**0.5
+
     def lost(self) -> float:
         """Share of the highest rolling mean that is gone (0 to 1, more for signals that turn negative)."""
         if self.count < MEAN_WINDOW or self.peak_mean <= 0:

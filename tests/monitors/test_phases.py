@@ -82,6 +82,32 @@ def test_without_likelihood_there_is_no_phase():
     assert state.phase == "warmup"
 
 
+def sparse(likelihood_steps, reward, steps=60):
+    """Phases where correct responses exist only at some steps."""
+    series = {"reward": Series(), "logprob_correct": Series("neglog")}
+    classifier, phases = PhaseClassifier(), []
+    for step in range(steps):
+        series["reward"].push(step, reward(step))
+        if step in likelihood_steps:
+            series["logprob_correct"].push(step, -0.3)
+        phases.append(classifier.observe(step, series).phase)
+    return phases
+
+
+def test_correct_responses_that_vanish_early_do_not_leave_the_run_in_warm_up():
+    fell = sparse(range(7), lambda s: 0.5 if s < 8 else 0.0)
+    assert fell[:9] == ["warmup"] * 9 and fell[20:] == ["III"] * 40
+    never_had_much = sparse({0, 3}, lambda s: 0.005 if s in (0, 3) else 0.0)
+    assert never_had_much[10] == "warmup" and never_had_much[20:] == ["plateau"] * 40
+    rare = sparse(range(0, 60, 5), lambda s: 0.1)  # still coming: it takes ten of them to say anything
+    assert rare[40] == "warmup" and rare[-1] != "warmup"
+
+
+def test_a_reward_that_is_gone_is_phase_three_also_without_any_likelihood():
+    phases = sparse((), lambda s: 0.6 if s < 30 else 0.0)
+    assert phases[29] == "warmup" and phases[45] == "III"
+
+
 def delta(values):
     series = Series()
     for step, value in enumerate(values):

@@ -21,10 +21,22 @@ SKYRL = ["trainer/global_step", "reward/avg_raw_reward", "reward/avg_pass_at_8",
          "policy/raw_grad_norm", "policy/ppo_clip_ratio", "policy/policy_kl", "generate/avg_num_tokens",
          "policy/rollout_train_logprobs_abs_diff_mean", "policy/policy_lr"]  # fmt: skip
 
+OPENRLHF_011 = [c for c in OPENRLHF if c not in ("train/reward", "train/response_length")] + [
+    "train/actor_grad_norm", "train/rollout/reward_mean", "train/rollout/response_length_mean",
+                "train/rollout/truncated_rate", "train/timing/step_total",
+]  # fmt: skip
+SKYRL_NOW = ["reward/avg_raw_reward", "policy/policy_entropy", "policy/grad_norm", "policy/policy_loss",
+             "policy/loss_metrics/clip_ratio", "loss/avg_kl", "generate/avg_assistant_tokens"]  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("columns", "trainer", "expected"),
     [
+        (OPENRLHF_011, "OpenRLHF", {"reward": "train/rollout/reward_mean", "grad_norm": "train/actor_grad_norm",
+                                    "response_length": "train/rollout/response_length_mean", "kl": "train/kl",
+                                    "truncated_share": "train/rollout/truncated_rate"}),
+        (SKYRL_NOW, "SkyRL", {"clip_fraction": "policy/loss_metrics/clip_ratio", "kl": "loss/avg_kl",
+                              "response_length": "generate/avg_assistant_tokens", "grad_norm": "policy/grad_norm"}),
         (VERL, "verl", {"reward": "critic/score/mean", "entropy": "actor/entropy", "kl": "actor/kl_loss",
                         "clip_fraction": "actor/pg_clipfrac", "response_length": "response_length/mean",
                         "mismatch": "training/rollout_probs_diff_mean", "grad_norm": "actor/grad_norm",
