@@ -195,8 +195,8 @@ class NTHRConfig(Part):
             )
         if self.baseline is not None and not self.enabled:
             raise ValueError(
-                f"baseline is {self.baseline}, which chooses tokens in place of NTHR, but enabled is false: set enabled: "
-                "true, or drop baseline"
+                f"baseline is {self.baseline}, which chooses tokens in place of NTHR, but enabled is false: set "
+                "enabled: true, or drop baseline"
             )
         return self
 
@@ -215,8 +215,8 @@ class LLDSConfig(Part):
             raise ValueError("weight (λ) is 0, so that llds adds nothing: 0.2 is usual, or set enabled: false")
         if isinstance(self.answer_weight, float) and self.answer_weight < 0:
             raise ValueError(
-                f"answer_weight is {self.answer_weight}; a negative weight would lower the likelihood of answers: use 0 "
-                "or more, or schedule"
+                f"answer_weight is {self.answer_weight}; a negative weight would lower the likelihood of answers: use "
+                "0 or more, or schedule"
             )
         return self
 
