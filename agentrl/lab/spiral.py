@@ -86,7 +86,11 @@ def run_spiral(
         with RunLog.create(out, method, one, force=True) as run:
             job = build_job(one, run.path, model_path=model_path, say=say)
             trainer = Trainer(job, run, progress=_progress(say, method))
-            trainer.train()
+            try:
+                trainer.train()
+            finally:
+                trainer.close()
+                job.engine.close()
         rows[method] = list(read_metrics(out / method))
     return SpiralResult(rows)
 

@@ -1,5 +1,6 @@
 """`lld` and `plot` from the command line: what they print and write, and what they refuse before any work."""
 
+import gc
 import json
 
 import pytest
@@ -60,10 +61,13 @@ def test_tokens(trained, tmp_path, capsys):
     assert "there are 2 mixed groups, from 0" in capsys.readouterr().err
 
 
-def test_spiral(trained, tmp_path, capsys):
+def test_spiral(trained, tmp_path, capsys, caplog):
     command = ["lld", "spiral", str(trained), "--methods", "grpo,llds", "--steps", "1", "--lr", "1e-3"]
     assert main([*command, "--out", str(tmp_path), "--seed", "4", "--json"]) == 0
-    rows = result(capsys)["rows"]
+    gc.collect()
+    said = capsys.readouterr()
+    assert "Task was destroyed" not in said.err + caplog.text  # environments and event loops of each run are closed
+    rows = json.loads(said.out.splitlines()[-1])["rows"]
     assert set(rows) == {"grpo", "llds"} and len(rows["grpo"]) == 1 and rows["grpo"][0]["lr"] == 1e-3
     assert (tmp_path / "spiral-dark.png").exists()
     used = load_config(tmp_path / "spiral" / "llds" / "config.yaml").config
