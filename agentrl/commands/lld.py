@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     spiral = sub.add_parser("spiral", help="train several methods under a harsh setting, from one checkpoint")
     spiral.add_argument("--methods", default="grpo,pos_only,nthr,llds", help="comma-separated (default: %(default)s)")
     spiral.add_argument("--steps", type=int, default=60, help="per method (default: %(default)s)")
-    spiral.add_argument("--lr", type=float, default=None, help="of the harsh setting (default: 4.5e-4)")
+    spiral.add_argument("--lr", type=float, default=None, help="of the harsh setting (default: the run's)")
     for p in (delta, identify, tokens, spiral):
         p.add_argument(
             "run", type=Path, help="a run directory: its config, and its last checkpoint or the one of --step"

@@ -21,8 +21,8 @@ PANELS = {
     "entropy": "entropy, nats",
     "grad_norm": "gradient norm",
 }
-#: Few responses per step, many updates on them, a high learning rate: put over the run's config, below `--set`.
-HARSH = ("rollout.prompts_per_step=8", "optim.lr=4.5e-4", "train.mini_batches=4", "train.epochs=2")
+#: Few responses per step and many updates on them, at the run's learning rate; put over its config, below `--set`.
+HARSH = ("rollout.prompts_per_step=8", "train.mini_batches=4", "train.epochs=2", "train.delta_every=1")
 
 
 @dataclass
