@@ -170,16 +170,28 @@ class NTHRConfig(Part):
 
     enabled: bool = False
     method: Literal["auto", "exact", "vstar"] = "auto"
-    beta: float = Field(1.0, description="threshold factor; -inf selects every incorrect token")
-    eta: Literal["2|0.5-p|", "0", "p", "1-p"] | float = "2|0.5-p|"
+    beta: float = Field(1.0, allow_inf_nan=True, description="threshold factor; -inf selects every incorrect token")
+    eta: Literal["2|0.5-p|", "0", "p", "1-p"] | Annotated[float, Field(allow_inf_nan=True)] = "2|0.5-p|"
     baseline: Literal["random"] | None = Field(None, description="random: as many tokens, chosen uniformly")
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
         if math.isnan(self.beta):
             raise ValueError("beta is not a number; 1 is usual, -inf selects every incorrect token")
-        if isinstance(self.eta, float) and not math.isfinite(self.eta):
-            raise ValueError(f"eta is {self.eta}; it multiplies advantages and must be finite, for example 0.5")
+        if self.beta == math.inf:
+            raise ValueError(
+                "beta is inf, above which no score lies: 1 is usual; to soften nothing, set enabled: false"
+            )
+        if isinstance(self.eta, float) and not 0 <= self.eta < math.inf:
+            raise ValueError(
+                f"eta is {self.eta}; it multiplies the penalty of selected tokens and must be finite and not negative, "
+                "for example 0.5"
+            )
+        if self.baseline is not None and not self.enabled:
+            raise ValueError(
+                f"baseline is {self.baseline}, which chooses tokens in place of NTHR, but enabled is false: set "
+                "enabled: true, or drop baseline"
+            )
         return self
 
 
@@ -190,6 +202,17 @@ class LLDSConfig(Part):
     weight: float = Field(0.2, ge=0, description="λ")
     gate: Literal["action", "response", "token"] = "action"
     answer_weight: float | Literal["schedule"] = Field(1.0, description="LLDS-MA's β_ans; schedule: min(V_s/2, 1)")
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        if self.enabled and self.weight == 0:
+            raise ValueError("weight (λ) is 0, so that llds adds nothing: 0.2 is usual, or set enabled: false")
+        if isinstance(self.answer_weight, float) and self.answer_weight < 0:
+            raise ValueError(
+                f"answer_weight is {self.answer_weight}; a negative weight would lower the likelihood of answers: use "
+                "0 or more, or schedule"
+            )
+        return self
 
 
 class LossConfig(Part):
@@ -208,8 +231,15 @@ class LossConfig(Part):
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
+        if self.clip_low > 1:
+            raise ValueError(f"clip_low is {self.clip_low}; a ratio cannot fall below 0, so use 1 (no clip) or less")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ValueError(f"dual_clip is {self.dual_clip}; it must be above 1 (3 is usual), or null for none")
+        if self.tis_cap is not None and self.tis_cap < 1:
+            raise ValueError(
+                f"tis_cap is {self.tis_cap}; the weights are 1 where sampler and trainer agree, and a cap below that "
+                "scales every token down: 2 is usual"
+            )
         return self
 
 
@@ -238,6 +268,13 @@ class AlgorithmConfig(Part):
             )
         if self.name == "reinforce" and self.nthr.enabled:
             raise ValueError("nthr needs negative advantages, and reinforce has none for rewards of 0; use grpo")
+        if self.name in ("pos_only", "reinforce") and self.loss.llds.enabled:
+            raise ValueError(
+                f"llds holds up every response whose advantage is not negative, with {self.name} incorrect ones, too; "
+                "use grpo with llds"
+            )
+        if self.name == "pos_only" and self.loss.dual_clip is not None:
+            raise ValueError("loss.dual_clip bounds the loss of negative advantages, and pos_only has none; drop it")
         return self
 
 
@@ -341,6 +378,12 @@ class RunConfig(Part):
             problems.append(
                 "algorithm.loss.llds is zero on the first update of a batch and train makes only one: "
                 "set train.mini_batches or train.epochs to 2 or more"
+            )
+        single_turn = (self.world is not None and self.world.kind == "arithmetic") or "Math-v0" in self.env.id
+        if llds.enabled and llds.answer_weight == "schedule" and single_turn:
+            problems.append(
+                "algorithm.loss.llds.answer_weight schedule is min(V_s/2, 1), and a single turn has no searches: the "
+                "answer's weight would be 0; set it to 1.0, or another number"
             )
         if self.guard.enabled and self.train.mini_batches * self.train.epochs == 1:
             problems.append(

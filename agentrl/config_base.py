@@ -11,6 +11,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Part(BaseModel):
-    """Base of all parts: unknown keys are errors, values are checked on assignment too."""
+    """Base of all parts: unknown keys and numbers that are none are errors, values are checked on assignment too."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)

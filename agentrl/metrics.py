@@ -60,6 +60,20 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return present(out)
 
 
+def valid_searches(trajectories: Sequence[Trajectory]) -> float:
+    """V_s of METHODS §5: the mean number of executed searches (or calls of other tools) per episode.
+
+    Of environments that do not say what kind of action a turn was, every turn but the last counts that they did not
+    call invalid.
+    """
+    count = 0
+    for t in trajectories:
+        for u in t.turns:
+            search = u.info["kind"] in ("search", "tool") if "kind" in u.info else u is not t.turns[-1]
+            count += search and bool(u.info.get("valid", True))
+    return count / len(trajectories)
+
+
 def _distinct_queries(good: Sequence[Trajectory]) -> float | None:
     """Different queries per group, over the groups that searched."""
     queries: dict[str, set[str]] = defaultdict(set)

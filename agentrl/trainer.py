@@ -20,6 +20,7 @@ from torch import Tensor
 
 from agentrl import metrics as M
 from agentrl.algorithms import advantages as compute_advantages
+from agentrl.algorithms import with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.checkpoint import save_checkpoint
 from agentrl.config import LossConfig
@@ -146,7 +147,8 @@ class Trainer:
         reference = None
         if config.algorithm.loss.kl_coef > 0:
             reference = engine.score(batch, temperature=config.rollout.temperature, reference=True).logprobs
-        updates = self.update(n, batch, adv, scored.logprobs, reference, fill=scored if once else None)
+        loss = self._loss_config(rollouts.used)
+        updates = self.update(n, batch, adv, scored.logprobs, reference, loss=loss, fill=scored if once else None)
         engine.sync()
         clock.lap("t_update_s")
         delta, delta_by_group, new_logprobs = self.delta(n, batch, scored.logprobs)
@@ -237,6 +239,7 @@ class Trainer:
         old: Tensor,
         reference: Tensor | None,
         *,
+        loss: LossConfig,
         fill: ScoreResult | None = None,
     ) -> dict[str, float]:
         """All optimiser steps on this batch; means of their metrics, and largest values where the name says so.
@@ -244,7 +247,6 @@ class Trainer:
         `fill`: scores that the one update of the batch is to fill.
         """
         config = self.config
-        loss = self._loss_config(batch)
         rows: list[dict[str, float]] = []
         for epoch in range(config.train.epochs):
             generator = torch.Generator().manual_seed(_mix(config.seed, n, epoch))
@@ -343,19 +345,12 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------------------- internal
 
-    def _loss_config(self, batch: TokenBatch) -> LossConfig:
-        """The configured loss with the guard's λ, and LLDS-MA's scheduled answer weight.
-
-        The weight is min(V_s / 2, 1), V_s the mean number of searches at this step (METHODS §5).
-        """
+    def _loss_config(self, used: list[Trajectory]) -> LossConfig:
+        """The configured loss with the guard's λ, and LLDS-MA's scheduled answer weight of this step's episodes."""
         loss = self.config.algorithm.loss
         if self.guard is not None:
             loss = self.guard.loss(loss)
-        if loss.llds.enabled and loss.llds.answer_weight == "schedule":
-            turns = batch.turn_ids.max(1).values.float().mean()  # the last turn answers, the others searched
-            llds = loss.llds.model_copy(update={"answer_weight": min(float(turns) / 2, 1.0)})
-            return loss.model_copy(update={"llds": llds})
-        return loss
+        return with_answer_weight(loss, M.valid_searches(used))
 
     def _watch_nonfinite(self, n: int, skipped: int, batch: TokenBatch, adv: Tensor, old: Tensor) -> None:
         if not skipped:

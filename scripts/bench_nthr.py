@@ -5,11 +5,11 @@ with NTHR (log π of the token and NTHR scores), `extra` is what NTHR adds to th
 time of `F.linear(hidden, weight).float().log_softmax(-1)` in the same run. `memory` is the peak above weights, hidden
 states and results; the plain head's own is shown for comparison. Repetitions are interleaved, the fastest counts.
 
-With --job the script measures on a training job instead: how often V* selects what exact selects, and the share of a
-training step that NTHR takes.
+A second table is of a training job: how often V* selects what exact selects, and the share of a training step that NTHR
+takes, both in CPU time. Without a GPU only the smallest head is measured, since a larger one takes minutes on a CPU.
 
 usage: python scripts/bench_nthr.py [--tokens 512] [--repeat 5] [--threads 2] [--device auto] [--json]
-       python scripts/bench_nthr.py --job search_tiny [--steps 20]
+       python scripts/bench_nthr.py [--job search_tiny|none] [--steps 20] [--seed 0]
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 HEADS = {"0.5B": (896, 151_936), "1.5B": (1536, 151_936), "3B": (2048, 151_936)}  # of Qwen2.5: d, V
 GOALS = {("vstar", "extra"): {"float32": 0.02, "bfloat16": 0.02}, ("exact", "whole"): {"float32": 1.9, "bfloat16": 1.4}}
 RESPONSES = 8
+AGREEMENT_GOAL = 0.995
 
 
 class Case:
@@ -246,6 +247,22 @@ def show(results: list[dict[str, Any]]) -> None:
             print(f"{names[name]:28}{row['ms']:9.1f}{row['whole']:8.3f}{extra:>8}{row['memory_mb']:7.0f} MB   {goal}")
 
 
+def show_job(job: dict[str, Any]) -> None:
+    """The second table."""
+
+    def goal(met: bool, text: str) -> str:
+        return f"{text} {'met' if met else 'MISSED'}"
+
+    agreement, exact, vstar = job["agreement"], job["exact_share_of_step"], job["vstar_share_of_step"]
+    print(f"\n{job['job']}, seed {job['seed']}, {job['steps']} steps, CPU time of a step {job['step_cpu_s']:.2f} s")
+    print(f"{'NTHR exact, share of a step':40}{exact:8.2%}   {goal(exact <= 0.02, '≤ 2 %')}")
+    print(f"{'NTHR V*, share of a step':40}{vstar:8.2%}   {goal(vstar <= 0.02, '≤ 2 %')}")
+    alike = f"V* decides as exact, of {job['incorrect_tokens']:,} tokens"
+    print(f"{alike:40}{agreement:8.2%}   {goal(agreement >= AGREEMENT_GOAL, '≥ 99.5 %')}")
+    if agreement < AGREEMENT_GOAL:
+        print("so that `method: auto` takes exact on this job")
+
+
 def main() -> None:
     """See the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -254,7 +271,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--job", help="a config's name or path: measure on its training run instead")
+    parser.add_argument("--job", default="search_tiny", help="a config's name or path, or none (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -265,20 +282,22 @@ def main() -> None:
     if args.child:
         child(args)
         return
-    if args.job:
-        job = on_job(args)
-        print(json.dumps(job) if args.json else "\n".join(f"{k:22}{v}" for k, v in job.items()))
-        return
     cuda = torch.cuda.is_available() if args.device == "auto" else args.device == "cuda"
     results = [
         measure(size, dtype, args, "cuda" if cuda else "cpu")
         for size in (HEADS if cuda else ["0.5B"])
         for dtype in ("float32", "bfloat16")
     ]
-    if args.json:
-        print(json.dumps(results))
-    else:
+    if not args.json:
         show(results)
+        if not cuda:
+            why = "--device cpu" if args.device == "cpu" else "torch sees no CUDA device"
+            print(f"\n1.5B and 3B heads, and all on CUDA: skipped, {why}")
+    job = on_job(args) if args.job != "none" else None
+    if args.json:
+        print(json.dumps({"heads": results, "job": job}))
+    elif job is not None:
+        show_job(job)
 
 
 if __name__ == "__main__":

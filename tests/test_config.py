@@ -7,6 +7,7 @@ from agentrl.config import RunConfig, TrainConfig, WorldConfig
 from tests.small import merged
 
 BASE = {"world": {}}
+LLDS_MA = {"enabled": True, "answer_weight": "schedule"}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,37 @@ BASE = {"world": {}}
         ({"algorithm": {"name": "pos_only", "nthr": {"enabled": True}}}, "pos_only has none; use grpo with nthr"),
         ({"algorithm": {"name": "reinforce", "nthr": {"enabled": True}}}, "reinforce has none for rewards of 0"),
         ({"algorithm": {"loss": {"dual_clip": 1}}}, "dual_clip is 1.0; it must be above 1"),
+        ({"algorithm": {"loss": {"dual_clip": float("nan")}}}, "finite"),
+        ({"algorithm": {"loss": {"entropy_coef": float("inf")}}}, "finite"),
+        ({"algorithm": {"correct_threshold": float("nan")}}, "finite"),
+        ({"algorithm": {"loss": {"clip_low": 1.5}}}, r"clip_low is 1\.5; a ratio cannot fall below 0"),
+        ({"algorithm": {"loss": {"tis_cap": 0.5}}}, r"tis_cap is 0\.5; .*scales every token down: 2 is usual"),
+        ({"algorithm": {"loss": {"nll_coef": -1}}}, "greater than or equal to 0"),
+        ({"algorithm": {"loss": {"llds": {"enabled": True, "weight": 0}}}}, r"weight \(λ\) is 0, so that llds adds no"),
+        ({"algorithm": {"loss": {"llds": {"answer_weight": -0.5}}}}, r"answer_weight is -0\.5; a negative weight"),
+        ({"algorithm": {"name": "pos_only", "loss": {"llds": {"enabled": True}}}}, "with pos_only incorrect ones, too"),
+        (
+            {"algorithm": {"name": "reinforce", "loss": {"llds": {"enabled": True}}}},
+            "with reinforce incorrect ones, to",
+        ),
+        ({"algorithm": {"name": "pos_only", "loss": {"dual_clip": 3}}}, "dual_clip bounds .* pos_only has none; drop"),
+        ({"algorithm": {"nthr": {"baseline": "random"}}}, "baseline is random, .* but enabled is false"),
+        ({"algorithm": {"nthr": {"enabled": True, "eta": -0.1}}}, r"eta is -0\.1; .* not negative"),
+        ({"algorithm": {"nthr": {"beta": float("inf")}}}, "beta is inf, above which no score lies"),
+        (
+            {"world": {"kind": "arithmetic"}, "algorithm": {"loss": {"llds": LLDS_MA}}},
+            "a single turn has no searches",
+        ),
+        (
+            {
+                "world": None,
+                "data": {"train": "x"},
+                "model": {"path": "y"},
+                "env": {"id": "agentrl/Math-v0"},
+                "algorithm": {"loss": {"llds": LLDS_MA}},
+            },
+            "a single turn has no searches",
+        ),
         (
             {"algorithm": {"loss": {"llds": {"enabled": True}}}, "train": {"mini_batches": 1}},
             "llds is zero on the first",
@@ -50,6 +82,13 @@ BASE = {"world": {}}
 def test_values_that_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         RunConfig.model_validate(merged(BASE, changes))
+
+
+def test_values_at_the_border_are_taken():
+    loss = {"clip_low": 1, "tis_cap": 1, "llds": LLDS_MA}
+    nthr = {"enabled": True, "baseline": "random", "beta": float("-inf"), "eta": 0}
+    config = RunConfig.model_validate(merged(BASE, {"algorithm": {"nthr": nthr, "loss": loss}}))
+    assert config.algorithm.nthr.beta == float("-inf") and config.algorithm.nthr.eta == 0
 
 
 def test_problems_that_need_the_whole_config_come_together():

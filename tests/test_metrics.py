@@ -91,6 +91,18 @@ def test_shared_first_retrieval_counts_within_groups():
     assert M.rollout_metrics(episodes)["shared_first_retrieval"] == 0.5
 
 
+def test_valid_searches_are_those_that_were_executed():
+    late = turn(kind="search", valid=False)  # a search in the final turn, which is not executed
+    episodes = [
+        trajectory("a", search("q1"), INVALID, search("q2"), ANSWER),
+        trajectory("b", search("q1"), late, truncated=True),
+        trajectory("c", turn(kind="tool", valid=True), ANSWER),
+        trajectory("d", ANSWER),
+        trajectory("e", turn(), turn(valid=False), turn()),  # an environment that does not say what a turn was
+    ]
+    assert M.valid_searches(episodes) == (2 + 1 + 1 + 0 + 1) / 5
+
+
 def test_distinct_queries_are_per_group_that_searched():
     episodes = [
         trajectory("a", search("x", "d"), search("y", "d"), group="1"),

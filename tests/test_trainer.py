@@ -296,6 +296,20 @@ def test_no_probe_value_before_the_set_is_full_and_only_when_due(started):
     assert off.probe == [] and not {"probe_logprob", "delta_correct"} & set(record.metrics)
 
 
+def test_the_scheduled_answer_weight_counts_executed_searches(started, monkeypatch):
+    trainer = started(**LLDS)
+    seen, weights = [], set()
+    collect, update = trainer.collect, trainer.engine.update
+    monkeypatch.setattr(trainer, "collect", lambda n: seen.append(collect(n)) or seen[-1])
+    monkeypatch.setattr(
+        trainer.engine, "update", lambda *a, **k: weights.add(k["loss"].llds.answer_weight) or update(*a, **k)
+    )
+    trainer.step()
+    turns = [u for t in seen[0].used for u in t.turns]
+    found = sum(u.info["kind"] == "search" and u.info["valid"] for u in turns) / len(seen[0].used)
+    assert weights == {min(found / 2, 1.0)} and 0 < found < len(turns) / len(seen[0].used) - 1
+
+
 def test_the_rollout_file_holds_the_scores(started):
     trainer = started(**NTHR, log={"rollout_groups": 2})
     trainer.step()

@@ -6,7 +6,7 @@ One algorithm, one file; no engine, no environment. Everything crosses as (B,) a
 from agentrl.algorithms.advantages import ADVANTAGES, advantages
 from agentrl.algorithms.lld import Displacement, displacement
 from agentrl.algorithms.llds import llds_loss
-from agentrl.algorithms.losses import LossNormalizer, Metric, Metrics, MetricSums, policy_loss
+from agentrl.algorithms.losses import LossNormalizer, Metric, Metrics, MetricSums, policy_loss, with_answer_weight
 from agentrl.algorithms.nthr import NTHRResult, nthr_scores
 from agentrl.algorithms.surrogate import SURROGATES, group_gradient_weight, surrogate, surrogate_slope
 
@@ -27,4 +27,5 @@ __all__ = [
     "policy_loss",
     "surrogate",
     "surrogate_slope",
+    "with_answer_weight",
 ]

@@ -134,8 +134,8 @@ def advantages(name: str, rewards: Tensor, group_ids: Tensor, *, k: int = 1, cor
         raise AlgorithmError(
             f"advantage {name!r} does not exist{nearest(name, list(ADVANTAGES))}; known: {', '.join(ADVANTAGES)}"
         )
-    if k < 1:
-        raise AlgorithmError(f"k is {k}; pass@K needs k of 1 or more")
+    if k < 1 or k != int(k):
+        raise AlgorithmError(f"k is {k}; pass@K needs a whole k of 1 or more")
     if (
         rewards.dim() != 1
         or rewards.shape != group_ids.shape
@@ -143,6 +143,8 @@ def advantages(name: str, rewards: Tensor, group_ids: Tensor, *, k: int = 1, cor
     ):
         shapes = [tuple(t.shape) for t in (rewards, group_ids, correct) if t is not None]
         raise AlgorithmError(f"rewards, group_ids and correct must all be (B,); their shapes are {shapes}")
+    if correct is not None and correct.dtype != torch.bool:
+        raise AlgorithmError(f"correct is {correct.dtype}; give bool, one per response: rewards >= threshold")
     r = rewards.double()
     if not bool(r.isfinite().all()):
         bad = int((~r.isfinite()).nonzero()[0])
@@ -159,7 +161,7 @@ def advantages(name: str, rewards: Tensor, group_ids: Tensor, *, k: int = 1, cor
     std = (total((r - mean).square()) / size).sqrt()
     low = r.new_empty(len(ids)).scatter_reduce_(0, slot, r, "amin", include_self=False)
     high = r.new_empty(len(ids)).scatter_reduce_(0, slot, r, "amax", include_self=False)
-    out = ADVANTAGES[name](GroupStats(r, mean, std, size, total((r == 1).double()), k))
+    out = ADVANTAGES[name](GroupStats(r, mean, std, size, total((r == 1).double()), int(k)))
     if name == "pos_only" and correct is not None:
         out = out.where(correct, 0.0)
     return out.where((low < high)[slot], 0.0).float()

@@ -92,6 +92,14 @@ class MetricSums:
         return {n: v / weight[n] if n in weight else v for n, v in total.items() if weight.get(n) != 0.0}
 
 
+def with_answer_weight(loss: LossConfig, valid_searches: float) -> LossConfig:
+    """`loss` with LLDS-MA's scheduled answer weight as this step's number: min(V_s / 2, 1) (METHODS §5)."""
+    if not loss.llds.enabled or loss.llds.answer_weight != "schedule":
+        return loss
+    llds = loss.llds.model_copy(update={"answer_weight": min(valid_searches / 2, 1.0)})
+    return loss.model_copy(update={"llds": llds})
+
+
 def policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,

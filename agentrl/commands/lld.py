@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     spiral = sub.add_parser("spiral", help="train several methods under a harsh setting, from one checkpoint")
     spiral.add_argument("--methods", default="grpo,pos_only,nthr,llds", help="comma-separated (default: %(default)s)")
     spiral.add_argument("--steps", type=int, default=60, help="per method (default: %(default)s)")
-    spiral.add_argument("--lr", type=float, default=None, help="of the harsh setting (default: 4.5e-4)")
+    spiral.add_argument("--lr", type=float, default=None, help="of the harsh setting (default: the run's)")
     for p in (delta, identify, tokens, spiral):
         p.add_argument(
             "run", type=Path, help="a run directory: its config, and its last checkpoint or the one of --step"
@@ -124,14 +124,15 @@ def _tokens(args: argparse.Namespace, out: Path) -> int:
 def _spiral(args: argparse.Namespace, out: Path) -> int:
     from agentrl.config_io import load_config
     from agentrl.console import table
-    from agentrl.lab.spiral import plot_spiral, run_spiral
+    from agentrl.lab.spiral import HARSH, plot_spiral, run_spiral
 
     say = _say(args.json)
-    config = load_config(args.run / "config.yaml", [*args.set, f"seed={args.seed}"]).config
-    harsh = {"optim": {"lr": args.lr}} if args.lr is not None else {}
-    result = run_spiral(
-        config, _checkpoint(args) / "model", out / "spiral", _methods(args), steps=args.steps, changes=harsh, say=say
-    )
+    own = [f"optim.lr={args.lr}"] if args.lr is not None else []
+    config = load_config(args.run / "config.yaml", [*HARSH, *args.set, *own]).config
+    if config.world is not None and config.world.seed is None:  # another seed must not make another world
+        config.world.seed = config.seed
+    config.seed = args.seed
+    result = run_spiral(config, _checkpoint(args) / "model", out / "spiral", _methods(args), steps=args.steps, say=say)
     say(table(result.table()))
     for path in plot_spiral(result, out / "spiral"):
         say(f"figure: {path}")

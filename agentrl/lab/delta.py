@@ -81,7 +81,7 @@ def run_delta(
     for k, group in enumerate(groups):
         for m, algorithm in algorithms.items():
             old, new = displacement(
-                job.local, group.batch, algorithm, step=step, updates=updates, temperature=temperature
+                job.local, group.batch, group.algorithm(algorithm), step=step, updates=updates, temperature=temperature
             )
             token, response = delta_of(group.batch, old, new)
             per_token[m].append(token)

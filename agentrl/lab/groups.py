@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from agentrl.algorithms import advantages as compute_advantages
+from agentrl.algorithms import with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.config import AlgorithmConfig, OptimConfig
 from agentrl.data import TaskStream
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.errors import AgentRLError, NonFiniteError
 from agentrl.job import Job
-from agentrl.metrics import mixed_rows
+from agentrl.metrics import mixed_rows, valid_searches
 from agentrl.rollouts.play import EnvPool, collect
 from agentrl.types import Task, Trajectory
 
@@ -53,6 +54,11 @@ class Group:
     task: Task
     trajectories: list[Trajectory]
     batch: TokenBatch
+
+    def algorithm(self, algorithm: AlgorithmConfig) -> AlgorithmConfig:
+        """`algorithm` with what it schedules by the episodes of a step, which are those of this group."""
+        loss = with_answer_weight(algorithm.loss, valid_searches(self.trajectories))
+        return algorithm.model_copy(update={"loss": loss})
 
     @property
     def share_correct(self) -> float:
@@ -146,17 +152,24 @@ def displacement(
 ) -> tuple[Tensor, Tensor]:
     """log π of every action token before and after `updates` full-batch updates of the current weights: two (B, S).
 
-    The engine is left as it was, so that every method starts from the same weights and optimiser state.
+    The engine is left as it was, so that every method starts from the same weights and optimiser state. Where the loss
+    has a KL term, its reference is the engine's: the checkpoint itself, or with LoRA the base model.
     """
     nthr = algorithm.nthr if algorithm.nthr.enabled else None
     scored = engine.score(batch, temperature=temperature, nthr=nthr)
     adv = compute_advantages(algorithm.name, batch.rewards, batch.group_ids, k=algorithm.k, correct=batch.correct)
     adv_BS = adv[:, None] * batch.action_mask
+    reference = None
+    if algorithm.loss.kl_coef:
+        reference = engine.score(batch, temperature=temperature, reference=True).logprobs
     if scored.nthr_factor is not None:
         adv_BS = adv_BS * scored.nthr_factor
     with undone(engine, step or Step()):
         for _ in range(updates):
-            done = engine.update(batch, adv_BS, scored.logprobs, loss=algorithm.loss, temperature=temperature)
+            done = engine.update(
+                batch, adv_BS, scored.logprobs, loss=algorithm.loss, temperature=temperature,
+                reference_logprobs=reference,
+            )  # fmt: skip
             if "nonfinite" in done:
                 raise NonFiniteError("the gradient is not finite: the checkpoint has diverged, take an earlier one")
         after = engine.score(batch, temperature=temperature).logprobs

@@ -21,12 +21,8 @@ PANELS = {
     "entropy": "entropy, nats",
     "grad_norm": "gradient norm",
 }
-#: Few responses per step, many updates on them, a high learning rate.
-HARSH: dict[str, dict[str, Any]] = {
-    "rollout": {"prompts_per_step": 8},
-    "optim": {"lr": 4.5e-4},
-    "train": {"mini_batches": 4, "epochs": 2},
-}
+#: Few responses per step and many updates on them, at the run's learning rate; put over its config, below `--set`.
+HARSH = ("rollout.prompts_per_step=8", "train.mini_batches=4", "train.epochs=2", "train.delta_every=1")
 
 
 @dataclass
@@ -72,19 +68,15 @@ def run_spiral(
     methods: Sequence[str],
     *,
     steps: int,
-    changes: dict[str, dict[str, Any]] | None = None,
     say: Callable[[str], None] = print,
 ) -> SpiralResult:
     """Train every method for `steps` steps from the weights in `model_path` (fresh optimiser), one run each.
 
-    The setting is `HARSH` with `changes` put over it; everything else is `config`'s.
+    `config` is the setting, `HARSH` included where it is wanted; the method alone differs between the runs.
     """
     rows = {}
     for method in methods:
         values = config.model_dump()
-        for setting in (HARSH, changes or {}):
-            for part, new in setting.items():
-                values[part].update(new)
         values["algorithm"] = method_config(config.algorithm, method).model_dump()
         values["train"]["steps"] = steps
         values["eval"]["questions"] = 0
@@ -94,7 +86,11 @@ def run_spiral(
         with RunLog.create(out, method, one, force=True) as run:
             job = build_job(one, run.path, model_path=model_path, say=say)
             trainer = Trainer(job, run, progress=_progress(say, method))
-            trainer.train()
+            try:
+                trainer.train()
+            finally:
+                trainer.close()
+                job.engine.close()
         rows[method] = list(read_metrics(out / method))
     return SpiralResult(rows)
 

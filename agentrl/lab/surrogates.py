@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,15 +29,17 @@ def plot_surrogates(names: Sequence[str] | None, k: int, out: Path) -> list[Path
     for theme in ("light", "dark"):
         fig, (left, right), colors = figure(theme, 1, 2, size=(10.4, 3.6))
         pass_at_k = 1 - (1 - rho) ** k
-        left.plot(rho, rho, color=colors["fg"], lw=1.0, ls=":", label="reward (0/1)")
+        left.plot(rho, rho, color=colors["fg"], lw=1.0, ls=":", label="reward (0/1)", zorder=5)
         if k > 1:
-            left.plot(rho, pass_at_k, color=colors["fg"], lw=1.0, ls="--", label=f"pass@{k}")
+            left.plot(rho, pass_at_k, color=colors["fg"], lw=1.0, ls="--", label=f"pass@{k}", zorder=5)
+        values: list[torch.Tensor] = []
+        weights: list[torch.Tensor] = []
         for i, name in enumerate(chosen):
             color = SERIES[theme][i % len(SERIES[theme])]
             if SURROGATES[name].value is not None:
                 value = surrogate(name, rho, k)
-                left.plot(rho, value / value[-1], color=color, lw=1.6, label=name)
-            right.plot(rho, group_gradient_weight(name, rho, k), color=color, lw=1.6, label=name)
+                _draw(left, rho, value / value[-1], values, color=color, label=name)
+            _draw(right, rho, group_gradient_weight(name, rho, k), weights, color=color, label=name)
         left.set_title("surrogate reward F(ρ), scaled to F(1) = 1", fontsize=10, loc="left", color=colors["fg"])
         right.set_title("weight of the group gradient", fontsize=10, loc="left", color=colors["fg"])
         for ax in (left, right):
@@ -45,3 +48,10 @@ def plot_surrogates(names: Sequence[str] | None, k: int, out: Path) -> list[Path
         legend(right, colors, loc="center left", bbox_to_anchor=(1.0, 0.5))
         written += save(fig, out, theme)
     return written
+
+
+def _draw(ax: Any, rho: torch.Tensor, curve: torch.Tensor, drawn: list[torch.Tensor], **style: Any) -> None:
+    """A line; dashed where it lies on one that is drawn already, so that both are seen."""
+    same = sum(torch.allclose(curve, other, atol=1e-3) for other in drawn)
+    drawn.append(curve)
+    ax.plot(rho, curve, lw=1.8, ls=("-", (0, (5, 5)), (0, (2, 8)))[min(same, 2)], **style)

@@ -127,5 +127,8 @@ def test_bad_input(arguments, message):
     name, r, g = arguments
     with pytest.raises(AlgorithmError, match=message):
         advantages(name, torch.tensor(r), torch.tensor(g), k=2 if name in K_OF else 1)
-    with pytest.raises(AlgorithmError, match="k is 0; pass@K needs k of 1 or more"):
-        advantages("grpo_k", torch.ones(2), torch.zeros(2).long(), k=0)
+    for number in (0, 1.5):
+        with pytest.raises(AlgorithmError, match=f"k is {number}; pass@K needs a whole k of 1 or more"):
+            advantages("grpo_k", torch.ones(2), torch.zeros(2).long(), k=number)
+    with pytest.raises(AlgorithmError, match=r"correct is torch\.int64; give bool, one per response"):
+        advantages("pos_only", torch.ones(2), torch.zeros(2).long(), correct=torch.tensor([1, 0]))

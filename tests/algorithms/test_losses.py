@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from agentrl.algorithms import LossNormalizer, MetricSums, policy_loss
+from agentrl.algorithms import LossNormalizer, MetricSums, policy_loss, with_answer_weight
 from agentrl.config import LLDSConfig, LossConfig
 from agentrl.errors import AlgorithmError
 
@@ -208,6 +208,14 @@ def test_what_is_missing_is_named(config, missing, message):
         c[missing] = None
     with pytest.raises(AlgorithmError, match=message):
         run(c, LossConfig(**config), normalizer)
+
+
+def test_scheduled_answer_weight():
+    loss = LossConfig(llds=LLDSConfig(enabled=True, answer_weight="schedule", gate="token"))
+    assert [with_answer_weight(loss, v).llds.answer_weight for v in (0.0, 0.5, 2.0, 3.5)] == [0.0, 0.25, 1.0, 1.0]
+    assert loss.llds.answer_weight == "schedule" and with_answer_weight(loss, 1.0).llds.gate == "token"
+    for other in (LossConfig(), LossConfig(llds=LLDSConfig(enabled=True, answer_weight=0.3))):
+        assert with_answer_weight(other, 1.0) is other
 
 
 def test_nll_needs_the_count_of_the_whole_batch():

@@ -276,8 +276,9 @@ def test_the_config_refuses_numbers_that_are_none():
     assert NTHRConfig(beta="-inf").beta == -math.inf and NTHRConfig(eta="0.3").eta == 0.3
     with pytest.raises(ValueError, match="beta is not a number; 1 is usual"):
         NTHRConfig(beta=math.nan)
-    with pytest.raises(ValueError, match="eta is inf; it multiplies advantages and must be finite"):
-        NTHRConfig(eta=math.inf)
+    for eta in (math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"eta is {eta}; it multiplies the penalty of selected tokens"):
+            NTHRConfig(eta=eta)
 
 
 def test_eta_of_many_groups():

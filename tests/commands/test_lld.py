@@ -1,10 +1,12 @@
 """`lld` and `plot` from the command line: what they print and write, and what they refuse before any work."""
 
+import gc
 import json
 
 import pytest
 
 from agentrl.cli import main
+from agentrl.config_io import load_config
 from agentrl.run import train_run
 from tests.small import small_config
 
@@ -59,12 +61,26 @@ def test_tokens(trained, tmp_path, capsys):
     assert "there are 2 mixed groups, from 0" in capsys.readouterr().err
 
 
-def test_spiral(trained, tmp_path, capsys):
+def test_spiral(trained, tmp_path, capsys, caplog):
     command = ["lld", "spiral", str(trained), "--methods", "grpo,llds", "--steps", "1", "--lr", "1e-3"]
     assert main([*command, "--out", str(tmp_path), "--seed", "4", "--json"]) == 0
-    rows = result(capsys)["rows"]
+    gc.collect()
+    said = capsys.readouterr()
+    assert "Task was destroyed" not in said.err + caplog.text  # environments and event loops of each run are closed
+    rows = json.loads(said.out.splitlines()[-1])["rows"]
     assert set(rows) == {"grpo", "llds"} and len(rows["grpo"]) == 1 and rows["grpo"][0]["lr"] == 1e-3
     assert (tmp_path / "spiral-dark.png").exists()
+    used = load_config(tmp_path / "spiral" / "llds" / "config.yaml").config
+    assert (used.train.mini_batches, used.train.epochs, used.rollout.prompts_per_step) == (4, 2, 8)  # the harsh setting
+    assert (used.seed, used.world.seed) == (4, 3)  # the world is the run's
+
+
+def test_what_the_user_sets_goes_over_the_harsh_setting(trained, tmp_path, capsys):
+    command = ["lld", "spiral", str(trained), "--methods", "llds", "--steps", "1", "--out", str(tmp_path)]
+    assert main([*command, "--set", "train.epochs=1", "--set", "algorithm.loss.llds.weight=0.7"]) == 0
+    used = load_config(tmp_path / "spiral" / "llds" / "config.yaml").config
+    assert (used.train.mini_batches, used.train.epochs, used.algorithm.loss.llds.weight) == (4, 1, 0.7)
+    assert "last 20" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

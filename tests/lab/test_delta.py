@@ -38,6 +38,17 @@ def test_llds_needs_a_second_update_and_says_so(lab):
     assert more.per_response["llds"] != more.per_response["grpo"] and not said and more.updates == 3
 
 
+def test_scheduled_answer_weight_is_that_of_the_group(lab):
+    job, groups = lab
+    got = run_delta(job, groups[:2], ["llds_ma"], step=Step("sgd", 0.05), updates=2, say=lambda line: None)
+    for group, value in zip(groups, got.per_response["llds_ma"]):
+        searches = sum(u.info["kind"] == "search" and u.info["valid"] for t in group.trajectories for u in t.turns)
+        algorithm = method_config(job.config.algorithm, "llds")
+        algorithm.loss.llds.answer_weight = min(searches / len(group.trajectories) / 2, 1.0)
+        step = {"step": Step("sgd", 0.05), "updates": 2}
+        assert value == delta_of(group.batch, *displacement(job.local, group.batch, algorithm, **step))[1]
+
+
 def test_an_unknown_method_is_refused_before_any_work(lab):
     job, groups = lab
     with pytest.raises(ConfigError, match="'gpro' is unknown"):

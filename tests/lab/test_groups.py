@@ -8,8 +8,10 @@ import torch
 
 from agentrl.config import AlgorithmConfig, OptimConfig
 from agentrl.errors import AgentRLError, AlgorithmError, NonFiniteError
+from agentrl.job import build_job
 from agentrl.lab.groups import Step, delta_of, displacement, mixed_groups, undone
 from agentrl.lab.methods import method_config
+from tests.small import small_config
 
 GRPO = AlgorithmConfig(name="grpo")
 SMALL_STEP = Step("sgd", 1e-4)
@@ -148,6 +150,19 @@ def test_learning_rates():
     optim = OptimConfig(lr=3e-4)
     assert Step("adam").rate(optim) == 3e-4 and Step("adam", 1e-5).rate(optim) == Step("sgd", 1e-5).rate(optim) == 1e-5
     assert Step("sgd").rate(optim) == Step("sgd").rate(OptimConfig(lr=1.0))
+
+
+def test_a_kl_term_pulls_back_to_the_checkpoint(lab, warm_model, tmp_path):
+    _, groups = lab
+    job = build_job(small_config(tmp_path, warm_model, algorithm={"loss": {"kl_coef": 1.0}}), tmp_path)
+    free = job.config.algorithm.model_copy(update={"loss": GRPO.loss})
+    batch, moved = groups[0].batch, {}
+    for name, algorithm in {"kl": job.config.algorithm, "free": free}.items():
+        for updates in (1, 8):
+            old, new = displacement(job.local, batch, algorithm, step=Step("sgd", 2e-3), updates=updates)
+            moved[name, updates] = float((new - old).abs().sum())
+    assert moved["kl", 1] == pytest.approx(moved["free", 1], rel=1e-4)  # the first update starts at the reference
+    assert moved["kl", 8] < 0.95 * moved["free", 8]
 
 
 @pytest.mark.parametrize(("method", "error"), [("nthr", AlgorithmError), ("grpo", NonFiniteError)])

@@ -33,6 +33,17 @@ def test_surrogates_are_drawn_for_all_and_for_chosen_names(tmp_path):
     assert text.startswith("<?xml")
 
 
+def test_a_curve_on_top_of_another_is_dashed(tmp_path):
+    def dashed(*names):
+        text = plot_surrogates(names, 1, tmp_path / "-".join(names))[1].read_text()
+        return text.count("stroke-dasharray")
+
+    # weights of pos_only and grpo are one curve, in the plot and in its legend; surrogates of rloo and dr_grpo, too
+    alone, together = dashed("grpo", "skew_r"), dashed("grpo", "pos_only")
+    assert together == alone + 2
+    assert dashed("rloo", "dr_grpo") == alone + 4
+
+
 def test_names_that_do_not_exist_and_k_below_one_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'grpo'"):
         plot_surrogates(["gpro"], 4, tmp_path / "x")

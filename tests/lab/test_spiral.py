@@ -3,7 +3,7 @@
 import pytest
 
 from agentrl.config_io import load_config
-from agentrl.lab.spiral import HARSH, PANELS, SpiralResult, half_fall, plot_spiral, run_spiral
+from agentrl.lab.spiral import PANELS, SpiralResult, half_fall, plot_spiral, run_spiral
 from agentrl.runlog import read_metrics, read_rollouts
 from tests.small import small_config
 
@@ -12,11 +12,9 @@ from tests.small import small_config
 def spiral(warm_model, tmp_path_factory):
     """Two methods for two steps each."""
     out = tmp_path_factory.mktemp("spiral")
-    config = small_config(out, optim={"warmup_steps": 1})
+    config = small_config(out, optim={"warmup_steps": 1, "lr": 2e-3}, train={"mini_batches": 4, "epochs": 2})
     said = []
-    result = run_spiral(
-        config, warm_model, out, ["grpo", "nthr"], steps=2, changes={"optim": {"lr": 2e-3}}, say=said.append
-    )
+    result = run_spiral(config, warm_model, out, ["grpo", "nthr"], steps=2, say=said.append)
     return out, result, said
 
 
@@ -26,7 +24,7 @@ def test_runs_differ_in_the_method_alone(spiral):
     assert not configs["grpo"].algorithm.nthr.enabled and configs["nthr"].algorithm.nthr.enabled
     for c in configs.values():
         assert (c.optim.lr, c.optim.warmup_steps, c.train.steps) == (2e-3, 1, 2)
-        assert (c.train.mini_batches, c.train.epochs) == (HARSH["train"]["mini_batches"], HARSH["train"]["epochs"])
+        assert (c.train.mini_batches, c.train.epochs) == (4, 2)
     assert {m: len(rows) for m, rows in result.rows.items()} == {"grpo": 2, "nthr": 2}
 
 

@@ -1,19 +1,20 @@
 """Tokens and their scores: whose they are, and that hostile text stays text."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from agentrl.config import NTHRConfig
 from agentrl.errors import AgentRLError
-from agentrl.lab.tokens import ScoredToken, score_tokens, to_html, to_terminal
+from agentrl.lab.tokens import ScoredToken, _texts, score_tokens, to_html, to_terminal
 
 TOKENS = [
     ScoredToken("prompt", None, False),
-    ScoredToken("<b>", 2.0, True),
+    ScoredToken(" <b>", 2.0, True),
     ScoredToken("x\x1b[31m", -2.0, False),
-    ScoredToken("none", 0.0, False),
+    ScoredToken(" none", 0.0, False),
 ]
 
 
@@ -33,6 +34,32 @@ def test_the_tokens_are_those_of_an_incorrect_response(lab):
     assert sum(t.selected for t in most) == int(scored.nthr_selected[wrong].sum(1).max())
 
 
+def test_texts_join_to_what_the_model_saw(lab):
+    job, groups = lab
+    batch, tokenizer = groups[0].batch, job.engine.tokenizer
+    tokens, _ = score_tokens(job, groups[0], 0)
+    row = next(i for i, ok in enumerate(batch.correct.tolist()) if not ok)
+    assert "".join(t.text for t in tokens) == tokenizer.decode(batch.input_ids[row][batch.attention_mask[row]].tolist())
+
+
+def test_parts_of_words_are_not_pulled_apart():
+    class Pieces:  # a SentencePiece-like decoder: the mark of a new word is dropped at the beginning
+        words = ("▁like", "li", "hood", "▁is")
+
+        def decode(self, ids):
+            return "".join(self.words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    assert _texts(Pieces(), [0, 1, 2, 3]) == ["like", "li", "hood", " is"]
+
+
+def test_the_runs_threshold_is_used(lab):
+    job, groups = lab
+    config = job.config.model_copy(deep=True)
+    config.algorithm.nthr.beta = float("-inf")
+    tokens, _ = score_tokens(replace(job, config=config), groups[0], 0)
+    assert all(t.selected for t in tokens if t.score is not None)
+
+
 def test_a_response_that_does_not_exist_is_named(lab):
     job, groups = lab
     with pytest.raises(AgentRLError, match=r"incorrect response 99.*has \d+, from 0"):
@@ -41,10 +68,10 @@ def test_a_response_that_does_not_exist_is_named(lab):
 
 def test_the_terminal_shows_sign_and_selection():
     plain = to_terminal(TOKENS, 2.0, color=False)
-    assert "\x1b" not in plain and "[<b>|+2]" in plain and "prompt" in plain
+    assert "\x1b" not in plain and "prompt [<b>|+2]x" in plain and "prompt" in plain
     shown = to_terminal(TOKENS, 2.0, color=True)
-    assert re.sub(r"\x1b\[[0-9;]*m", "", shown) == "prompt <b> x\\x1b[31m none"
-    assert "\x1b[38;5;202;4m<b>" in shown and "\x1b[38;5;33mx" in shown
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shown) == "prompt <b>x\\x1b[31m none"
+    assert "\x1b[38;5;202;4m <b>" in shown and "\x1b[38;5;33mx" in shown
 
 
 class Spans(HTMLParser):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from agentrl.errors import ModelError
+from agentrl.errors import ModelError, nearest
 
 CHUNK_ELEMENTS = 64 * 1024 * 1024  # logits held at once: 256 MB in fp32
 
@@ -30,12 +30,20 @@ class OutputHead:
             try:
                 module = model.get_submodule(name)
             except AttributeError as e:
-                raise ModelError(f"model.head is {name!r}, but the model has no such module") from e
+                known = [n for n, m in model.named_modules() if getattr(m, "weight", None) is not None]
+                hint = nearest(name, known) or f"; the last one that has a weight is {known[-1]!r}" if known else ""
+                raise ModelError(f"model.head is {name!r}, but the model has no such module{hint}") from e
         else:
             module = model.get_output_embeddings()
-        if module is None or getattr(module, "weight", None) is None:
+        if module is None:
             raise ModelError(
                 f"{type(model).__name__} declares no output head; name it with model.head, for example "
+                "model.head: lm_head"
+            )
+        if getattr(module, "weight", None) is None:
+            raise ModelError(
+                f"the output head of {type(model).__name__}, {name or 'as it declares it'}, is a "
+                f"{type(module).__name__} without a weight matrix; name the linear layer with model.head, for example "
                 "model.head: lm_head"
             )
         config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config

@@ -209,6 +209,28 @@ def test_bad_models_are_explained(tmp_path, folder):
             pick_device("cuda")
 
 
+def test_a_head_that_cannot_be_found_says_how_to_name_it():
+    class Model(torch.nn.Module):
+        config = type("Config", (), {})()
+
+        def __init__(self, declared):
+            super().__init__()
+            self.norm, self.lm_head, self.act = torch.nn.LayerNorm(4), torch.nn.Linear(4, 9), torch.nn.ReLU()
+            self.get_output_embeddings = lambda: getattr(self, declared) if declared else None
+
+    for declared, name, message in (
+        (None, None, r"Model declares no output head; name it with model\.head, for example model\.head: lm_head"),
+        ("act", None, r"as it declares it, is a ReLU without a weight matrix; name the linear layer with model\.head"),
+        (None, "act", r"Model, act, is a ReLU without a weight matrix; name the linear layer with model\.head"),
+        (None, "lm_haed", r"model\.head is 'lm_haed', but the model has no such module; did you mean 'lm_head'\?"),
+        (None, "q.x.9", r"model\.head is 'q\.x\.9', .*; the last one that has a weight is 'lm_head'"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            OutputHead.find(Model(declared), name)
+    model = Model(None)
+    assert OutputHead.find(model, "lm_head").module is model.lm_head
+
+
 def test_a_head_that_does_not_give_the_models_logits_is_refused(folder):
     engine = make(folder)
     engine.head = OutputHead(torch.nn.Linear(64, 528, bias=False))
