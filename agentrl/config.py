@@ -63,13 +63,15 @@ class ModelConfig(Part):
 class WarmStartConfig(Part):
     """Supervised demonstrations before RL; only with the built-in worlds, which can write demonstrations."""
 
-    lookup_steps: int = Field(600, ge=0, description="steps of look-up practice over throw-away facts (search world)")
+    lookup_steps: int = Field(600, ge=0, description="steps of practice: looking up throw-away facts, or the table of arithmetic")
     lookup_batch: PositiveInt = 16
     lookup_lr: float = Field(3e-3, gt=0)
+    lookup_decay: Share = Field(0.0, description="share of lookup_lr that is gone at the last step, falling linearly")
     lookup_stop_accuracy: Share = 0.97
     demonstrations: PositiveInt = 3000
     epochs: float = Field(3.0, gt=0)
     batch: PositiveInt = 32
+    bucket: PositiveInt = Field(1024, description="demonstrations sorted by length together; 1 = mixed lengths")
     lr: float = Field(2e-3, gt=0)
     context_weight: Share = Field(0.1, description="loss weight of tokens that are not actions")
     threads: int = Field(0, ge=0)

@@ -1,13 +1,15 @@
 """Mathematics sets by name: `data.train: recipe:math_3to5`, `data.test: recipe:aime24`.
 
 A recipe knows the hub id, the columns and where the answer stands; `datasets` downloads and caches. A local copy in the
-same shape is used instead where the environment variable AGENTRL_DATASETS names a folder that holds `<recipe name>` as
-JSONL or Parquet (`aime24.jsonl`). No torch.
+same shape is used instead where the environment variable AGENTRL_DATASETS names a folder that holds it as JSONL or
+Parquet: one split (`gsm8k-train.jsonl`), or all that is wanted (`aime24.jsonl`). No torch.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,16 +20,25 @@ from agentrl.errors import DataError
 from envs.grading import last_boxed
 
 Row = Mapping[str, Any]
-Answer = Callable[[Row], "str | list[str] | None"]
+Answer = Callable[[Row], "str | None"]
+
+
+_BARE_BOX = re.compile(r"\\boxed\s+([^\s{}$]+?)[.,;:$]*(?=\s|$|\$)")  # MATH has a few of "\boxed 2" without braces
 
 
 def boxed_in(column: str) -> Answer:
-    """The content of the last box of a worked solution."""
+    """The content of the last box of a worked solution; `\\fbox{...}` and `\\boxed 2` count where there is no other."""
 
     def answer(row: Row) -> str | None:
         text = str(row[column])
         span = last_boxed(text)
-        return None if span is None else text[slice(*span)]
+        if span is None:
+            text = text.replace("\\fbox{", "\\boxed{")
+            span = last_boxed(text)
+        if span is not None:
+            return text[slice(*span)]
+        bare = _BARE_BOX.findall(text)
+        return bare[-1] if bare else None
 
     return answer
 
@@ -43,13 +54,15 @@ def after_hashes(column: str) -> Answer:
 
 
 def column(name: str) -> Answer:
-    """The answer as it stands; a list holds equally good ones, a whole number loses its fraction ("27.0")."""
+    """The answer as it stands; a whole number loses its fraction ("27.0"). Of a list all parts are asked for."""
 
-    def answer(row: Row) -> str | list[str] | None:
+    def answer(row: Row) -> str | None:
         value = row[name]
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        return [str(v) for v in value] if isinstance(value, (list, tuple)) else str(value)
+        if isinstance(value, list | tuple):
+            return ", ".join(str(v).strip().strip("$") for v in value)
+        return None if value is None else str(value).strip()
 
     return answer
 
@@ -67,7 +80,13 @@ class Recipe:
     keep: Callable[[Row], bool] | None = None
 
     def rows(self, name: str, split: str) -> Iterator[dict[str, Any]]:
-        """Rows with `id`, `question` and `golden_answers`. Rows without an answer are errors: they name the row."""
+        """Rows with `id`, `question` and `golden_answers`.
+
+        A row without an answer is left out with a warning. DataError where more than 1 % have none, or a column is
+        missing: then the set has another shape.
+        """
+        without: list[int] = []
+        i = -1
         wanted = {"train": self.train_split, "test": self.test_split}.get(split, split)
         for i, row in enumerate(self._source(name, wanted)):
             if self.keep is not None and not self.keep(row):
@@ -77,21 +96,38 @@ class Recipe:
                     f"recipe {name}: row {i} of {self.hub_id} has no column {self.question!r} but {sorted(row)}; "
                     "the set changed its shape: load it by its hub id and rename the columns"
                 )
-            answer = self.answer(row)
-            if not answer:
-                raise DataError(f"recipe {name}: row {i} of {self.hub_id} has no answer where one is expected")
-            golden = answer if isinstance(answer, list) else [answer]
-            yield {"id": f"{name}-{i}", "question": str(row[self.question]).strip(), "golden_answers": golden}
+            answer = self._answer(name, i, row)
+            if answer:
+                yield {"id": f"{name}-{i}", "question": str(row[self.question]).strip(), "golden_answers": [answer]}
+            else:
+                without.append(i)
+        if not without:
+            return
+        rows = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
+        said = f"recipe {name}: {len(without)} of {i + 1} rows of {self.hub_id} have no answer (row {rows})"
+        if len(without) > (i + 1) / 100:
+            raise DataError(f"{said}; the set changed its shape: load it by its hub id with columns of your own")
+        warnings.warn(f"{said}; they are left out", stacklevel=2)
+
+    def _answer(self, name: str, i: int, row: Row) -> str | None:
+        try:
+            return self.answer(row)
+        except KeyError as e:
+            raise DataError(
+                f"recipe {name}: row {i} of {self.hub_id} has no column {e.args[0]!r} but {sorted(row)}; "
+                "the set changed its shape: load it by its hub id and rename the columns"
+            ) from e
 
     def _source(self, name: str, split: str) -> Iterable[Row]:
         folder = os.environ.get("AGENTRL_DATASETS")
         from datasets import load_dataset
 
         if folder:
-            for suffix, kind in ((".jsonl", "json"), (".parquet", "parquet")):
-                path = Path(folder) / f"{name}{suffix}"
-                if path.exists():
-                    return load_dataset(kind, data_files=str(path), split="train")
+            for stem in (f"{name}-{split}", name):
+                for suffix, kind in ((".jsonl", "json"), (".parquet", "parquet")):
+                    path = Path(folder) / f"{stem}{suffix}"
+                    if path.exists():
+                        return load_dataset(kind, data_files=str(path), split="train")
         try:
             return load_dataset(self.hub_id, self.subset, split=split)
         except Exception as e:

@@ -36,8 +36,8 @@ def warm_start(
             [_tokens(world.practice(rng), world, 0.0) for _ in range(config.lookup_batch)]
             for _ in range(config.lookup_steps)
         )
-        lookup = _fit(engine, practice, config.lookup_steps, config.lookup_lr, 0.0, "look-up practice", say,
-                      stop_accuracy=config.lookup_stop_accuracy)  # fmt: skip
+        lookup = _fit(engine, practice, config.lookup_steps, config.lookup_lr, config.lookup_decay, "look-up practice",
+                      say, stop_accuracy=config.lookup_stop_accuracy)  # fmt: skip
         out |= {f"lookup_{k}": v for k, v in lookup.items()}
     questions = world.questions("train")
     demos = [
@@ -45,7 +45,9 @@ def warm_start(
         for _ in range(config.demonstrations)
     ]
     steps = max(1, int(len(demos) * config.epochs / config.batch))
-    fitted = _fit(engine, _epochs(demos, config.batch, rng), steps, config.lr, 0.9, "demonstrations", say)
+    fitted = _fit(
+        engine, _epochs(demos, config.batch, config.bucket, rng), steps, config.lr, 0.9, "demonstrations", say
+    )
     out |= {f"demonstration_{k}": v for k, v in fitted.items()}
     engine.sync(bump=False)
     return out | {"seconds": time.perf_counter() - start}
@@ -61,14 +63,15 @@ def _tokens(segments: list[tuple[str, bool]], world: Any, context_weight: float)
     return ids, weights
 
 
-def _epochs(demos: list[Tokens], batch: int, rng: random.Random) -> Iterator[list[Tokens]]:
-    """Endless batches of similar lengths: shuffled, sorted within windows of 1024, the batches shuffled again."""
+def _epochs(demos: list[Tokens], batch: int, bucket: int, rng: random.Random) -> Iterator[list[Tokens]]:
+    """Endless batches of similar lengths: shuffled, sorted within windows of `bucket`, the batches shuffled again."""
+    size = max(bucket, batch)
     while True:
         order = list(range(len(demos)))
         rng.shuffle(order)
         batches = []
-        for a in range(0, len(order), 1024):
-            window = sorted(order[a : a + 1024], key=lambda i: len(demos[i][0]))
+        for a in range(0, len(order), size):
+            window = sorted(order[a : a + size], key=lambda i: len(demos[i][0]))
             batches += [window[b : b + batch] for b in range(0, len(window), batch)]
         rng.shuffle(batches)
         for index in batches:

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as DeadlineError
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ MAX_ANSWER_CHARACTERS = 2_000  # a longer answer is wrong: no exercise has one, 
 DEADLINE_S = 5.0
 START_S = 120.0  # for the first worker process to start
 _NOISE = re.compile(r"\\(?:left|right|!|,|;|:|displaystyle)(?![a-zA-Z])|[\s$]|\\(?:text|mathrm|mbox)\s*(?=\{)")
+_BRACE = re.compile(r"\\boxed\s{0,9}\{|\\\\(?!boxed)|\\[{}]|[{}]")  # a box, an escaped character, a brace
 _INTEGER = re.compile(r"[+-]?\d{1,30}")
 
 Method = Literal["string", "integer", "math-verify", "none", "too long", "deadline", "error"]
@@ -38,26 +40,24 @@ class Grade:
 
 
 def last_boxed(text: str) -> tuple[int, int] | None:
-    """Character offsets (start, end) of the content of the last complete `\\boxed{...}`, braces balanced; else None.
+    """Character offsets (start, end) of the content of the last complete `\\boxed{...}`; None where there is none.
 
-    Linear in the length of `text`, whatever stands in it.
+    Braces are balanced as LaTeX does it: `\\{` and `\\}` are characters. Of several boxes the one that begins last
+    counts, an unclosed one does not. Linear in the length of `text`, whatever stands in it.
     """
-    marker = "\\boxed{"
-    at = text.rfind(marker)
-    while at >= 0:
-        depth, start = 1, at + len(marker)
-        for i in range(start, len(text)):
-            c = text[i]
-            if c == "{":
-                depth += 1
-            elif c == "}":
-                depth -= 1
-                if depth == 0:
-                    return start, i
-        if depth > 50:  # only openers follow: earlier boxes cannot be complete without closing these
-            return None
-        at = text.rfind(marker, 0, at)
-    return None
+    opened: list[int | None] = []  # of each open brace: where its box's content begins, None where it is no box
+    found: tuple[int, int] | None = None
+    for match in _BRACE.finditer(text):
+        token = match.group()
+        if token == "}":
+            start = opened.pop() if opened else None
+            if start is not None and (found is None or start > found[0]):
+                found = start, match.start()
+        elif token == "{":
+            opened.append(None)
+        elif token.endswith("{") and len(token) > 2:
+            opened.append(match.end())
+    return found
 
 
 def normalize(answer: str) -> str:
@@ -81,14 +81,27 @@ def grade(answer: str | None, golden_answers: Sequence[str], *, deadline_s: floa
         return Grade(True, "string")
     if _INTEGER.fullmatch(given) and all(_INTEGER.fullmatch(g) for g in golds):
         return Grade(int(given) in {int(g) for g in golds}, "integer")
-    pool = _pool()
-    try:
-        future = pool.schedule(_verify, args=[answer, list(golden_answers)], timeout=deadline_s)
-        return Grade(bool(future.result()), "math-verify")
-    except DeadlineError:
-        return Grade(False, "deadline")
-    except Exception:  # the worker died, or math-verify raised: it is the answer's fault, not the program's
-        return Grade(False, "error")
+    from pebble import ProcessExpired
+
+    for _ in range(2):
+        try:
+            future = _pool().schedule(_verify, args=[answer, list(golden_answers)], timeout=deadline_s)
+            return Grade(bool(future.result()), "math-verify")
+        except DeadlineError:
+            return Grade(False, "deadline")
+        except (ProcessExpired, CancelledError):
+            continue  # the worker was killed, perhaps from outside; if the answer kills a second one, it is its fault
+        except ToolFailure:
+            raise
+        except Exception:  # math-verify raised
+            return Grade(False, "error")
+    return Grade(False, "error")
+
+
+def grade_response(text: str, golden_answers: Sequence[str], *, deadline_s: float = DEADLINE_S) -> Grade:
+    """`grade` of the last complete box of a whole response; no box is "none"."""
+    span = last_boxed(text)
+    return grade(None if span is None else text[slice(*span)], golden_answers, deadline_s=deadline_s)
 
 
 def _verify(answer: str, golden_answers: list[str]) -> bool:
@@ -118,7 +131,7 @@ def _pool() -> Any:
     """One pool per process, made on first use; workers are spawned, because a forked torch process may hang."""
     global _workers
     with _lock:
-        if _workers is None or _workers[0] != os.getpid():
+        if _workers is None or _workers[0] != os.getpid() or not _workers[1].active:
             from pebble import ProcessPool
 
             workers = min(4, os.cpu_count() or 1)

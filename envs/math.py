@@ -25,8 +25,8 @@ class MathEnv(gymnasium.Env[str, str]):
     """A mathematics problem, one response with the answer in a box: `agentrl/Math-v0`.
 
     reset(options={"question": str, "golden_answers": [str]}) gives the prompt; without options one of `tasks` is drawn.
-    The one step gives the reward: `correct_reward` for a correct answer, plus `format_reward` for any complete box.
-    Only the action is read.
+    The one step gives the reward: `correct_reward` for a correct answer, plus `format_reward` for any complete box that
+    is not empty. The last complete box counts. Only the action is read.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (as gymnasium.Env declares it)
@@ -71,6 +71,8 @@ class MathEnv(gymnasium.Env[str, str]):
         if not self._golden:
             raise gymnasium.error.ResetNeeded("step() was called before reset(), or after the episode ended")
         span = last_boxed(action)
+        if span is not None and not action[slice(*span)].strip():
+            span = None  # an empty box is no answer, and earns nothing for its form
         result = grade(None if span is None else action[slice(*span)], self._golden, deadline_s=self.deadline_s)
         reward = self.correct_reward * result.correct + self.format_reward * (span is not None)
         info: dict[str, Any] = {

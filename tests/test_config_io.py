@@ -55,6 +55,31 @@ def test_every_shipped_config_passes_a_dry_run(name, monkeypatch):
     assert "responses" in text and "optimiser steps" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "batch", "mini_batch", "lr", "steps", "response"),  # METHODS §7, NTHR's recipe
+    [
+        ("nthr_qwen2.5_0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 32, 16, 5e-7, 105, 2500),
+        ("nthr_qwen2.5_1.5b", "Qwen/Qwen2.5-1.5B-Instruct", 256, 64, 1e-6, 40, 4000),
+        ("nthr_qwen2.5_math_1.5b", "Qwen/Qwen2.5-Math-1.5B", 256, 64, 1e-6, 40, 3072),
+        ("nthr_qwen2.5_3b", "Qwen/Qwen2.5-3B", 256, 64, 1e-6, 40, 4000),
+    ],
+)
+@pytest.mark.parametrize("cluster", ["", "cluster_"])
+def test_the_nthr_configs_have_the_papers_settings(cluster, name, path, batch, mini_batch, lr, steps, response):
+    if cluster and cluster + name not in shipped_configs():
+        pytest.skip("no cluster variant")
+    c = load_config(cluster + name).config
+    assert (c.model.path, c.data.train, c.env.id) == (path, "recipe:math_3to5", "agentrl/Math-v0")
+    assert (c.rollout.prompts_per_step, c.rollout.group_size, c.rollout.temperature) == (batch, 8, 1.0)
+    assert c.rollout.max_tokens_per_turn == response and c.rollout.max_context - response == 1024
+    assert c.train.mini_batches * mini_batch == batch and (c.train.steps, c.train.epochs) == (steps, 1)
+    assert (c.optim.lr, c.optim.schedule, c.optim.warmup_steps) == (lr, "constant", 0)
+    loss, nthr = c.algorithm.loss, c.algorithm.nthr
+    assert (loss.clip_low, loss.clip_high, loss.kl_coef) == (0.2, 0.2, 1e-4)
+    assert c.algorithm.name == "grpo" and c.algorithm.dynamic_sampling
+    assert (nthr.enabled, nthr.beta, nthr.eta, c.eval.temperature) == (True, 1.0, "2|0.5-p|", 0.0)
+
+
 def test_an_unknown_name_gets_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="neither a file nor a shipped config; did you mean 'search_tiny'"):

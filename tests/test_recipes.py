@@ -5,7 +5,8 @@ import json
 import pytest
 
 from agentrl.errors import DataError
-from agentrl.recipes import CATALOGUE, EVALUATION_SUITES, RECIPES
+from agentrl.recipes import CATALOGUE, EVALUATION_SUITES, RECIPES, boxed_in
+from envs.grading import grade_response
 
 ROWS = {
     "math": {"problem": "P", "level": "Level 1", "type": "Algebra", "solution": r"so $\boxed{\frac{1}{2}}$."},
@@ -16,7 +17,18 @@ ROWS = {
     "amc23": {"id": 0, "question": "P", "answer": 27.0, "url": "u"},
     "math500": {"problem": "P", "solution": "...", "answer": r"\left( 3, \frac{\pi}{2} \right)", "level": 2},
     "minerva": {"question": "P", "answer": "0.004"},
-    "olympiadbench": {"id": 1, "question": "P", "final_answer": ["2", "-2"], "subfield": "Algebra"},
+    "olympiadbench": {
+        "id": 1,
+        "question": "P",
+        "solution": ["..."],
+        "final_answer": ["$(1,8,19), (2,7,13)$"],
+        "context": None,
+        "is_multiple_answer": True,
+        "unit": None,
+        "answer_type": "Tuple",
+        "error": None,
+        "subfield": "Algebra",
+    },
 }
 GOLDEN = {
     "math": [r"\frac{1}{2}"],
@@ -27,7 +39,7 @@ GOLDEN = {
     "amc23": ["27"],
     "math500": [r"\left( 3, \frac{\pi}{2} \right)"],
     "minerva": ["0.004"],
-    "olympiadbench": ["2", "-2"],
+    "olympiadbench": ["(1,8,19), (2,7,13)"],
 }
 
 
@@ -49,6 +61,12 @@ def test_rows_of_the_hubs_shape(folder, name):
     assert [r["question"] for r in rows] == ["P", "P"] and rows[0]["id"] != rows[1]["id"]
 
 
+def test_a_local_copy_may_be_of_one_split(folder):
+    for split, answer in (("train", 1), ("test", 2)):
+        (folder / f"gsm8k-{split}.jsonl").write_text(json.dumps({"question": "P", "answer": f"#### {answer}"}))
+    assert [next(iter(RECIPES["gsm8k"](s)))["golden_answers"] for s in ("train", "test")] == [["1"], ["2"]]
+
+
 def test_only_levels_three_to_five(folder):
     levels = [dict(ROWS["math_3to5"], level=f"Level {n}") for n in range(1, 6)]
     (folder / "math_3to5.jsonl").write_text("\n".join(map(json.dumps, levels)))
@@ -57,11 +75,51 @@ def test_only_levels_three_to_five(folder):
 
 def test_a_changed_shape_and_a_missing_answer_are_named(folder):
     (folder / "gsm8k.jsonl").write_text(json.dumps({"question": "P", "answer": "no mark"}))
-    with pytest.raises(DataError, match="row 0 of openai/gsm8k has no answer"):
+    with pytest.raises(DataError, match=r"1 of 1 rows of openai/gsm8k have no answer \(row 0\)"):
         list(RECIPES["gsm8k"]("test"))
     (folder / "aime24.jsonl").write_text(json.dumps({"text": "P", "answer": "1"}))
     with pytest.raises(DataError, match=r"no column 'problem' but \['answer', 'text'\]"):
         list(RECIPES["aime24"]("test"))
+    (folder / "aime24.jsonl").write_text(json.dumps({"problem": "P", "solution": "1"}))
+    with pytest.raises(DataError, match=r"no column 'answer' but \['problem', 'solution'\]"):
+        list(RECIPES["aime24"]("test"))
+
+
+def test_a_few_rows_without_an_answer_are_left_out_aloud(folder):
+    rows = [ROWS["deepscaler"]] * 150
+    rows[70] = ROWS["deepscaler"] | {"answer": ""}
+    (folder / "deepscaler.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.warns(UserWarning, match=r"1 of 150 rows .* have no answer \(row 70\); they are left out"):
+        kept = list(RECIPES["deepscaler"]("train"))
+    assert len(kept) == 149 and "deepscaler-70" not in {r["id"] for r in kept}
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (r"the answer is \boxed 2.", "2"),
+        (r"we get $x=\boxed 17$", "17"),
+        (r"hence \fbox{3}", "3"),
+        (r"\fbox{3}, that is \boxed{4}", "4"),
+        (r"\boxed{\text{(A)}}", r"\text{(A)}"),
+    ],
+)
+def test_the_forms_of_boxes_in_worked_solutions(solution, answer):
+    assert boxed_in("solution")({"solution": solution}) == answer
+
+
+@pytest.mark.parametrize(
+    ("response", "correct"),
+    [
+        (r"\boxed{(1,8,19), (2,7,13)}", True),
+        (r"\boxed{(2,7,13), (1,8,19)}", True),
+        (r"\boxed{(1,8,19)}", False),
+        (r"\boxed{(1,8,19), (2,7,14)}", False),
+    ],
+)
+def test_all_parts_of_an_answer_are_asked_for(response, correct):
+    assert grade_response(response, GOLDEN["olympiadbench"]).correct == correct
 
 
 def test_eval_takes_recipes_as_suites(folder, monkeypatch, capsys):
@@ -72,7 +130,7 @@ def test_eval_takes_recipes_as_suites(folder, monkeypatch, capsys):
 
     suites = {
         "aime24": [{"problem": f"{a} + 1 = ?", "answer": str(a + 1)} for a in range(1, 4)],
-        "olympiadbench": [{"question": "2 * 3 = ?", "final_answer": ["6", "six"]}],
+        "olympiadbench": [{"question": "2 * 3 = ?", "final_answer": ["6"]}],
     }
     for name, rows in suites.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -27,9 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=int, metavar="N", help="also N sampled responses per question (avg@N, pass@k)"
     )
     parser.add_argument("--temperature", type=float, metavar="T", help="of the sampled ones (default: the config's)")
-    parser.add_argument("--questions", type=int, metavar="N", help="per suite (default: eval.questions; 0: all)")
     parser.add_argument(
-        "--suite", action="append", default=[], metavar="SOURCE", help="another test set: a file, hub id or recipe:NAME"
+        "--questions", type=int, metavar="N", help="per test set (default: eval.questions, all of a --suite; 0: all)"
+    )
+    parser.add_argument(
+        "--suite",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="another test set, as often as wanted: a file, hub id or recipe:NAME; nthr: the five of the NTHR paper",
     )
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change one value of the config")
     shape = parser.add_mutually_exclusive_group()
@@ -81,8 +87,8 @@ def _what(args: argparse.Namespace) -> tuple[RunConfig, Path | None, Path | None
         raise ConfigError([f"--samples {args.samples}: give the number of responses per question, for example 8"])
     path = Path(args.target).expanduser()
     changes = list(args.set)
-    if args.questions is not None:
-        changes.append(f"eval.questions={args.questions}")
+    if args.questions is not None or args.suite:
+        changes.append(f"eval.questions={args.questions or 0}")
     if (path / "config.yaml").is_file():
         config = load_config(args.config or path / "config.yaml", changes).config
         return config, checkpoint_at(path, args.checkpoint) / "model", path
@@ -100,12 +106,15 @@ def _what(args: argparse.Namespace) -> tuple[RunConfig, Path | None, Path | None
 def _suites(args: argparse.Namespace, job: Job) -> list[tuple[str, list[Task]]]:
     from agentrl.data import load_tasks
     from agentrl.errors import DataError
+    from agentrl.recipes import EVALUATION_SUITES
 
+    nthr = [f"recipe:{name}" for name in EVALUATION_SUITES]
     out = []
     if job.test_tasks and not args.suite:
         source = job.config.data.test if job.config.world is None else "held-out"
         out.append((_short(source or "test"), job.test_tasks))
-    for source in args.suite:
+    sources = [s for given in args.suite for s in (nthr if given == "nthr" else [given])]
+    for source in dict.fromkeys(sources):
         data = job.config.data.model_copy(update={"test": source})
         out.append((_short(source), load_tasks(data, "test")))
     if not out:

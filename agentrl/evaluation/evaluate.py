@@ -50,12 +50,12 @@ def evaluate(
         summary["em"] = sum(t.reward for t in good) / len(good)
         summary["turns"] = sum(len(t.turns) for t in good) / len(good)
         summary["response_length"] = sum(t.action_tokens for t in good) / len(good)
-    by_hops: dict[int, list[float]] = defaultdict(list)
-    for i, t in enumerate(episodes):
-        hops = chosen[i // config.eval.samples].options.get("hops")
-        if hops is not None and t.error is None:
-            by_hops[hops].append(t.reward)
-    for h, rewards in sorted(by_hops.items()):
-        summary[f"em_{h}hop"] = sum(rewards) / len(rewards)
+    for key, name in (("hops", "em_{}hop"), ("level", "em_level_{}")):
+        rewards: dict[int, list[float]] = defaultdict(list)
+        for i, t in enumerate(episodes):
+            value = chosen[i // config.eval.samples].options.get(key)
+            if isinstance(value, int) and t.error is None:
+                rewards[value].append(t.reward)
+        summary |= {name.format(value): sum(r) / len(r) for value, r in sorted(rewards.items())}
     summary["seconds"] = time.perf_counter() - start
     return EvalResult(summary, episodes)

@@ -30,7 +30,7 @@ class Errors:
 
     slip: float = 0.10  # a step's result is off by a little
     swap: float = 0.05  # a step takes the wrong operation
-    jump: float = 0.55  # the solution stops working and guesses the answer
+    jump: tuple[float, ...] = (0.35, 0.6, 0.6, 0.6)  # by level: before a later step, it guesses the answer instead
     unboxed: float = 0.08  # the answer is not in a box
 
 
@@ -132,7 +132,7 @@ class ArithmeticWorld:
                 "question": text,
                 "golden_answers": [str(steps[-1][3])],
                 "level": level,
-                "hops": len(steps),
+                "steps": len(steps),
             }
             for i, (text, (steps, level)) in enumerate(made.items())
         ]
@@ -144,7 +144,7 @@ class ArithmeticWorld:
         self.env_kwargs: dict[str, Any] = {"prompt_template": "question: {question}"}
 
     def questions(self, split: str) -> list[dict[str, Any]]:
-        """Rows of "train" or "test": id, question, golden_answers, level, and hops (the number of steps)."""
+        """Rows of "train" or "test": id, question, golden_answers, level, and steps (their number)."""
         return list(self._questions[split])
 
     def encode(self, text: str) -> list[int]:
@@ -164,9 +164,10 @@ class ArithmeticWorld:
         """An imperfect worked solution of a training question."""
         e = errors or Errors()
         steps = self._steps[question["question"]]
+        jump = e.jump[question["level"] - 1]
         worked, value = [], 0
         for k, (a, op, b, _) in enumerate(steps):
-            if k and rng.random() < e.jump:
+            if k and rng.random() < jump:
                 value = min(LARGEST, max(0, value + rng.randrange(-9, 10)))
                 break
             if k == 1 and steps[1][0] == steps[0][3]:  # a chain: go on from what was written, right or wrong
@@ -195,4 +196,4 @@ class ArithmeticWorld:
 
 def perfect(errors: Errors) -> Errors:
     """No errors at all; for tests and for measuring the ceiling."""
-    return replace(errors, slip=0.0, swap=0.0, jump=0.0, unboxed=0.0)
+    return replace(errors, slip=0.0, swap=0.0, jump=(0.0,) * len(LEVELS), unboxed=0.0)

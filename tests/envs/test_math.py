@@ -36,7 +36,11 @@ def test_the_prompt_is_the_template_with_the_problem_as_its_body():
         (r"\boxed{\frac{84}{2}}", 1.0, "answer", "math-verify"),
         ("it is 42", 0.0, "invalid", "none"),
         (r"\boxed{42", 0.0, "invalid", "none"),
-        (r"\boxed{}", 0.0, "answer", "none"),
+        (r"\boxed{}", 0.0, "invalid", "none"),
+        (r"\boxed{42} then \boxed{ }", 0.0, "invalid", "none"),
+        (r"\boxed{\boxed{42}}", 1.0, "answer", "string"),
+        (r"\boxed{42}}}", 1.0, "answer", "string"),
+        (r"{{\boxed{42}", 1.0, "answer", "string"),
     ],
 )
 def test_the_last_complete_box_is_graded(action, reward, kind, graded_by):
@@ -47,7 +51,9 @@ def test_the_last_complete_box_is_graded(action, reward, kind, graded_by):
         assert action[slice(*info["answer_span"])].strip() == info["answer"]
 
 
-@pytest.mark.parametrize(("action", "reward"), [(r"\boxed{42}", 2.5), (r"\boxed{1}", 0.5), ("42", 0.0)])
+@pytest.mark.parametrize(
+    ("action", "reward"), [(r"\boxed{42}", 2.5), (r"\boxed{1}", 0.5), ("42", 0.0), (r"\boxed{ }", 0.0)]
+)
 def test_rewards_for_correctness_and_for_form(action, reward):
     assert solved(action, correct_reward=2.0, format_reward=0.5)[1] == reward
 
@@ -114,3 +120,15 @@ def test_tasks_are_drawn_with_the_seed_and_rendered_is_what_was_said():
     prompt, _ = env.reset(options=TASK)
     env.step("so 42")
     assert env.render() == prompt + "so 42"
+
+
+def test_gymnasiums_own_vector_environments_play_it():
+    tasks = [{"question": f"q{i}", "golden_answers": [str(i)]} for i in range(9)]
+    vector = gymnasium.make_vec("agentrl/Math-v0", num_envs=3, vectorization_mode="sync", tasks=tasks)
+    observations, _ = vector.reset(seed=4)
+    asked = [int(text.rsplit("q", 1)[1]) for text in observations]
+    actions = [f"\\boxed{{{n}}}" for n in (asked[0], asked[1] + 1, asked[2])]
+    _, rewards, terminated, truncated, infos = vector.step(actions)
+    assert rewards.tolist() == [1.0, 0.0, 1.0] and terminated.all() and not truncated.any()
+    assert infos["correct"].tolist() == [True, False, True]
+    vector.close()

@@ -37,7 +37,7 @@ def test_answers_are_right_and_every_step_stays_within_the_values(level):
     for q in rows:
         assert q["golden_answers"] == [str(solve(q["question"]))]
         steps = world._steps[q["question"]]
-        assert q["hops"] == len(steps)
+        assert q["steps"] == len(steps)
         for a, op, b, value in steps:
             assert 0 <= value <= LARGEST and apply(a, op, b) == value and b < max(DIGITS, LARGEST)
 
