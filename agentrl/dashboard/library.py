@@ -28,6 +28,7 @@ from agentrl.runlog import (
     STATUS,
     RunInfo,
     read_alarms,
+    read_evals,
     read_guard,
     read_info,
     read_rollouts,
@@ -77,7 +78,12 @@ class Library:
         odd = not 1 <= len(parts) <= 2 or any(p in ("", ".", "..") or len(p.encode()) > 255 for p in parts)
         odd = odd or "\0" in run_id or "\\" in run_id
         folder = self.root.joinpath(*parts) if not odd else self.root
-        if odd or not self._inside(folder) or not _is_run(folder):
+        if not odd and os.path.lexists(folder) and not self._inside(folder):
+            raise UnknownRun(
+                f"{run_id[:200]} is a link to somewhere outside {self.root} and is not read; start the dashboard over the "
+                "folder that holds the run itself"
+            )
+        if odd or not _is_run(folder):
             raise UnknownRun(f"{run_id[:200]!r} is no run in {self.root}{nearest(run_id[:200], self.ids())}")
         for name in FILES:
             if os.path.islink(f"{folder}/{name}") and not self._inside(folder / name):
@@ -140,6 +146,10 @@ class Library:
     def guard(self, run_id: str) -> list[dict[str, Any]]:
         """What the guard did, in order."""
         return [row for row in read_guard(self.path(run_id)) if isinstance(row.get("step"), int)]
+
+    def evals(self, run_id: str) -> list[dict[str, Any]]:
+        """The evaluations of a run, in order."""
+        return [row for row in read_evals(self.path(run_id)) if isinstance(row.get("step"), int)]
 
     # ------------------------------------------------------------------------------------------------------- one run
 

@@ -76,7 +76,7 @@ def _rows(
 
 
 def _state(library: Library, run_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    marks = {"alarms": library.alarms(run_id), "guard": library.guard(run_id)}
+    marks = {"alarms": library.alarms(run_id), "guard": library.guard(run_id), "evals": library.evals(run_id)}
     return run_state(run_id, info_of(library.path(run_id))), marks
 
 

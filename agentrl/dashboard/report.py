@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentrl import runlog
 from agentrl.dashboard import episodes
 from agentrl.dashboard.history import Row
 from agentrl.dashboard.library import Library, info_of, run_state
@@ -23,6 +22,7 @@ from agentrl.monitors.signals import SIGNALS
 from agentrl.storage import strict_json
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, YELLOW = "#0b66b8", "#d1600f", "#007e63", "#8b3fa6", "#6b7280", "#b58900"
+PINK = "#c2185b"
 #: (title, [(signal, label, colour)]): the same overview as the page's.
 OVERVIEW: list[tuple[str, list[tuple[str, str, str]]]] = [
     ("Reward", [("reward", "reward", BLUE), ("correct_rate", "correct", GREEN)]),
@@ -51,7 +51,9 @@ def render_report(library: Library, run_id: str) -> str:
         rows, bands, phase = list(history.rows), list(history.bands), history.phase
         problems = library.problems(run_id, history, state["status"] == "running")
     config = library.config(run_id)
-    alarms = library.alarms(run_id)
+    alarms, evals = library.alarms(run_id), library.evals(run_id)
+    scored = [(float(r["step"]), float(r["em"])) for r in evals if isinstance(r.get("em"), int | float)]
+    held_out = Line("held-out accuracy", PINK, sorted(p for p in scored if math.isfinite(p[1])))
     done = f"step {state['step']}" + (f" of {state['steps']}" if state["steps"] else "")
     parts = [
         f"<h1>{_e(run_id)}</h1>",
@@ -61,11 +63,11 @@ def render_report(library: Library, run_id: str) -> str:
         _figures(rows),
         _legend(bands),
         '<div class="charts">'
-        + "".join(_chart(title, lines, rows, bands, alarms) for title, lines in OVERVIEW)
+        + "".join(_chart(title, lines, rows, bands, alarms, held_out) for title, lines in OVERVIEW)
         + "</div>",
         "<h2>Alarms</h2>" + ("".join(map(_alarm, alarms)) or "<p>None.</p>"),
         _table("What the guard did", library.guard(run_id)),
-        _table("Evaluations", [r for r in runlog.read_evals(path) if isinstance(r.get("step"), int)]),
+        _table("Evaluations", evals),
         _episodes(library, run_id, alarms),
         f"<details><summary>Configuration</summary><pre>{_e(config['text'])}</pre></details>",
         f"<details><summary>Versions and seeds</summary><pre>{_e(strict_json(config['meta']))}</pre></details>",
@@ -121,6 +123,7 @@ def _chart(
     rows: Sequence[Row],
     bands: Sequence[dict[str, Any]],
     alarms: Sequence[dict[str, Any]],
+    held_out: Line,
 ) -> str:
     # At most POINTS of each line, evenly spaced; the extremes of what is left out may be missing.
     every = max(1, math.ceil(len(rows) / POINTS))
@@ -130,6 +133,8 @@ def _chart(
         for name, label, color in signals
         if any(r.get(name) is not None for r in rows)
     ]
+    if title == "Reward" and held_out.points:
+        lines.append(held_out)
     if not lines:
         return ""
     unit = SIGNALS[signals[0][0]].unit

@@ -167,7 +167,7 @@ def _one(library: Library, request: Request) -> Any:
         "nonfinite": nonfinite_steps(rows),
         "alarms": library.alarms(run_id),
         "guard": library.guard(run_id),
-        "evals": [r for r in runlog.read_evals(path) if isinstance(r.get("step"), int)],
+        "evals": library.evals(run_id),
         "rollout_steps": library.steps(run_id),
         "problems": problems,
     }
@@ -188,6 +188,7 @@ def _metrics(library: Library, request: Request) -> Any:
         "bands": bands,
         "columns": columns(rows),
         "nonfinite": nonfinite_steps(rows),
+        "evals": library.evals(run_id),
         "state": run_state(run_id, info_of(library.path(run_id))),
     }
 

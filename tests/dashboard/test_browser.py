@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.config import RunConfig, WorldConfig
 from agentrl.dashboard.server import STATIC
 from agentrl.runlog import RunLog, read_alarms, read_rollouts
 from tests.dashboard.conftest import serving
@@ -84,7 +85,7 @@ def test_run_page_shows_the_overview_first(page, server):
     assert re.search(r"From 0\.5\d* to 0\.0\d*; highest 0\.891 at step 32", chart(page, "Reward").inner_text())
     assert "collapse" in page.title()
     page.locator("summary", has_text="Update").click()
-    chart(page, "clip fraction").wait_for()
+    chart(page, "clipped tokens").wait_for()
 
 
 def test_one_cursor_over_all_charts(page, server):
@@ -149,7 +150,7 @@ def test_raw_line_stays_under_smoothing(page, server):
     data = page.evaluate(
         "document.querySelector('section.chart').chart.plot.data.map((d) => d.filter((v) => v !== null).length)"
     )
-    assert all(shown) and data == [110, 110, 110]  # x, raw, smoothed
+    assert all(shown) and data == [110, 110, 2, 110, 0]  # x, reward, evaluations, reward smoothed; these two never are
 
 
 def test_chart_exports(page, server):
@@ -159,7 +160,8 @@ def test_chart_exports(page, server):
     with page.expect_download() as got:
         page.get_by_role("button", name="Reward as CSV").click()
     rows = list(csv.reader(io.StringIO(Path(got.value.path()).read_text())))
-    assert rows[0] == ["step", "reward"] and len(rows) == 111 and rows[1] == ["0", "0.5"]
+    assert rows[0] == ["step", "reward", "held-out accuracy"] and len(rows) == 111
+    assert rows[1:3] == [["0", "0.5", "0.21"], ["1", rows[2][1], ""]]
     with page.expect_download() as got:
         page.get_by_role("button", name="Reward as PNG").click()
     data = Path(got.value.path()).read_bytes()
@@ -176,7 +178,7 @@ def test_from_alarm_to_tokens(page, server, runs):
     assert "55% of the peak reward" in card.inner_text() and "reward_lost" in card.inner_text()
     card.get_by_role("button", name="Show the 12 responsible rollouts").click()
     page.wait_for_selector("tr.pick")
-    assert page.get_by_label("named by the alarm").is_checked()
+    assert page.get_by_label("named by an alarm").is_checked()
     page.get_by_label("Outcome").select_option("incorrect")
     page.wait_for_selector(".verdict.no")
     page.locator("tr.pick").nth(1).click()
@@ -292,6 +294,26 @@ def test_live_update_without_gap_or_duplicate_when_the_server_comes_back(page, t
         append_rows(run, [row(23)])
         until(page, "document.querySelector('section.chart').chart.lines[0].store.length === 24")
         assert steps_in_table(page) == list(range(24))
+
+
+def test_a_run_that_has_only_begun_grows_its_charts(page, tmp_path):
+    with (
+        RunLog.create(tmp_path / "runs", "a", RunConfig(world=WorldConfig())) as log,
+        serving(tmp_path / "runs") as server,
+    ):
+        log.set_status("running", step=0, steps=40)
+        page.goto(url_of(server, run="a"))
+        page.get_by_text("No step is done yet").wait_for()
+        append_rows(log.path, [row(0)])
+        page.wait_for_selector(".chart canvas", timeout=PATIENT)
+        assert chart(page, "Entropy").count() == 0 and "Entropy" in page.locator(".chart.missing").inner_text()
+        append_rows(log.path, [row(1, entropy=0.5)])
+        chart(page, "Entropy").wait_for(timeout=PATIENT)
+        log.evaluation({"step": 2, "split": "test", "em": 0.625, "n": 8})
+        page.locator(".figure", has_text="held-out accuracy").wait_for(timeout=PATIENT)
+        chart(page, "Reward").hover()
+        chart(page, "Reward").get_by_role("button", name="Table").click()
+        assert "0.625" in chart(page, "Reward").locator("tbody tr").first.inner_text()
 
 
 def test_a_new_alarm_and_a_not_finite_value_appear(page, tmp_path):
@@ -432,7 +454,7 @@ def test_injected_rollouts_are_inert(page, hostile):
     server, name = hostile
     page.goto(url_of(server, run=name, tab="rollouts", step=0, sample="tokens"))
     page.wait_for_selector(".turn.agent")
-    titles = page.locator("td.q").evaluate_all("(cells) => cells.map((c) => c.title)")
+    titles = page.locator(".list .q").evaluate_all("(cells) => cells.map((c) => c.title)")
     inert(page)
     assert all(any(p in t for t in titles) for p in PAYLOADS)
     page.get_by_role("button", name="Tokens").last.click()

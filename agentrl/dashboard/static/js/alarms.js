@@ -14,15 +14,15 @@ export function alarmCard(run, alarm, { onrollouts, onclose, onseen, compact = f
     } catch (error) { toast(error.message); }
   } }, alarm.acknowledged ? "Acknowledged, undo" : "Acknowledge");
   const named = alarm.rollouts?.length ? `${alarm.rollouts.length} responsible rollouts` : "rollouts of this step";
+  const show = h("button", { class: compact ? "" : "primary", type: "button", onclick: () => onrollouts(alarm) }, `Show the ${named}`);
   return h("article", { class: "card alarm", data: { level: alarm.level }, "aria-label": `${alarm.level} alarm at step ${alarm.step}` },
     h("div", { class: "row" }, h("span", { class: "level", data: { level: alarm.level } }, alarm.level), h("h3", {}, alarm.rule.replaceAll("_", " ")), h("span", { class: "muted" }, `step ${alarm.step}`),
-      h("span", { class: "grow" }), seen, onclose ? h("button", { class: "quiet", type: "button", onclick: onclose, "aria-label": "Close the alarm" }, "✕") : null),
+      h("span", { class: "grow" }), show, seen, onclose ? h("button", { class: "quiet", type: "button", onclick: onclose, "aria-label": "Close the alarm" }, "✕") : null),
     h("p", {}, alarm.message),
     h("dl", {}, Object.entries(alarm.signals ?? {}).map(([name, s]) => h("div", {}, h("dt", {}, name), h("dd", {}, h("b", {}, number(s.value)), h("span", { class: "muted" }, ` against ${number(s.threshold)}`))))),
     alarm.remedy ? h("p", {}, h("b", {}, "What to do: "), alarm.remedy) : null,
     changes.length ? h("div", { class: "row small changes" }, changes.map((c) => h("button", { type: "button", title: "Copy", onclick: () => copy(`--set ${c}`) }, h("code", {}, `--set ${c}`)))) : null,
-    alarm.groups?.length && !compact ? h("p", { class: "muted small" }, `Questions most responsible: ${alarm.groups.join(", ")}`) : null,
-    h("div", { class: "row" }, h("button", { class: compact ? "" : "primary", type: "button", onclick: () => onrollouts(alarm) }, `Show the ${named}`)));
+    alarm.groups?.length && !compact ? h("div", { class: "row small muted" }, "Groups most responsible:", alarm.groups.map((group) => h("button", { type: "button", onclick: () => onrollouts(alarm, group) }, h("code", {}, group)))) : null);
 }
 
 // One action of the guard, in words.

@@ -22,7 +22,7 @@ export class Chart {
     this.table = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${title}, table`, hidden: true });
     this.tableButton = h("button", { class: "quiet", type: "button", "aria-pressed": "false", onclick: () => this.toggleTable() }, "Table");
     this.el = h("section", { class: "card chart", "aria-label": title },
-      h("header", {}, h("h3", { title: description }, title), h("span", { class: "unit" }, unit),
+      h("header", {}, h("h3", { title: description }, title), unit === title.toLowerCase() ? null : h("span", { class: "unit" }, unit),
         h("span", { class: "tools" }, this.tableButton,
           h("button", { class: "quiet", type: "button", "aria-label": `${title} as PNG`, onclick: () => this.png() }, "PNG"),
           h("button", { class: "quiet", type: "button", "aria-label": `${title} as CSV`, onclick: () => this.csv() }, "CSV"))),
@@ -90,7 +90,7 @@ export class Chart {
     }
     const raw = this.lines.map(pick);
     Object.assign(this, { raw, xs });
-    const soft = raw.map((v) => (smooth ? smoothed(v, smooth) : v.map(() => null)));
+    const soft = raw.map((v, i) => (smooth && !rare(this.lines[i]) ? smoothed(v, smooth) : v.map(() => null)));
     if (smooth && stores.length > 1) raw.forEach((v, i) => v.forEach((y, j) => { if (y === undefined) soft[i][j] = undefined; }));
     return [xs, ...raw, ...soft];
   }
@@ -98,7 +98,7 @@ export class Chart {
   build(data) {
     const { view } = this, line = (l, i, soft) => ({
       label: l.label,
-      stroke: () => color(l.color) + (!soft && view.smooth ? "70" : ""),
+      stroke: () => color(l.color) + (!soft && view.smooth && !rare(l) ? "70" : ""),
       width: soft ? 2.2 : 1.4,
       dash: l.dash ? [6, 4] : undefined,
       points: soft ? { show: false } : { show: (u, s, from, to) => sparse(u, s, from, to), size: 5, fill: () => color("card") },
@@ -106,7 +106,7 @@ export class Chart {
     });
     const axis = { stroke: () => color("axis"), grid: { stroke: () => color("grid"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
     this.plot = new uPlot({
-      width: this.box.clientWidth || 360, height: HEIGHT, legend: { show: false }, padding: [8, 8, 0, 0],
+      width: this.box.clientWidth || 360, height: HEIGHT, legend: { show: false }, padding: [this.bands ? 16 : 8, 8, 0, 0],
       scales: { x: { time: false }, y: { range: (u, low, high) => this.range(low, high) } },
       axes: [
         { ...axis, size: 24, gap: 3, values: (u, ticks) => ticks.map((v) => tick(v)) },
@@ -221,19 +221,13 @@ export class Chart {
     ctx.beginPath();
     ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
     ctx.clip();
-    const ratio = devicePixelRatio || 1;
+    const ratio = devicePixelRatio || 1, names = [];
     for (const band of this.bands ? store.bands : []) {
       const a = store.indexOf(band.from), b = Math.min(store.indexOf(band.to) + 1, xs.length - 1);
       const left = u.valToPos(xs[a], "x", true), right = u.valToPos(xs[b], "x", true);
       ctx.fillStyle = color(`ph-${band.phase}`);
       ctx.fillRect(left, bbox.top, right - left, bbox.height);
-      const label = band.phase.startsWith("I") ? band.phase : "";
-      if (label && right - left > 16 * ratio) {
-        ctx.font = `600 ${11 * ratio}px system-ui, sans-serif`;
-        ctx.fillStyle = color("text");
-        ctx.textAlign = "left";
-        ctx.fillText(label, Math.max(left, bbox.left) + 4 * ratio, bbox.top + 12 * ratio);
-      }
+      if (band.phase.startsWith("I") && right > bbox.left && left < bbox.left + bbox.width) names.push([band.phase, Math.max(left, bbox.left), Math.min(right, bbox.left + bbox.width)]);
     }
     if (this.zero) {
       const y = u.valToPos(0, "y", true);
@@ -243,6 +237,19 @@ export class Chart {
       ctx.moveTo(bbox.left, y);
       ctx.lineTo(bbox.left + bbox.width, y);
       ctx.stroke();
+    }
+    ctx.restore();
+    ctx.save();
+    ctx.font = `600 ${11 * ratio}px system-ui, sans-serif`;
+    ctx.fillStyle = color("text");
+    ctx.textAlign = "center";
+    const taken = [];
+    // Above the band it names, where no line can cover it; the worse phase where there is no room for both.
+    for (const [name, left, right] of names.sort((a, b) => b[0].length - a[0].length)) {
+      const x = (left + right) / 2, half = ctx.measureText(name).width / 2 + 2 * ratio;
+      if (taken.some(([from, to]) => x + half > from && x - half < to)) continue;
+      ctx.fillText(name, x, bbox.top - 4 * ratio);
+      taken.push([x - half, x + half]);
     }
     ctx.restore();
   }
@@ -335,6 +342,12 @@ export class Chart {
     ctx.drawImage(source, 0, head);
     canvas.toBlob((blob) => blob && download(`${this.file}-${this.title}.png`, blob), "image/png");
   }
+}
+
+// An average over a few evaluations would lag behind them by half the run: what is measured now and then is not smoothed.
+function rare({ store, column }) {
+  const values = store.columns[column] ?? [];
+  return 3 * values.reduce((n, v) => n + (v !== null), 0) < values.length;
 }
 
 // Points are drawn where a signal is measured now and then only, and lines would be all that shows.

@@ -2,19 +2,19 @@
 import { get } from "./api.js";
 import { Chart } from "./chart.js";
 import { fill, h, segmented } from "./dom.js";
-import { number } from "./format.js";
+import { number, words } from "./format.js";
 import { key } from "./keys.js";
 import { Store, View } from "./store.js";
 import { address, change, onBack, param } from "./url.js";
 
-const CHARTS = ["reward", "logprob_correct", "logprob_incorrect", "delta_correct", "entropy", "grad_norm", "clip_fraction", "kl", "response_length", "valid_search_ratio"];
+const CHARTS = ["reward", "held_out", "logprob_correct", "logprob_incorrect", "delta_correct", "entropy", "grad_norm", "clip_fraction", "kl", "response_length", "valid_search_ratio"];
 const MOST = 8;
 const EVERY_MS = 3000;
 
 export async function show(main, crumbs, live) {
   document.title = "Compare · agentrl";
   fill(crumbs, h("a", { href: "/" }, "runs"), " / compare");
-  const ids = [...new Set((param("runs") ?? "").split(",").filter(Boolean))].slice(0, MOST);
+  const asked = [...new Set((param("runs") ?? "").split(",").filter(Boolean))], ids = asked.slice(0, MOST);
   if (ids.length < 2) {
     fill(main, h("p", { class: "empty" }, "Pick two to eight runs in the ", h("a", { href: "/" }, "list of runs"), "."));
     return;
@@ -39,12 +39,12 @@ export async function show(main, crumbs, live) {
   function draw() {
     charts.forEach((chart) => chart.destroy());
     charts = [...shown].map((name) => new Chart({
-      title: name.replaceAll("_", " "), unit: signals[name]?.unit ?? "", description: signals[name]?.description, view, zero: name.startsWith("delta"), file: "compare",
+      title: words(name), unit: signals[name]?.unit ?? "", description: signals[name]?.description, view, zero: name.startsWith("delta"), file: "compare",
       lines: runs.filter((r) => r.store.has(name)).map((r) => ({ store: r.store, column: name, label: r.id, color: r.color, dash: r.dash })),
     }));
     fill(grid, charts.map((chart) => chart.el));
     const left = [...new Set(runs.flatMap((r) => Object.keys(r.store.columns)))].filter((n) => !shown.has(n) && !["step", "tokens", "time"].includes(n) && measured(n)).sort();
-    fill(more, h("option", { value: "" }, "Add a chart …"), left.map((n) => h("option", { value: n }, n.replaceAll("_", " "))));
+    fill(more, h("option", { value: "" }, "Add a chart …"), left.map((n) => h("option", { value: n }, words(n))));
   }
 
   function drawLegend() {
@@ -57,6 +57,7 @@ export async function show(main, crumbs, live) {
 
   fill(main, h("h1", {}, `${runs.length} runs`),
     failed.length ? h("div", { class: "notice error" }, h("ul", {}, failed.map((f) => h("li", {}, `${f.run}: ${f.error.message}`)))) : null,
+    asked.length > MOST ? h("div", { class: "notice" }, `Only the first ${MOST} of ${asked.length} runs are compared.`) : null,
     legend,
     h("div", { class: "toolbar" }, segmented("Align by", [["step", "Steps"], ["tokens", "Tokens"], ["time", "Time"]], view.x, (x) => { change({ x: x === "step" ? null : x }); view.set({ zoom: null }); view.set({ x }); }),
       h("label", {}, "Smoothing", smooth), more, unzoom),
@@ -90,7 +91,8 @@ function follow(runs, grown, live) {
         Object.assign(r, { state: answer.state });
         if (answer.whole) r.store.load(answer);
         else if (answer.columns.step?.length) r.store.append(answer.columns.step.map((_, i) => Object.fromEntries(Object.entries(answer.columns).filter(([n, v]) => v[i] !== null || answer.nonfinite[n]?.includes(answer.columns.step[i])).map(([n, v]) => [n, v[i]]))));
-        any ||= answer.cursor !== r.cursor;
+        any ||= answer.cursor !== r.cursor || answer.evals.length !== r.store.evals.length;
+        r.store.setEvals(answer.evals);
         r.cursor = answer.cursor;
       } catch { /* the run may have gone; what was read of it stays */ }
     }));

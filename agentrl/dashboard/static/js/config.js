@@ -21,7 +21,7 @@ export async function configTab(run, panel, evals) {
 
 function evalTable(evals) {
   const names = [...new Set(evals.flatMap((row) => Object.keys(row)))].filter((n) => n !== "time");
-  return h("div", { class: "card scroll" }, h("table", {},
+  return h("div", { class: "card scroll fit", tabindex: 0, role: "region", "aria-label": "Evaluations" }, h("table", {},
     h("thead", {}, h("tr", {}, names.map((n) => h("th", { class: n === "split" ? "" : "num", scope: "col" }, n)))),
     h("tbody", {}, evals.map((row) => h("tr", {}, names.map((n) => h("td", { class: typeof row[n] === "number" ? "num" : "" }, typeof row[n] === "number" ? number(row[n]) : row[n] === undefined || row[n] === null ? "–" : typeof row[n] === "object" ? JSON.stringify(row[n]) : String(row[n]))))))));
 }

@@ -27,8 +27,19 @@ export function duration(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
+// A signal's name for people.
+const NAMES = { clip_fraction: "clipped tokens", kl: "KL", kl_sampler: "KL to the sampler", valid_search_ratio: "valid searches", valid_action_ratio: "valid actions", held_out: "held-out accuracy", grad_norm: "gradient norm", grad_norm_max: "gradient norm, largest", probe_logprob: "log π probe set" };
+
 export function words(name) {
-  return name.replaceAll("_", " ");
+  return NAMES[name] ?? name.replace(/^logprob_/, "log π ").replace(/^delta_/, "Δ ").replaceAll("_", " ");
+}
+
+export function plural(count, word) {
+  return `${number(count)} ${word}${count === 1 ? "" : "s"}`;
+}
+
+export function mean(values) {
+  return values.reduce((sum, v) => sum + v, 0) / values.length;
 }
 
 export const PHASES = {
@@ -46,11 +57,11 @@ export function says(steps, values) {
   if (!points.length) return "not measured";
   if (points.length === 1) return `${number(points[0][1])} at step ${points[0][0]}`;
   const high = points.reduce((a, b) => (b[1] > a[1] ? b : a)), low = points.reduce((a, b) => (b[1] < a[1] ? b : a));
-  const mean = (part) => part.reduce((s, [, v]) => s + v, 0) / part.length;
-  const edge = Math.max(1, Math.min(5, points.length >> 1)), begin = mean(points.slice(0, edge)), end = mean(points.slice(-edge));
+  const level = (part) => mean(part.map(([, v]) => v));
+  const edge = Math.max(1, Math.min(5, points.length >> 1)), begin = level(points.slice(0, edge)), end = level(points.slice(-edge));
   const spread = high[1] - low[1];
   const recent = points.slice(-20), half = recent.length >> 1;
-  const change = recent.length > 3 ? mean(recent.slice(half)) - mean(recent.slice(0, half)) : 0;
+  const change = recent.length > 3 ? level(recent.slice(half)) - level(recent.slice(0, half)) : 0;
   const trend = Math.abs(change) < 0.06 * spread ? "steady" : change > 0 ? "rising" : "falling";
   return `From ${number(begin, 3)} to ${number(end, 3)}; highest ${number(high[1], 3)} at step ${high[0]}, lowest ${number(low[1], 3)} at ${low[0]}; lately ${trend}.`;
 }

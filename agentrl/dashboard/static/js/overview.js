@@ -1,7 +1,7 @@
 // Which charts there are: the curated ones first, then every signal by section.
 
 export const OVERVIEW = [
-  { title: "Reward", columns: [["reward", "reward", "s1"], ["correct_rate", "correct", "s3", true]] },
+  { title: "Reward", columns: [["reward", "reward", "s1"], ["correct_rate", "correct", "s3", true], ["held_out", "held-out accuracy", "s7"]] },
   { title: "Likelihood of responses", columns: [["logprob_correct", "correct", "s1"], ["logprob_incorrect", "incorrect", "s2"]] },
   { title: "Δ of correct responses", columns: [["delta_correct", "Δ by the update", "s1"]], zero: true },
   { title: "Likelihood of the probe set", columns: [["probe_logprob", "stored correct responses", "s4"]] },
@@ -20,7 +20,7 @@ export function sections(store, signals) {
   const out = new Map(Object.keys(SECTIONS).map((name) => [name, []]));
   for (const [name, signal] of Object.entries(signals)) if (store.has(name)) out.get(signal.section)?.push([name, signal]);
   for (const name of Object.keys(store.columns).sort()) {
-    if (signals[name] || ["step", "time", "tokens"].includes(name) || !store.has(name)) continue;
+    if (signals[name] || ["step", "time", "tokens", "held_out"].includes(name) || !store.has(name)) continue;
     out.get("other").push([name, { unit: "", description: "not one of the known signals", direction: "none" }]);
   }
   return [...out].filter(([, list]) => list.length);

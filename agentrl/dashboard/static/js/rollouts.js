@@ -2,7 +2,7 @@
 import { get } from "./api.js";
 import { conversation, verdict } from "./conversation.js";
 import { fill, h, segmented } from "./dom.js";
-import { number } from "./format.js";
+import { mean, number, plural } from "./format.js";
 import { key } from "./keys.js";
 import { TokenMap } from "./tokens.js";
 import { change, param } from "./url.js";
@@ -74,7 +74,7 @@ export class RolloutTab {
     this.low = bound("from", "from");
     this.high = bound("to", "to");
     this.only = h("input", { type: "checkbox", onchange: () => store({ only: this.only.checked ? "alarm" : null }) });
-    this.onlyLabel = h("label", {}, this.only, "named by the alarm");
+    this.onlyLabel = h("label", {}, this.only, "named by an alarm");
     this.say = h("div", { role: "status" });
     this.list = h("div", { class: "card list", tabindex: 0, role: "region", "aria-label": "Rollouts of the step" });
     this.detail = h("div", { class: "card detail" });
@@ -114,19 +114,16 @@ export class RolloutTab {
     this.number = new Map(ids.map((id, i) => [id, i + 1]));
     fill(this.group, h("option", { value: "" }, "all groups"), ids.map((id) => h("option", { value: id }, `group ${this.number.get(id)}: ${this.rows.find((r) => r.group_id === id).question.slice(0, 40)}`)));
     this.group.value = ids.includes(param("group")) ? param("group") : "";
-    const alarm = this.alarm();
-    this.onlyLabel.hidden = !alarm;
-    this.only.checked = Boolean(alarm) && param("only") === "alarm";
+    const named = this.named();
+    this.onlyLabel.hidden = !named;
+    this.only.checked = Boolean(named) && param("only") === "alarm";
   }
 
-  alarm() {
-    const alarm = this.alarms().find((a) => a.id === param("alarm"));
-    return alarm && this.kind === "step" && alarm.step === this.current ? alarm : null;
-  }
-
+  // What the open alarm names, if it is of this step, or else what any alarm of this step does.
   named() {
-    const alarm = this.alarm();
-    return alarm ? { samples: new Set(alarm.rollouts ?? []), groups: new Set(alarm.groups ?? []) } : null;
+    const here = this.kind === "step" ? this.alarms().filter((a) => a.step === this.current) : [];
+    const open = here.filter((a) => a.id === param("alarm")), of = open.length ? open : here;
+    return of.length ? { samples: new Set(of.flatMap((a) => a.rollouts ?? [])), groups: new Set(of.flatMap((a) => a.groups ?? [])) } : null;
   }
 
   visible() {
@@ -142,21 +139,22 @@ export class RolloutTab {
   draw() {
     const shown = this.visible(), named = this.named();
     const lost = this.only.checked && named ? [...named.samples].filter((id) => !this.rows.some((r) => r.sample_id === id)).length : 0;
-    fill(this.say, h("p", { class: "muted small" }, this.missing, `${shown.length} of ${this.rows.length} rollouts in ${this.number.size} groups. `, lost ? `${lost} of those that the alarm names were not stored (log.rollout_groups).` : ""));
-    let before = null;
+    fill(this.say, h("p", { class: "muted small" }, this.missing, `${shown.length} of ${plural(this.rows.length, "rollout")} in ${plural(this.number.size, "group")}. `, lost ? `${lost} of those that an alarm names were not stored (log.rollout_groups).` : ""));
     const line = (r) => {
-      const start = before !== null && before !== r.group_id;
-      before = r.group_id;
       const hit = named && (named.samples.has(r.sample_id) || (!named.samples.size && named.groups.has(r.group_id)));
-      return h("tr", { class: `pick${start ? " group-start" : ""}`, "aria-selected": String(r.sample_id === this.sample), data: { sample: r.sample_id }, onclick: () => this.pick(r.sample_id) },
-        h("td", {}, h("button", { class: "quiet", type: "button", "aria-label": `${this.number.get(r.group_id)}, open rollout ${r.sample_id}` }, this.number.get(r.group_id))),
-        h("td", { class: "nowrap" }, verdict(r), hit ? h("span", { class: "level", data: { level: "warn" }, title: "named by the alarm" }, "") : null),
-        h("td", { class: "num" }, number(r.reward, 3)), h("td", { class: "q", title: r.question }, brief(r.question, 90)), h("td", { class: "q", title: r.answer }, r.answer === null ? (r.tool_error ? "tool error" : "–") : brief(r.answer, 50)),
-        h("td", { class: "num" }, number(r.tokens)));
+      return h("tr", { class: "pick", "aria-selected": String(r.sample_id === this.sample), data: { sample: r.sample_id }, onclick: () => this.pick(r.sample_id) },
+        h("td", { class: "nowrap" }, h("button", { class: "quiet", type: "button" }, verdict(r), h("span", { class: "sr" }, `, rollout ${r.sample_id}`)), hit ? h("span", { class: "level", data: { level: "warn" }, title: "named by an alarm" }, "") : null),
+        h("td", { class: "num" }, number(r.reward, 3)), h("td", { class: "q", title: r.answer }, r.answer === null ? (r.tool_error ? "tool error" : "no answer") : brief(r.answer, 80)),
+        h("td", { class: "num" }, number(r.turns)), h("td", { class: "num" }, number(r.tokens)));
+    };
+    const group = (id) => {
+      const all = this.rows.filter((r) => r.group_id === id), rewards = all.map((r) => r.reward).filter((v) => typeof v === "number");
+      return h("tr", { class: "group" }, h("th", { colspan: 5, scope: "rowgroup", class: "q", title: all[0].question }, h("b", {}, `${this.number.get(id)}. ${brief(all[0].question, 160)}`), " ",
+        h("span", { class: "nowrap" }, `${all.filter((r) => r.correct).length} of ${all.length} correct${rewards.length ? `, mean reward ${number(mean(rewards), 3)}` : ""}`)));
     };
     fill(this.list, shown.length ? h("table", {}, h("caption", { class: "sr" }, "Rollouts"),
-      h("thead", {}, h("tr", {}, [["Group"], ["Outcome"], ["Reward", "num"], ["Question"], ["Answer"], ["Tokens", "num"]].map(([t, c]) => h("th", { class: c, scope: "col" }, t)))),
-      h("tbody", {}, shown.map(line))) : h("p", { class: "empty" }, "No rollout matches the filters."));
+      h("thead", {}, h("tr", {}, [["Outcome"], ["Reward", "num"], ["Answer"], ["Turns", "num"], ["Tokens", "num"]].map(([t, c]) => h("th", { class: c, scope: "col" }, t)))),
+      [...this.number.keys()].map((id) => [id, shown.filter((r) => r.group_id === id)]).filter(([, rows]) => rows.length).map(([id, rows]) => h("tbody", {}, group(id), rows.map(line)))) : h("p", { class: "empty" }, "No rollout matches the filters."));
     const wanted = param("sample") ?? this.sample;
     const row = shown.find((r) => r.sample_id === wanted) ?? shown[0];
     if (row) this.pick(row.sample_id, false);

@@ -4,7 +4,7 @@ import { get, Stream } from "./api.js";
 import { Chart } from "./chart.js";
 import { configTab } from "./config.js";
 import { copy, fill, h, segmented } from "./dom.js";
-import { ago, duration, number, PHASES } from "./format.js";
+import { ago, duration, mean, number, PHASES, plural, words } from "./format.js";
 import { key } from "./keys.js";
 import { OVERVIEW, SECTIONS, sections } from "./overview.js";
 import { RolloutTab } from "./rollouts.js";
@@ -12,8 +12,9 @@ import { Store, View } from "./store.js";
 import { Timeline } from "./timeline.js";
 import { address, change, onBack, param } from "./url.js";
 
-const FIGURES = ["reward", "logprob_correct", "delta_correct", "entropy", "clip_fraction", "kl", "response_length", "valid_search_ratio"];
-const TABS = ["charts", "rollouts", "alarms", "config"];
+const FIGURES = ["reward", "held_out", "logprob_correct", "delta_correct", "entropy", "clip_fraction", "kl", "response_length", "valid_search_ratio"];
+const TAB_NAMES = { charts: "Charts", rollouts: "Rollouts", alarms: "Alarms", config: "Config and evaluations" };
+const TABS = Object.keys(TAB_NAMES);
 
 export async function show(main, crumbs, live) {
   const page = new RunPage(param("run", ""), main, live);
@@ -57,7 +58,12 @@ class RunPage {
         this.store.append(rows, bands, phase);
         if (!waiting) { waiting = true; requestAnimationFrame(() => { waiting = false; this.grown(); }); }
       },
-      alarms: ({ alarms, guard }) => { Object.assign(this, { alarms, guard }); this.alarmsChanged(); },
+      alarms: ({ alarms, guard, evals }) => {
+        Object.assign(this, { alarms, guard, evals });
+        this.store.setEvals(evals);
+        this.alarmsChanged();
+        this.grown();
+      },
       status: (state) => { this.state = state; this.head(); this.showLive("live"); },
       reset: () => this.reload(),
       gone: () => { this.notice("This run's folder is gone. What was read of it stays here until you leave the page.", "error"); this.showLive("gone"); },
@@ -135,16 +141,16 @@ class RunPage {
   drawFigures() {
     const c = this.store.columns;
     fill(this.figures, FIGURES.filter((name) => this.store.has(name)).map((name) => {
-      const values = (c[name] ?? []).filter((v) => v !== null), now = values.at(-1), before = values.length > 20 ? values.at(-21) : null;
-      const change_ = before === null || now === undefined ? null : now - before;
-      return h("div", { class: "card figure", title: this.signals[name]?.description },
-        h("div", { class: "label" }, this.label(name)), h("div", { class: "value" }, number(now, 3)),
-        h("div", { class: "change" }, change_ === null ? this.signals[name].unit : change_ === 0 ? "as 20 steps before" : `${change_ > 0 ? "+" : "−"}${number(Math.abs(change_), 2)} in 20 steps`));
+      const values = (c[name] ?? []).filter((v) => v !== null), n = values.length;
+      let note = this.signals[name]?.unit ?? "share";  // single steps are noisy: what is compared are means of ten
+      if (name === "held_out" && n > 1) note = `before ${number(values.at(-2), 3)}`;
+      else if (n >= 20) {
+        const by = mean(values.slice(-10)) - mean(values.slice(-20, -10));
+        note = `10 steps: ${by > 0 ? "+" : by < 0 ? "−" : "±"}${number(Math.abs(by), 2)}`;
+      }
+      return h("div", { class: "card figure", title: `${this.signals[name]?.description ?? "accuracy on held-out questions"}; the last value, and by how much the mean of the last 10 steps differs from that of the 10 before` },
+        h("div", { class: "label" }, words(name)), h("div", { class: "value" }, number(values.at(-1), 3)), h("div", { class: "change" }, note));
     }));
-  }
-
-  label(name) {
-    return { logprob_correct: "log π correct", logprob_incorrect: "log π incorrect", delta_correct: "Δ correct", clip_fraction: "clipped tokens", kl: "KL", valid_search_ratio: "valid searches" }[name] ?? name.replaceAll("_", " ");
   }
 
   // ------------------------------------------------------------------------------------------------------------ alarms
@@ -162,7 +168,7 @@ class RunPage {
     if (push) change({ alarm: alarm && param("alarm") !== id ? id : null, step: alarm ? alarm.step : param("step") }, true);
     const open = alarm && param("alarm") === id;
     fill(this.alarmBox, open ? alarmCard(this.run, alarm, {
-      onclose: () => this.openAlarm(null), onrollouts: (a) => this.showRollouts(a), onseen: (a) => this.seen(a),
+      onclose: () => this.openAlarm(null), onrollouts: (...which) => this.showRollouts(...which), onseen: (a) => this.seen(a),
     }) : null);
     this.timeline.update(this.alarms, this.guard, open ? id : null);
     if (open) this.view.set({ pinned: alarm.step });
@@ -180,15 +186,15 @@ class RunPage {
     this.alarmsChanged();
   }
 
-  showRollouts(alarm) {
-    change({ alarm: alarm.id, tab: "rollouts", step: alarm.step, only: "alarm", sample: null, kind: null }, true);
+  showRollouts(alarm, group = null) {
+    change({ alarm: alarm.id, tab: "rollouts", step: alarm.step, only: "alarm", group, sample: null, kind: null }, true);
     this.openTab("rollouts", false);
     this.panels.rollouts.scrollIntoView({ block: "start", behavior: "auto" });
   }
 
   drawAlarms() {
     const actions = this.guard.length ? [h("h2", {}, "What the guard did"), this.guard.map(guardLine), h("h2", {}, "Alarms")] : null;
-    fill(this.panels.alarms, actions, this.alarms.length ? this.alarms.toReversed().map((a) => alarmCard(this.run, a, { compact: true, onrollouts: (x) => this.showRollouts(x), onseen: (x) => this.seen(x) }))
+    fill(this.panels.alarms, actions, this.alarms.length ? this.alarms.toReversed().map((a) => alarmCard(this.run, a, { compact: true, onrollouts: (...which) => this.showRollouts(...which), onseen: (x) => this.seen(x) }))
       : h("p", { class: "empty" }, "No alarm so far."));
   }
 
@@ -199,7 +205,7 @@ class RunPage {
     const focused = this.tabs.contains(document.activeElement);
     fill(this.tabs, TABS.map((name) => h("button", { role: "tab", type: "button", id: `tab-${name}`, "aria-controls": `panel-${name}`, "aria-selected": String(name === current), tabindex: name === current ? 0 : -1,
       onclick: () => this.openTab(name), onkeydown: (e) => this.tabKey(e, name) },
-    name[0].toUpperCase() + name.slice(1), name === "alarms" && this.alarms.length ? [" ", h("span", { class: "count" }, this.alarms.length)] : null)));
+    TAB_NAMES[name], name === "alarms" && this.alarms.length ? [" ", h("span", { class: "count" }, this.alarms.length)] : null)));
     if (focused) this.tabs.querySelector("[aria-selected=true]").focus();
   }
 
@@ -231,11 +237,20 @@ class RunPage {
     this.atStep = h("span", { class: "atstep", role: "status" });
     this.pinBox = h("span", { class: "row" });
     this.unzoom = h("button", { type: "button", onclick: () => view.set({ zoom: null }) }, "Zoom out");
-    const overview = h("div", { class: "charts" }), more = h("div");
+    this.grids = h("div");
     fill(this.panels.charts, h("div", { class: "toolbar" },
       segmented("Horizontal axis", [["step", "Steps"], ["tokens", "Tokens"], ["time", "Time"]], view.x, (x) => { change({ x: x === "step" ? null : x }); view.set({ zoom: null }); view.set({ x }); }),
-      h("label", {}, "Smoothing", smooth), this.unzoom, h("span", { class: "grow" }), this.pinBox, this.atStep), overview, more);
-    const missing = [];
+      h("label", {}, "Smoothing", smooth), this.unzoom, h("span", { class: "grow" }), this.pinBox, this.atStep), this.grids);
+    this.drawGrids();
+    this.toolbar();
+  }
+
+  // The charts of what is measured; made again when another signal appears, as in a run that has only begun.
+  drawGrids() {
+    const opened = new Set([...this.grids.querySelectorAll("details[open]")].map((d) => d.dataset.section));
+    this.charts.splice(0).forEach((chart) => chart.destroy());
+    this.measured = this.measuredNow();
+    const overview = h("div", { class: "charts" }), more = h("div"), missing = [];
     for (const { title, columns, zero, hint } of OVERVIEW) {
       const there = columns.filter(([name], i) => this.store.has(name) && (i === 0 || (this.store.has(columns[0][0]) && !this.same(name, columns[0][0]))));
       if (!there.length) { missing.push(hint ? `${title} (${hint})` : title); continue; }
@@ -244,13 +259,17 @@ class RunPage {
     if (missing.length) overview.append(h("section", { class: "card chart missing", "aria-label": "Not measured" }, h("h3", {}, "Not measured in this run"), h("p", {}, missing.join("; "))));
     for (const [section, list] of sections(this.store, this.signals)) {
       const grid = h("div", { class: "charts" });
-      const details = h("details", { class: "section" }, h("summary", {}, SECTIONS[section], " ", h("span", { class: "muted" }, `${list.length} signals`)), grid);
+      const details = h("details", { class: "section", data: { section }, open: opened.has(section) }, h("summary", {}, SECTIONS[section], " ", h("span", { class: "muted" }, plural(list.length, "signal"))), grid);
       details.addEventListener("toggle", () => {
-        if (details.open && !grid.childElementCount) for (const [name] of list) grid.append(this.chart(name.replaceAll("_", " "), [[name, name, "s1"]], { zero: name.startsWith("delta") }).el);
+        if (details.open && !grid.childElementCount) for (const [name] of list) grid.append(this.chart(words(name), [[name, words(name), "s1"]], { zero: name.startsWith("delta") }).el);
       });
       more.append(details);
     }
-    this.toolbar();
+    fill(this.grids, this.store.length ? [overview, more] : h("p", { class: "empty" }, this.state.status === "running" ? "No step is done yet. Its numbers appear here by themselves." : "This run ended before its first step."));
+  }
+
+  measuredNow() {
+    return Object.keys(this.store.columns).filter((name) => this.store.has(name)).sort().join();
   }
 
   // A reward of 0 and 1 and the share of correct answers, for example: one line hides the other.
@@ -289,7 +308,8 @@ class RunPage {
   }
 
   grown() {
-    for (const chart of this.charts) chart.refresh();
+    if (this.grids && this.measured !== this.measuredNow()) this.drawGrids();
+    else for (const chart of this.charts) chart.refresh();
     this.drawFigures();
     this.head();
     this.timeline.update(this.alarms, this.guard, param("alarm"));

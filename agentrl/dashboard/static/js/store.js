@@ -2,15 +2,25 @@
 
 export class Store {
   constructor(answer) {
-    this.listeners = new Set();
     this.load(answer);
   }
 
-  load({ columns, nonfinite, bands, phase }) {
+  load({ columns, nonfinite, bands, phase, evals }) {
     this.columns = columns.step ? columns : { step: [] };
     this.nonfinite = nonfinite;
     this.bands = bands ?? [];
     this.phase = phase ?? null;
+    this.setEvals(evals ?? []);
+  }
+
+  // Held-out accuracy as a column: an evaluation at step s is of the weights that sample row s, or after the last row.
+  setEvals(evals) {
+    this.evals = evals;
+    const scored = evals.filter((e) => typeof e.em === "number");
+    delete this.columns.held_out;
+    if (!scored.length || !this.length) return;
+    this.columns.held_out = new Array(this.length).fill(null);
+    for (const { step, em } of scored) this.columns.held_out[this.indexOf(step)] = em;
   }
 
   get length() {
@@ -21,10 +31,13 @@ export class Store {
   append(rows, bands, phase) {
     const c = this.columns;
     for (const row of rows) {
-      while (c.step.length && c.step.at(-1) >= row.step) for (const values of Object.values(c)) values.pop();
+      if (c.step.length && c.step.at(-1) >= row.step) {
+        const kept = c.step.findIndex((s) => s >= row.step);
+        for (const values of Object.values(c)) values.length = kept;
+        for (const [name, steps] of Object.entries(this.nonfinite)) this.nonfinite[name] = steps.filter((s) => s < row.step);
+      }
       const n = c.step.length;
       for (const [name, value] of Object.entries(row)) {
-        if (name === "phase") continue;
         (c[name] ??= new Array(n).fill(null)).push(value);
         if (value === null) (this.nonfinite[name] ??= []).push(row.step);
       }
@@ -32,11 +45,7 @@ export class Store {
     }
     if (bands) this.bands = bands;
     if (phase) this.phase = phase;
-    this.changed();
-  }
-
-  changed() {
-    for (const listener of this.listeners) listener();
+    this.setEvals(this.evals);
   }
 
   has(name) {

@@ -1,6 +1,6 @@
 // Phases and alarms over the whole run. A click on an alarm opens it.
 import { fill, h } from "./dom.js";
-import { PHASES } from "./format.js";
+import { PHASES, plural } from "./format.js";
 import { phaseLegend } from "./chart.js";
 
 const GLYPH = { info: "●", warn: "▲", critical: "◆" };
@@ -51,7 +51,7 @@ export class Timeline {
     this.lane.classList.toggle("two", marks.some((m) => m.style.top === "0px"));
     fill(this.lane, strip, this.zoomed, this.at, marks);
     const open = alarms.filter((a) => !a.acknowledged).length;
-    fill(this.head, h("h2", {}, "Phases and alarms"), h("span", { class: "muted small" }, alarms.length ? `${alarms.length} ${alarms.length === 1 ? "alarm" : "alarms"}, ${open} not acknowledged` : "no alarms"), guard.length ? h("span", { class: "muted small" }, `${guard.length} ${guard.length === 1 ? "action" : "actions"} of the guard (■ protect, □ release, ↶ roll back, × stop)`) : null, h("span", { class: "grow" }), phaseLegend(store));
+    fill(this.head, h("h2", {}, "Phases and alarms"), h("span", { class: "muted small" }, alarms.length ? `${plural(alarms.length, "alarm")}, ${open} not acknowledged` : "no alarms"), guard.length ? h("span", { class: "muted small" }, `${plural(guard.length, "action")} of the guard (■ protect, □ release, ↶ roll back, × stop)`) : null, h("span", { class: "grow" }), phaseLegend(store));
     fill(this.ends, h("span", {}, `step ${first}`), h("span", {}, `step ${steps.at(-1) ?? 0}`));
     this.moved();
   }

@@ -80,8 +80,8 @@ export class TokenMap {
     const marks = [this.turns.some((t) => t.nthr_selected?.some(Boolean)) ? "double underline: penalty softened by NTHR" : null, this.turns.some((t) => t.answer_span) ? "green line: final answer" : null].filter(Boolean);
     const absent = Object.entries(MEASURES).filter(([name]) => !this.there.includes(name)).map(([, m]) => `${m.label} (${m.why})`);
     this.el = h("div", {},
-      h("div", { class: "row" }, h("label", { class: "muted" }, "Colour by "), select, this.scale, h("span", { class: "grow" }), h("button", { type: "button", onclick: () => this.csv() }, "CSV")),
-      marks.length ? h("div", { class: "mark-note" }, marks.join(" · ")) : null, absent.length ? h("div", { class: "mark-note" }, `Not recorded here: ${absent.join("; ")}.`) : null, this.readout, this.map);
+      h("div", { class: "row" }, h("label", { class: "muted" }, "Colour by "), select, this.scale),
+      h("div", { class: "row mark-note" }, marks.join(" · "), h("span", { class: "grow" }), h("button", { class: "quiet", type: "button", onclick: () => this.csv() }, "CSV")), absent.length ? h("div", { class: "mark-note" }, `Not recorded here: ${absent.join("; ")}.`) : null, this.readout, this.map);
     const near = new IntersectionObserver((entries) => {
       for (const { isIntersecting, target } of entries) if (isIntersecting) { near.unobserve(target); this.make(target); }
     }, { root: this.map, rootMargin: "700px" });
