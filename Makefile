@@ -9,7 +9,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
 INSTALLED := $(VENV)/.installed-dev
-INSTALLED_BENCH := $(VENV)/.installed-bench
 ARGS ?=
 
 help:                ## this list
@@ -37,7 +36,7 @@ check: $(INSTALLED)        ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED_BENCH)  ## the measured figures of the documentation
+bench: $(INSTALLED)        ## the measured figures of the documentation
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:               ## remove the environment and caches; runs/ is kept
@@ -61,10 +60,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	@echo "installing the pinned dependencies into $(VENV), some minutes the first time"
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
-
-$(INSTALLED_BENCH): $(INSTALLED)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	@touch $@
 
 $(VENV)-trackio/.installed: $(INSTALLED)

@@ -7,7 +7,7 @@ Each option lives in one place. Units are in the name or the description.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 

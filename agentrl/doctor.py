@@ -38,7 +38,6 @@ VARIABLES = (
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AGENTRL_RETRIEVER_TOKEN")
 PURPOSE = {
     "dev": "tests, lint, types",
-    "bench": "comparison with TRL",
     "lora": "model.lora",
     "tensorboard": "log.tensorboard",
     "wandb": "log.wandb",

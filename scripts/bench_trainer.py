@@ -2,7 +2,7 @@
 
 A 4-layer, 256-wide Qwen2 with random weights; 16 prompts x 8 responses x 64 tokens; sampling, scoring, loss and update.
 Both get the same prompts, the same reward function, fp32, and the same number of threads. TRL comes with
-`pip install -e '.[bench]'`.
+`pip install -e '.[dev]'`.
 
 usage: python scripts/bench_trainer.py [--steps 5] [--threads 2] [--json]
 """
