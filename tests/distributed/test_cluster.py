@@ -91,6 +91,23 @@ def test_a_conversation_ends_at_its_stop_string_and_stays_on_its_engine(two_by_t
         assert s.stop == "length" or s.text.endswith("</search>") or s.ids[-1] == tokenizer.eos_token_id
 
 
+def test_more_prompts_than_vllm_prefills_at_once(two_by_two):
+    job, _, said = two_by_two
+    engine = job.engine
+    said.clear()
+    ids = job.chat.start(parts_of(*job.make_env().reset(seed=0, options=job.train_tasks[0].options)))
+    contexts = [ids + [int(t) for t in torch.randint(5, 20, (120,))] for _ in range(200)]
+
+    async def all_at_once():
+        return await asyncio.gather(*(engine.sample(c, max_tokens=4, session=i) for i, c in enumerate(contexts)))
+
+    samples = asyncio.run(all_at_once())
+    assert len(samples) == 200 and all(1 <= len(s.ids) <= 4 for s in samples)
+    assert not said and engine.router.load == [0, 0]  # nobody died of it
+    for i in range(200):
+        engine.release(i)
+
+
 def meddle_at(engine, call, act):
     """While entered, `act()` happens at the given call for a turn."""
     turn, calls = engine._turn, []
