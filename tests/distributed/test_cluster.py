@@ -140,18 +140,24 @@ def test_an_engine_that_dies_loses_no_turn(two_by_two, who):
 
 
 def test_an_engine_that_hangs_is_replaced_and_loses_no_turn(two_by_two):
+    import psutil
+
     job, _, said = two_by_two
     engine = job.engine
     victim = pid_of(engine.cluster.engines[0])
     said.clear()
-    short = patch.object(job.config.openrlhf, "sample_timeout_s", 8.0)
+    short = patch.object(job.config.openrlhf, "sample_timeout_s", 12.0)
     with short, meddle_at(engine, 10, lambda: os.kill(victim, signal.SIGSTOP)):
         rolled = episodes(job, seed=4)
     assert len(rolled) == 20 and not [t.error for t in rolled if t.error]
-    assert any("has not answered within openrlhf.sample_timeout_s = 8 s" in line for line in said)
+    assert any("has not answered within openrlhf.sample_timeout_s = 12 s" in line for line in said)
     assert engine.router.alive == [False, True]
+    other = psutil.Process(pid_of(engine.cluster.engines[1]))
+    core_of(engine.cluster.engines[1]).kill()  # and one that nobody asks for anything
+    other.wait(30)
     engine.sync()
-    assert engine.router.alive == [True, True]
+    assert engine.router.alive == [True, True] and "vLLM engine 1 died: it is started again" in said
+    assert engine.handover.gap < 1e-3 and not [t.error for t in episodes(job, seed=6) if t.error]
 
 
 def test_a_stale_output_head_is_caught_and_named(two_by_two):
