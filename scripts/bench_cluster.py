@@ -1,11 +1,11 @@
 """Step times of the cluster engine, in turns and asynchronous, on the built-in world without a GPU.
 
-    .venv-dist/bin/python scripts/bench_cluster.py [--steps 8] [--rounds 2] [--tool SECONDS]
+    .venv-dist/bin/python scripts/bench_cluster.py [--steps 8] [--rounds 2] [--tool 1.0]
 
-Sampling and training (scores, update, hand-over) are given equal time, by a search tool that waits: with few cores the
-two can only overlap where one of them waits, as for a real retriever. The tool's time is found first, unless `--tool`
-sets it. Both modes then run on the same workers, `--rounds` times each by turns. For an idle machine. Skipped, with the
-reason, where Ray or OpenRLHF are not installed.
+Sampling and training (scores, updates, hand-over) are given equal time. A search takes `--tool` seconds in which nobody
+computes, as with a real retriever: with few cores the two can only overlap where one of them waits. Then the number of
+epochs is found with which training takes as long. Both modes run on the same workers, `--rounds` times each by turns.
+For an idle machine. Skipped, with the reason, where Ray or OpenRLHF are not installed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PHASES = ("t_rollout_s", "t_score_s", "t_update_s", "step_s")
 
 
 class SlowTool:
-    """An environment whose steps take `seconds["tool"]` longer."""
+    """An environment whose steps take `seconds` longer."""
 
-    def __init__(self, env: Any, seconds: dict[str, float]) -> None:
+    def __init__(self, env: Any, seconds: float) -> None:
         self.env, self.seconds = env, seconds
 
     def __getattr__(self, name: str) -> Any:
@@ -40,14 +40,14 @@ class SlowTool:
         return await self.env.unwrapped.areset(**options)
 
     async def astep(self, action: str) -> Any:
-        await asyncio.sleep(self.seconds["tool"])
+        await asyncio.sleep(self.seconds)
         return await self.env.unwrapped.astep(action)
 
 
 class Bench:
     """One cluster; `measure` trains a few steps on it in either mode."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tool: float) -> None:
         from agentrl.config_io import load_config
         from agentrl.job import build_job
 
@@ -56,14 +56,13 @@ class Bench:
             [
                 "engine=openrlhf", "warm_start=null", "eval.questions=0", f"log.runs_dir={folder}",
                 "log.checkpoint_every=0", "train.delta_every=0", "train.probe_every=0", "rollout.prompts_per_step=12",
-                "algorithm.loss.tis_cap=2.0", "train.epochs=4", "train.steps=1000000",
+                "algorithm.loss.tis_cap=2.0", "train.epochs=20", "train.steps=1000000", "optim.lr=1e-6",
             ],
         ).config  # fmt: skip
         self.folder, self.count = folder, 0
-        self.seconds = {"tool": 0.0}
         self.job = build_job(self.config, folder, say=print)
         plain = self.job.make_env
-        self.job.make_env = lambda: SlowTool(plain(), self.seconds)  # type: ignore[assignment, return-value]
+        self.job.make_env = lambda: SlowTool(plain(), tool)  # type: ignore[assignment, return-value]
 
     def measure(self, steps: int, *, asynchronous: bool) -> dict[str, float]:
         """Mean seconds of each phase, and of a whole step; a first step is not counted."""
@@ -86,18 +85,16 @@ class Bench:
         return {k: mean(r[k] for r in rows) for k in PHASES[:-1]} | {"step_s": whole}
 
     def balance(self) -> None:
-        """Find the tool's time with which sampling takes as long as training."""
+        """Find the number of epochs with which training takes as long as sampling."""
         self.measure(1, asynchronous=False)  # everything is warm now
-        low = self.measure(3, asynchronous=False)
-        self.seconds["tool"] = 0.5
-        for _ in range(6):
+        for _ in range(4):
             row = self.measure(3, asynchronous=False)
-            per_second = max(0.5, (row["t_rollout_s"] - low["t_rollout_s"]) / self.seconds["tool"])
-            off = row["t_rollout_s"] - training(row)
-            print(f"tool {self.seconds['tool']:.2f} s: {line(row)}; sampling - training {off:+.2f} s", flush=True)
-            if abs(off) <= BALANCED / 2 * training(row):
+            epochs = self.config.train.epochs
+            print(f"{epochs} epochs: {line(row)}; sampling is {row['t_rollout_s'] / training(row):.2f} x training")
+            if abs(row["t_rollout_s"] / training(row) - 1) <= BALANCED / 2:
                 break
-            self.seconds["tool"] = max(0.02, self.seconds["tool"] - off / per_second)
+            fit = (row["t_rollout_s"] - row["t_score_s"]) * epochs / row["t_update_s"]
+            self.config.train.epochs = max(1, round(fit))
 
 
 def training(row: dict[str, float]) -> float:
@@ -115,20 +112,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--tool", type=float, help="seconds; default: found so that sampling and training are equal")
+    parser.add_argument("--tool", type=float, default=1.0, help="seconds that a search takes")
     args = parser.parse_args()
     missing = [name for name in ("ray", "deepspeed", "vllm", "openrlhf") if find_spec(name) is None]
     if missing:
         print(f"skipped: {', '.join(missing)} not installed (scripts/setup_openrlhf_cpu.sh)")
         return
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+        bench = Bench(Path(folder), args.tool)
         try:
-            if args.tool is None:
-                bench.balance()
-            else:
-                bench.seconds["tool"] = args.tool
-                bench.measure(1, asynchronous=False)
+            bench.balance()
             modes: dict[bool, list[dict[str, float]]] = {False: [], True: []}
             for _ in range(args.rounds):
                 for mode, rows in modes.items():
@@ -138,7 +131,7 @@ def main() -> None:
             bench.job.engine.close()
     turns, ahead = ({k: mean(r[k] for r in rows) for k in PHASES} for rows in modes.values())
     share = turns["t_rollout_s"] / training(turns)
-    print(f"in turns, mean: {line(turns)}; sampling is {share:.2f} x training, tool {bench.seconds['tool']:.2f} s")
+    print(f"in turns, mean: {line(turns)}; sampling is {share:.2f} x training")
     print(f"asynchronous, mean: {line(ahead)}; {turns['step_s'] / ahead['step_s']:.2f} x as fast")
     if abs(share - 1) > BALANCED:
         print(f"not balanced: sampling and training differ by more than {BALANCED:.0%}, the ratio says little")

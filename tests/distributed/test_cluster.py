@@ -91,6 +91,23 @@ def test_a_conversation_ends_at_its_stop_string_and_stays_on_its_engine(two_by_t
         assert s.stop == "length" or s.text.endswith("</search>") or s.ids[-1] == tokenizer.eos_token_id
 
 
+def test_more_prompts_than_vllm_prefills_at_once(two_by_two):
+    job, _, said = two_by_two
+    engine = job.engine
+    said.clear()
+    ids = job.chat.start(parts_of(*job.make_env().reset(seed=0, options=job.train_tasks[0].options)))
+    contexts = [ids + [int(t) for t in torch.randint(5, 20, (120,))] for _ in range(200)]
+
+    async def all_at_once():
+        return await asyncio.gather(*(engine.sample(c, max_tokens=4, session=i) for i, c in enumerate(contexts)))
+
+    samples = asyncio.run(all_at_once())
+    assert len(samples) == 200 and all(1 <= len(s.ids) <= 4 for s in samples)
+    assert not said and engine.router.load == [0, 0]  # nobody died of it
+    for i in range(200):
+        engine.release(i)
+
+
 def meddle_at(engine, call, act):
     """While entered, `act()` happens at the given call for a turn."""
     turn, calls = engine._turn, []
@@ -123,18 +140,24 @@ def test_an_engine_that_dies_loses_no_turn(two_by_two, who):
 
 
 def test_an_engine_that_hangs_is_replaced_and_loses_no_turn(two_by_two):
+    import psutil
+
     job, _, said = two_by_two
     engine = job.engine
     victim = pid_of(engine.cluster.engines[0])
     said.clear()
-    short = patch.object(job.config.openrlhf, "sample_timeout_s", 8.0)
+    short = patch.object(job.config.openrlhf, "sample_timeout_s", 12.0)
     with short, meddle_at(engine, 10, lambda: os.kill(victim, signal.SIGSTOP)):
         rolled = episodes(job, seed=4)
     assert len(rolled) == 20 and not [t.error for t in rolled if t.error]
-    assert any("has not answered within openrlhf.sample_timeout_s = 8 s" in line for line in said)
+    assert any("has not answered within openrlhf.sample_timeout_s = 12 s" in line for line in said)
     assert engine.router.alive == [False, True]
+    other = psutil.Process(pid_of(engine.cluster.engines[1]))
+    core_of(engine.cluster.engines[1]).kill()  # and one that nobody asks for anything
+    other.wait(30)
     engine.sync()
-    assert engine.router.alive == [True, True]
+    assert engine.router.alive == [True, True] and "vLLM engine 1 died: it is started again" in said
+    assert engine.handover.gap < 1e-3 and not [t.error for t in episodes(job, seed=6) if t.error]
 
 
 def test_a_stale_output_head_is_caught_and_named(two_by_two):

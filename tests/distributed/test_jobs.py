@@ -1,4 +1,4 @@
-"""`ray job submit` to a running head: the run joins the cluster that it was submitted to."""
+"""The command: a run that starts its own Ray and takes it along, one that joins the head that it was submitted to."""
 
 import os
 import signal
@@ -31,11 +31,11 @@ def free_ports(n):
 
 @contextmanager
 def head(folder, gpus, mark):
-    """A Ray head with its job server, on the loopback device: (address of Ray, of the job server)."""
+    """A Ray head with its job server, on the loopback device: the job server's address."""
     from agentrl.engines.openrlhf import cpu
 
     port, jobs, agent, client, metrics = free_ports(5)
-    command = [
+    start = [
         RAY, "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", port, "--num-cpus", "12",
         "--num-gpus", str(gpus), "--dashboard-host", "127.0.0.1", "--dashboard-port", jobs, "--temp-dir", str(folder),
         "--dashboard-agent-listen-port", agent, "--ray-client-server-port", client, "--metrics-export-port", metrics,
@@ -44,7 +44,7 @@ def head(folder, gpus, mark):
     environment = os.environ | cpu.ENVIRONMENT | {"PYTHONPATH": str(ROOT), MARK: mark}
     environment.pop("RAY_ADDRESS", None)
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     url = f"http://127.0.0.1:{jobs}"
     try:
@@ -57,30 +57,50 @@ def head(folder, gpus, mark):
                 assert process.poll() is None, process.stdout.read()
                 assert time.monotonic() < end, "the job server did not come up within two minutes"
                 time.sleep(0.5)
-        yield f"127.0.0.1:{port}", url
+        yield url
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
         process.stdout.close()
 
 
-def test_a_submitted_run_joins_the_head(ray_folder, warm_model, tmp_path):
+def command(model, runs_dir, name):
+    """`agentrl train` of two short steps."""
     options = [
-        "warm_start=null", f"model.path={warm_model}", "world.people=24", "world.companies=10", "world.cities=8",
+        "warm_start=null", f"model.path={model}", "world.people=24", "world.companies=10", "world.cities=8",
         "world.regions=6", "world.hops=[1]", "seed=3", "rollout.prompts_per_step=4", "rollout.group_size=4",
         "rollout.max_tokens_per_turn=16", "rollout.max_context=160", "train.steps=2", "eval.questions=0",
-        f"log.runs_dir={tmp_path}", "log.name=submitted", "openrlhf.gpus_per_node=1",
+        f"log.runs_dir={runs_dir}", f"log.name={name}", "openrlhf.gpus_per_node=1",
     ]  # fmt: skip
-    train = [sys.executable, "-m", "agentrl", "train", "cluster_tiny", *(a for o in options for a in ("--set", o))]
+    return [sys.executable, "-m", "agentrl", "train", "cluster_tiny", *(a for o in options for a in ("--set", o))]
+
+
+def finished(run):
+    return read_info(run).status == "finished" and [r["step"] for r in read_metrics(run)] == [0, 1]
+
+
+def test_a_run_starts_its_own_ray_and_leaves_nothing(ray_folder, warm_model, tmp_path):
     mark = uuid4().hex
-    with head(f"{ray_folder}/head", 2, mark) as (_, url):
-        submit = [RAY, "job", "submit", "--address", url, "--", *train]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), MARK: mark, "RAY_TMPDIR": f"{ray_folder}/own"}
+    Path(ray_folder, "own").mkdir()
+    done = subprocess.run(
+        command(warm_model, tmp_path, "own"), env=environment, capture_output=True, text=True, timeout=600, cwd=tmp_path
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert "1 policy workers (ZeRO-2) and 1 vLLM engines ready" in done.stdout + done.stderr
+    assert finished(tmp_path / "own")
+    wait_until_gone(mark)
+
+
+def test_a_submitted_run_joins_the_head(ray_folder, warm_model, tmp_path):
+    mark = uuid4().hex
+    with head(f"{ray_folder}/head", 2, mark) as url:
+        submit = [RAY, "job", "submit", "--address", url, "--", *command(warm_model, tmp_path, "submitted")]
         done = subprocess.run(submit, capture_output=True, text=True, timeout=600, cwd=ROOT)
         log = done.stdout + done.stderr
         assert done.returncode == 0, log[-6000:]
         assert "succeeded" in log and "1 policy workers" in log  # the run's own lines come back
-        assert read_info(tmp_path / "submitted").status == "finished"
-        assert [r["step"] for r in read_metrics(tmp_path / "submitted")] == [0, 1]
+        assert finished(tmp_path / "submitted")
 
         large = ["--set", "openrlhf.engines=4", "--set", "log.name=large"]
         refused = subprocess.run([*submit, *large], capture_output=True, text=True, timeout=300, cwd=ROOT)

@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from agentrl.config import RunConfig
-from agentrl.engines.openrlhf.calls import Calls
+from agentrl.engines.openrlhf.calls import DEAD, Calls
 from agentrl.engines.openrlhf.launch import PROBE_TOKENS, Cluster
 from agentrl.engines.openrlhf.router import Router
 from agentrl.engines.openrlhf.sync import check, stale_groups
@@ -49,6 +50,10 @@ class HandOver:
     def sync(self, bump: bool = True) -> None:
         """New weights to every engine, dead ones started again; then vLLM is compared with the trainer."""
         with self._one:
+            for i in self._gone():  # nobody has asked it for a turn since
+                if self.router.alive[i]:
+                    self.say(f"vLLM engine {i} died: it is started again")
+                    self.router.kill(i)
             if not self.revive():
                 self._give()
             self.version += int(bump)
@@ -136,14 +141,16 @@ class HandOver:
             ) from error
 
     def _gone(self) -> list[int]:
-        """Engines that are dead."""
-        pings = self.calls.start(self.cluster.engines, "ready", [()] * len(self.cluster.engines))
+        """Engines that are dead; one that is slow to answer is not."""
+        engines = self.cluster.engines
         out = []
-        for i, ping in enumerate(pings):
+        for i, ping in enumerate(self.calls.start(engines, "ready", [()] * len(engines))):
             try:
                 ray.get(ping, timeout=PING_S)
-            except Exception:
+            except DEAD:
                 out.append(i)
+            except GetTimeoutError:
+                continue
         return out
 
     def _compare(self) -> None:

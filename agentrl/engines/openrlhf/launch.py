@@ -165,6 +165,8 @@ class Cluster:
             "bundle_indices": bundles,
             "num_gpus": SHARED if c.colocate else 1,
         }
+        if self.cpu:  # a prefill in parts with a seed ends vLLM there: a CPU generator has no offset to set back
+            arguments["enable_chunked_prefill"] = False
         place = PlacementGroupSchedulingStrategy(
             placement_group=self.engine_place,
             placement_group_capture_child_tasks=True,
