@@ -3,8 +3,8 @@
 Metric names of other trainers are read from their logging code: TRL `trl/trainer/grpo_trainer.py`, verl
 `verl/trainer/ppo/metric_utils.py` (and Search-R1's `env/*` additions), OpenRLHF `openrlhf/trainer/ray/ppo_actor.py` and
 `ppo_trainer.py`, SkyRL `skyrl/train/trainer.py` (earlier `skyrl_train/trainer.py`). Left out on purpose: verl's
-`actor/ppo_kl` (divergence of one update, not from the reference) and `actor/pg_clipfrac_lower` (its dual-clip share, not
-tokens below 1 - ε).
+`actor/ppo_kl` (divergence of one update, not from the reference) and `actor/pg_clipfrac_lower` (its dual-clip share,
+not tokens below 1 - ε).
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ class _Lines(Source):
                 row = self._row(line) if line.strip() else None
                 if row is not None:
                     rows.append(row)
+            if rows and len(data) == self._tail.chunk:  # the rest at the next call
+                return rows
 
     def _row(self, line: str) -> Row | None:
         raise NotImplementedError
