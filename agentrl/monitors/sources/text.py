@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ class JsonLines(_Lines):
             self.problem("line is not a JSON object")
             return None
         values = flatten(parsed)
+        broken = parsed.get("nonfinite")  # how a run directory writes what JSON has no word for
+        if isinstance(broken, list):
+            values |= {name: math.nan for name in broken if isinstance(name, str)}
         return Row(step_of(values), values) if values else None
 
 
