@@ -70,6 +70,7 @@ SIGNALS: dict[str, Signal] = _table(
         ("mismatch_max", "nats", "down", "update", "the largest such difference", False),
         ("kl_sampler", "nats/token", "down", "update", "divergence of the trainer's policy from the sampler", False),
         ("loss", "loss", "none", "update", "the loss", False),
+        ("pg_loss", "loss", "none", "update", "its policy term alone", False),
         ("lr", "1", "none", "update", "learning rate", False),
         ("skipped_updates", "count", "down", "update", "updates dropped because they were not finite", False),
         ("nthr_selected", "share", "none", "algorithm", "incorrect tokens whose penalty NTHR softened", False),
