@@ -26,7 +26,8 @@ ROWS = (
     ("logprob_correct", "log π of correct responses\nnats per token"),
     ("entropy", "entropy\nnats per token"),
 )
-MARKS = {"warn": ("^", "first warning"), "critical": ("X", "critical"), "guard": ("D", "the guard acts")}
+MARKS = {"warn": ("v", "first warning"), "critical": ("X", "critical"), "guard": ("D", "the guard acts")}
+ABOVE = {"warn": 0.1, "critical": 0.0, "guard": 0.0}  # a warning and the guard's act are at the same step
 
 
 def series(run: Path, name: str) -> dict[int, float]:
@@ -62,7 +63,8 @@ def draw(plain: list[Path], guarded: list[Path], out: Path, theme: str) -> None:
             if name == "reward":
                 for run, line in zip(runs, lines):
                     for mark, step in marks(run):
-                        ax.plot(step, line[step], MARKS[mark][0], color=c[kind], ms=8, mec=c["bg"], mew=1.2, zorder=5)
+                        y, shape = line[step] + ABOVE[mark], MARKS[mark][0]
+                        ax.plot(step, y, shape, color=c[kind], ms=7, mec=c["bg"], mew=1, zorder=5)
         ax.set_ylabel(label, color=c["fg"])
         ax.grid(color=c["grid"], lw=0.8)
         ax.tick_params(colors=c["fg"], length=0)

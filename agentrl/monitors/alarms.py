@@ -199,12 +199,18 @@ def responsible(groups: Sequence[dict[str, Any]], by: str, top: int = 3) -> tupl
     """The questions that did most, and a few of their rollouts: (group ids, sample ids).
 
     `by`: "delta" most negative Δ first, "logprob" least likely correct responses first, "reward" lowest mean reward
-    first, "error" most errors first. Groups that lack the number are not named rather than guessed at.
+    first, "error" most errors first. Groups that lack the number are not named rather than guessed at; at a step where
+    Δ was not measured at all, the least likely correct responses are named, and without any the lowest rewards.
     """
-    key = {"delta": "delta", "logprob": "logprob_correct", "reward": "reward_mean", "error": "errors"}[by]
-    known = [g for g in groups if isinstance(g.get(key), int | float) and math.isfinite(g[key])]
-    known.sort(key=lambda g: -g[key] if by == "error" else g[key])
-    if by == "delta":
+    keys = {"delta": "delta", "logprob": "logprob_correct", "reward": "reward_mean", "error": "errors"}
+    known: list[dict[str, Any]] = []
+    for what in (by, "logprob", "reward") if by in ("delta", "logprob") else (by,):
+        key = keys[what]
+        known = [g for g in groups if isinstance(g.get(key), int | float) and math.isfinite(g[key])]
+        if known:
+            break
+    known.sort(key=lambda g: -g[key] if key == "errors" else g[key])
+    if key == "delta":
         known = [g for g in known if g[key] <= 0] or known
     worst = known[:top]
     samples = [str(s) for g in worst for s in list(g.get("sample_ids", []))[:4]]

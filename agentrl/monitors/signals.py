@@ -3,8 +3,8 @@
 Metric names of other trainers are read from their logging code: TRL `trl/trainer/grpo_trainer.py`, verl
 `verl/trainer/ppo/metric_utils.py` (and Search-R1's `env/*` additions), OpenRLHF `openrlhf/trainer/ray/ppo_actor.py` and
 `ppo_trainer.py`, SkyRL `skyrl/train/trainer.py` (earlier `skyrl_train/trainer.py`). Left out on purpose: verl's
-`actor/ppo_kl` (divergence of one update, not from the reference) and `actor/pg_clipfrac_lower` (its dual-clip share, not
-tokens below 1 - ε).
+`actor/ppo_kl` (divergence of one update, not from the reference) and `actor/pg_clipfrac_lower` (its dual-clip share,
+not tokens below 1 - ε).
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ SIGNALS: dict[str, Signal] = _table(
         ("mismatch_max", "nats", "down", "update", "the largest such difference", False),
         ("kl_sampler", "nats/token", "down", "update", "divergence of the trainer's policy from the sampler", False),
         ("loss", "loss", "none", "update", "the loss", False),
+        ("pg_loss", "loss", "none", "update", "its policy term alone", False),
         ("lr", "1", "none", "update", "learning rate", False),
         ("skipped_updates", "count", "down", "update", "updates dropped because they were not finite", False),
         ("nthr_selected", "share", "none", "algorithm", "incorrect tokens whose penalty NTHR softened", False),

@@ -78,13 +78,15 @@ class Watcher:
 
     def take(self, final: bool = False) -> int:
         """Read what is new; the number of rows. `final`: also the step in progress."""
-        rows = self.source.poll(final)
-        for row in rows:
-            for complete in self._assembler.add(row):
-                self._observe(complete)
+        read = 0
+        while rows := self.source.poll(final):
+            read += len(rows)
+            for row in rows:
+                for complete in self._assembler.add(row):
+                    self._observe(complete)
         if final:
             self.settle()
-        return len(rows)
+        return read
 
     def settle(self) -> None:
         """Take the step in progress as complete."""

@@ -179,6 +179,11 @@ def test_the_responsible_groups_are_the_worst_by_the_rules_own_number():
     assert responsible(GROUPS, "reward", top=2) == (["d", "c"], ["c0"])
     assert responsible(GROUPS, "error") == (["c"], ["c0"])
     assert responsible([], "delta") == ([], [])
+    unmeasured = [{k: v for k, v in g.items() if k != "delta"} for g in GROUPS]  # Δ is not scored at every step
+    assert responsible(unmeasured, "delta") == responsible(GROUPS, "logprob")
+    bare = [{k: v for k, v in g.items() if k not in ("delta", "logprob_correct")} for g in GROUPS]
+    assert responsible(bare, "delta") == responsible(bare, "logprob") == responsible(GROUPS, "reward")
+    assert responsible([{"group_id": "x", "reward_mean": 0.0}], "error") == ([], [])
 
 
 def test_every_rule_has_a_page():

@@ -1,5 +1,6 @@
 import argparse
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -9,7 +10,9 @@ import pytest
 
 from agentrl.commands import watch
 from agentrl.errors import AgentRLError, RunError
+from agentrl.runlog import RunLog
 from tests.monitors.runs import records
+from tests.small import small_config
 
 
 def arguments(*argv):
@@ -83,6 +86,24 @@ def test_torn_and_broken_lines_are_survived_and_reported(tmp_path, capsys):
     watch.run(arguments(str(file), "--once", "--json"))
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1 and "1 x line is not JSON" in err
+
+
+def test_what_is_not_finite_in_a_run_directory_is_not_taken_for_missing(tmp_path, capsys):
+    with RunLog.create(tmp_path, "a", small_config(tmp_path)) as run:
+        for record in records(15, lambda s, m: m.update(entropy=math.nan if s == 13 else 0.4)):
+            run.append(record, tokens=0)
+    watch.run(arguments(str(run.path), "--once", "--json"))
+    [line] = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert (found["step"], found["rule"], found["level"]) == (13, "non_finite", "warn")
+    assert found["signals"] == {"entropy": {"value": None, "threshold": None}}
+
+
+def test_a_run_directory_without_metrics_says_so(tmp_path):
+    with RunLog.create(tmp_path, "a", small_config(tmp_path)) as run:
+        pass
+    with pytest.raises(RunError, match="holds no metrics"):
+        watch.run(arguments(str(run.path), "--once"))
 
 
 def test_the_process_follows_a_growing_file_and_ends_on_a_signal(tmp_path):

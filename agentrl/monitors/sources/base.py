@@ -32,7 +32,10 @@ class Source(ABC):
 
     @abstractmethod
     def poll(self, final: bool = False) -> list[Row]:
-        """Rows that are new since the last call. `final`: nothing more will be written, take an unfinished end too."""
+        """Some of the rows that are new; none where all are read, so that a large file needs little memory.
+
+        `final`: nothing more will be written, take an unfinished end too.
+        """
 
     def problem(self, what: str) -> None:
         """Count something that could not be read."""

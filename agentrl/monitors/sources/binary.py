@@ -11,6 +11,8 @@ from agentrl.errors import RunError
 from agentrl.monitors import wire
 from agentrl.monitors.sources.base import Row, Source, Tail, flatten, step_of
 
+WANDB_CHUNK = 1 << 26  # bytes read at once, a multiple of the block
+
 
 class TensorBoard(Source):
     """All event files of one directory (a restarted run adds files), or one file."""
@@ -41,6 +43,8 @@ class TensorBoard(Source):
                 tail.offset += used
                 for record in records:
                     self._take(record, rows)
+                if rows and len(data) == tail.chunk:  # the rest at the next call
+                    return rows
         return rows
 
     def _take(self, record: bytes, rows: list[Row]) -> None:
@@ -62,6 +66,14 @@ class Wandb(Source):
 
     def poll(self, final: bool = False) -> list[Row]:
         """See `Source.poll`."""
+        while True:
+            records, more = self._read()
+            rows = [row for record in records if (row := self._row(record)) is not None]
+            if rows or not more:
+                return rows
+
+    def _read(self) -> tuple[list[bytes], bool]:
+        """The next whole records, and whether the file goes on behind the bytes that were read."""
         try:
             with open(self.path, "rb") as file:
                 if os.fstat(file.fileno()).st_size < self._offset:
@@ -69,23 +81,28 @@ class Wandb(Source):
                     self._offset = wire.WANDB_START
                 base = self._offset - self._offset % wire.BLOCK
                 file.seek(base)
-                data = file.read()
+                data = file.read(WANDB_CHUNK)
         except FileNotFoundError:
-            return []
+            return [], False
         records, end = wire.leveldb_records(data, self._offset - base)
+        full = len(data) == WANDB_CHUNK
+        if full and not records:
+            self.problem("a record is too long or the file is damaged; the rest is skipped")
+            end = len(data)
         self._offset = base + end
-        rows: list[Row] = []
-        for record in records:
-            try:
-                history = wire.wandb_history(record)
-            except ValueError:
-                self.problem("record is not a W&B record")
-                continue
-            if history is not None and history[1]:
-                own, values = history
-                named = step_of({k: v for k, v in values.items() if k != "_step"})
-                rows.append(Row(named if named is not None else own, values))
-        return rows
+        return records, full
+
+    def _row(self, record: bytes) -> Row | None:
+        try:
+            history = wire.wandb_history(record)
+        except ValueError:
+            self.problem("record is not a W&B record")
+            return None
+        if history is None or not history[1]:
+            return None
+        own, values = history
+        named = step_of({k: v for k, v in values.items() if k != "_step"})
+        return Row(named if named is not None else own, values)
 
 
 class Trackio(Source):

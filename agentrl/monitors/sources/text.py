@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class _Lines(Source):
                 row = self._row(line) if line.strip() else None
                 if row is not None:
                     rows.append(row)
+            if rows and len(data) == self._tail.chunk:  # the rest at the next call
+                return rows
 
     def _row(self, line: str) -> Row | None:
         raise NotImplementedError
@@ -63,6 +66,9 @@ class JsonLines(_Lines):
             self.problem("line is not a JSON object")
             return None
         values = flatten(parsed)
+        broken = parsed.get("nonfinite")  # how a run directory writes what JSON has no word for
+        if isinstance(broken, list):
+            values |= {name: math.nan for name in broken if isinstance(name, str)}
         return Row(step_of(values), values) if values else None
 
 

@@ -101,6 +101,15 @@ def test_a_wandb_run_that_grows_in_odd_pieces(wandb_file, tmp_path):
     assert steps == [10 * s for s in range(200)]
 
 
+def test_large_files_come_in_parts(wandb_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("agentrl.monitors.sources.binary.WANDB_CHUNK", 65536)
+    source, parts = Wandb(wandb_file), []
+    while rows := source.poll(final=True):
+        parts.append([r.step for r in rows])
+    assert len(parts) > 1 and [n for part in parts for n in part] == [10 * s for s in range(200)]
+    assert source.problems == {}
+
+
 def trackio_database(file):
     """The tables that trackio 0.43 creates, as far as metrics go."""
     with sqlite3.connect(file) as db:

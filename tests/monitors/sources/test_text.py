@@ -103,3 +103,15 @@ def test_trainer_state_is_read_again_when_rewritten(tmp_path):
     history = [{"step": 1, "reward": 0.1}, {"step": 2, "reward": 0.2, "note": "x"}]
     file.write_text(json.dumps({"log_history": history}))
     assert [r.step for r in source.poll()] == [2]
+
+
+def test_a_large_file_comes_in_parts_that_fit_the_memory(tmp_path):
+    file = tmp_path / "m.jsonl"
+    file.write_text("".join(f'{{"step": {n}, "reward": 0.5, "note": "{"x" * 40}"}}\n' for n in range(1000)))
+    source = JsonLines(file)
+    source._tail.chunk = 4096
+    parts = []
+    while rows := source.poll(final=True):
+        parts.append([r.step for r in rows])
+    assert len(parts) > 10 and max(map(len, parts)) < 100
+    assert [n for part in parts for n in part] == list(range(1000))
