@@ -123,9 +123,11 @@ def plot_delta(result: DeltaResult, out: Path) -> list[Path]:
 
 
 def _ticks(ax: Any, values: Sequence[float], linear: float) -> None:
-    """Zero and powers of ten on both sides, as plain numbers."""
+    """Zero and powers of ten on both sides, as plain numbers; none so close to zero that they would overlap with it."""
     reach = max(abs(v) for v in values) or 1.0
-    powers = [10.0**k for k in range(math.floor(math.log10(linear)), math.floor(math.log10(max(reach, linear))) + 1)]
+    last = math.floor(math.log10(max(reach, linear)))
+    first = min(math.ceil(math.log10(linear)), last)
+    powers = [10.0**k for k in range(first, last + 1)]
     ticks = [-p for p in powers[::-1]] + [0.0, *powers]
     ax.set_yticks(ticks, [f"{t:+g}" if t else "0" for t in ticks], minor=False)
     ax.minorticks_off()

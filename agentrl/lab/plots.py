@@ -11,8 +11,8 @@ THEMES = {
 }
 #: Okabe and Ito's colours, darker on white and lighter on black where they would not stand out.
 SERIES = {
-    "light": ("#0072b2", "#d55e00", "#00875f", "#b3589a", "#8a6d00", "#2b8cbe", "#6a51a3", "#7f7f7f", "#b2182b"),
-    "dark": ("#56b4e9", "#e69f00", "#3ecf8e", "#e08fc4", "#f0e442", "#9ecae1", "#b3a2e0", "#b0b0b0", "#ff7f6e"),
+    "light": ("#0072b2", "#d55e00", "#00875f", "#b3589a", "#8a6d00", "#7f7f7f", "#6a51a3", "#2b8cbe", "#b2182b"),
+    "dark": ("#56b4e9", "#e69f00", "#3ecf8e", "#e08fc4", "#f0e442", "#b0b0b0", "#b3a2e0", "#9ecae1", "#ff7f6e"),
 }
 
 
@@ -44,12 +44,18 @@ def legend(ax: Any, colors: dict[str, str], **kw: Any) -> None:
         text.set_color(colors["fg"])
 
 
-def save(fig: Any, out: Path, theme: str) -> list[Path]:
-    """`out`-light.png, `out`-light.svg and the dark ones; closes the figure."""
+def legend_above(fig: Any, ax: Any, colors: dict[str, str]) -> None:
+    """One legend for all panels, in rows of six over them; `save` must leave room with `top`."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, frameon=False, fontsize=9, labelcolor=colors["fg"], loc="upper left", ncol=6)
+
+
+def save(fig: Any, out: Path, theme: str, top: float = 1.0) -> list[Path]:
+    """`out`-light.png, `out`-light.svg and the dark ones; closes the figure. The panels end at the share `top`."""
     import matplotlib.pyplot as plt
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    fig.tight_layout()
+    fig.tight_layout(rect=(0, 0, 1, top))
     paths = [out.with_name(f"{out.name}-{theme}.{kind}") for kind in ("png", "svg")]
     for path in paths:
         fig.savefig(path, facecolor=fig.get_facecolor())

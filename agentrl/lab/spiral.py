@@ -10,7 +10,7 @@ from typing import Any
 from agentrl.config import RunConfig
 from agentrl.job import build_job
 from agentrl.lab.methods import method_config
-from agentrl.lab.plots import SERIES, figure, legend, save
+from agentrl.lab.plots import SERIES, figure, legend_above, save
 from agentrl.runlog import RunLog, read_metrics
 from agentrl.trainer import Trainer
 from agentrl.types import StepRecord
@@ -117,8 +117,12 @@ def plot_spiral(result: SpiralResult, out: Path) -> list[Path]:
                 ax.plot(steps, values, color=SERIES[theme][k % 9], lw=0.6, alpha=0.25)
                 ax.plot(steps, mean, color=SERIES[theme][k % 9], lw=1.6, label=method)
             ax.set_title(title, fontsize=10, color=colors["fg"], loc="left")
-        legend(axes[0], colors, loc="best")
+            if name == "grad_norm":  # a spike would flatten everything else
+                ax.set_yscale("log")
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.minorticks_off()
+        legend_above(fig, axes[0], colors)
         for ax in axes[2:]:
             ax.set_xlabel("step", color=colors["fg"])
-        written += save(fig, out, theme)
+        written += save(fig, out, theme, top=0.96 - 0.04 * ((len(result.rows) - 1) // 6))
     return written

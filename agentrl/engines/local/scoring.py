@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from agentrl.engines.local.engine import LocalEngine
     from agentrl.engines.local.head import OutputHead
 
-HELD = 4  # hidden states are collected over this many micro-batches, or one group where that is more
+HELD = 4  # hidden states are collected over this many micro-batches at most,
+HELD_BYTES = 32 * 1024 * 1024  # and up to this size, or of one group where that is more
 
 
 @torch.no_grad()
@@ -58,7 +59,8 @@ def _score_with_nthr(
     head = nthr_head(engine.head, temperature, torch.bfloat16 if engine.config.dtype == "bfloat16" else None)
     agreement = Agreement()
     draw = _draw(batch) if nthr.baseline == "random" else None
-    for index in _whole_groups(batch, HELD * engine.micro_batch_tokens):
+    most = min(HELD * engine.micro_batch_tokens, HELD_BYTES // (4 * engine.head.module.weight.shape[1]))
+    for index in _whole_groups(batch, most):
         part = batch.rows(index)
         mask = part.action_mask
         ids, group = torch.unique(part.group_ids, return_inverse=True)

@@ -9,6 +9,7 @@ from agentrl.algorithms import nthr_scores
 from agentrl.algorithms.head import Head
 from agentrl.batch import TokenBatch
 from agentrl.config import NTHRConfig
+from agentrl.engines.local import scoring
 from agentrl.engines.local.head import OutputHead
 from agentrl.engines.local.scoring import nthr_head
 from agentrl.errors import AlgorithmError, ModelError
@@ -67,6 +68,19 @@ def test_the_engine_gives_what_the_function_gives(folder, method, micro_batch_to
     off = ~batch.action_mask
     assert not scored.nthr_scores[off].any() and not scored.nthr_selected[off].any()
     assert (scored.nthr_factor[off] == 1).all()
+
+
+def test_hidden_states_of_few_groups_are_held_at_once(folder, monkeypatch):
+    engine, held = make(folder), []
+    batch = shuffled(rollout(engine, 14))
+    want = engine.score(batch, nthr=NTHRConfig(enabled=True))
+    collect = scoring._hidden_of_actions
+    monkeypatch.setattr(scoring, "_hidden_of_actions", lambda e, b: held.append(collect(e, b)) or held[-1])
+    monkeypatch.setattr(scoring, "HELD_BYTES", int(batch.lengths().sum()) * 64 * 4 // 3)
+    got = engine.score(batch, nthr=NTHRConfig(enabled=True))
+    assert len(held) > 1 and sum(map(len, held)) == int(batch.action_mask.sum())
+    assert torch.allclose(got.nthr_scores, want.nthr_scores, rtol=1e-4, atol=1e-4)
+    assert torch.equal(got.nthr_selected, want.nthr_selected)
 
 
 def test_metrics_are_of_incorrect_and_of_selected_tokens(folder):
