@@ -63,7 +63,9 @@ class ModelConfig(Part):
 class WarmStartConfig(Part):
     """Supervised demonstrations before RL; only with the built-in worlds, which can write demonstrations."""
 
-    lookup_steps: int = Field(600, ge=0, description="steps of practice: looking up throw-away facts, or the table of arithmetic")
+    lookup_steps: int = Field(
+        600, ge=0, description="steps of practice: looking up throw-away facts, or the table of arithmetic"
+    )
     lookup_batch: PositiveInt = 16
     lookup_lr: float = Field(3e-3, gt=0)
     lookup_decay: Share = Field(0.0, description="share of lookup_lr that is gone at the last step, falling linearly")

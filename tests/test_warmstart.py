@@ -85,7 +85,33 @@ def test_only_actions_count_where_the_context_has_no_weight(job):
 
 def test_epochs_use_every_demonstration_equally_often():
     demos = [([k] * (k % 7 + 1), [1.0]) for k in range(50)]
-    batches = warmstart._epochs(demos, 8, random.Random(0))
+    batches = warmstart._epochs(demos, 8, 1024, random.Random(0))
     for _ in range(3):
         seen = [ids[0] for _ in range(7) for ids, _ in next(batches)]
         assert sorted(seen) == list(range(50))
+
+
+@pytest.mark.parametrize(("bucket", "mixed"), [(1, True), (64, False)])
+def test_batches_are_of_one_length_or_mixed(bucket, mixed):
+    demos = [([i] * (10 if i % 2 else 30), [1.0]) for i in range(64)]
+    batches = warmstart._epochs(demos, 8, bucket, random.Random(0))
+    epoch = [next(batches) for _ in range(8)]
+    assert sorted(ids[0] for batch in epoch for ids, _ in batch) == list(range(64))  # each demonstration once
+    assert any(len({len(ids) for ids, _ in batch}) > 1 for batch in epoch) == mixed
+
+
+@pytest.mark.parametrize(("decay", "last"), [(0.0, 1.0), (0.9, 0.1)])
+def test_the_learning_rate_of_practice_falls_as_far_as_asked(job, monkeypatch, decay, last):
+    rates = []
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    run(job, lookup_steps=60, lookup_batch=2, lookup_decay=decay, lookup_stop_accuracy=1.0, lookup_lr=1e-3)
+    assert max(rates[:60]) <= 1e-3
+    assert rates[59] == pytest.approx(1e-3 * (1 - decay * 59 / 60)) and rates[59] / 1e-3 == pytest.approx(
+        last, abs=0.02
+    )

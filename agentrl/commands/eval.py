@@ -22,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("target", metavar="RUN|MODEL", help="a run directory, or a model's folder or hub id")
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="questions and environment; a run brings its own")
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="RUN|MODEL",
+        help="another one, in rows of its own, as often as wanted",
+    )
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="of a run (default: the newest)")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="also N sampled responses per question (avg@N, pass@k)"
@@ -45,39 +52,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table."""
-    import tempfile
-
     from agentrl.evaluation.statistics import responses, table, to_json
-    from agentrl.job import build_job
-    from agentrl.rollouts.play import EnvPool
 
-    config, model, run_path = _what(args)
-    with tempfile.TemporaryDirectory(prefix="agentrl-eval-") as scratch:
-        job = build_job(config, run_path or Path(scratch), model_path=model, say=_say)
-        suites = _suites(args, job)
-        rows: dict[str, list[SuiteResult]] = {}
-        with EnvPool(job.make_env) as pool:
-            rows["greedy"] = [_measure(job, pool, name, tasks, 1, 0.0) for name, tasks in suites]
-            if (samples := args.samples or config.eval.samples) > 1:
-                t = args.temperature or config.eval.temperature or config.rollout.temperature
-                rows[f"T={t:g}"] = [_measure(job, pool, name, tasks, samples, t) for name, tasks in suites]
+    targets = dict.fromkeys([args.target, *args.beside])
+    known = {target: _what(args, target) for target in targets}  # mistakes are told before anything is played
+    rows: dict[str, list[SuiteResult]] = {}
+    models: dict[str, str] = {}
+    for target, (config, model, run_path) in known.items():
+        label = Path(target).name if len(targets) > 1 else ""
+        label = target if label in models else label
+        models[label] = str(model or config.model.path)
+        rows |= {f"{label} {row}".strip(): suites for row, suites in _rows(args, config, model, run_path).items()}
     ks = sorted({2**i for i in range(1, 12)} | {responses(s) for s in rows.values()})
-    name, asked = str(model or config.model.path), {s.name: len(s.counts) for s in rows["greedy"]}
+    asked = {s.name: len(s.counts) for s in next(iter(rows.values()))}
     if args.json:
         from agentrl.console import print_json
 
-        print_json({"model": name, "questions": asked, "results": to_json(rows, ks)})
+        which = {"models": models} if len(targets) > 1 else {"model": models[""]}
+        print_json(which | {"questions": asked, "results": to_json(rows, ks)})
         return 0
     print(table(rows, ks, "markdown" if args.markdown else "text"))
     failed = sum(s.failed for one in rows.values() for s in one)
     questions = ", ".join(f"{suite} {n}" for suite, n in asked.items())
-    print(f"\n{name}; questions: {questions}; in brackets: 95 % intervals over questions")
+    print(f"\n{', '.join(models.values())}; questions: {questions}; in brackets: 95 % intervals over questions")
     if failed:
         print(f"{failed} responses failed (tool or network) and are left out")
     return 0
 
 
-def _what(args: argparse.Namespace) -> tuple[RunConfig, Path | None, Path | None]:
+def _rows(
+    args: argparse.Namespace, config: RunConfig, model: Path | None, run_path: Path | None
+) -> dict[str, list[SuiteResult]]:
+    """One greedy row, and one of sampled responses where they are asked for."""
+    import tempfile
+
+    from agentrl.job import build_job
+    from agentrl.rollouts.play import EnvPool
+
+    with tempfile.TemporaryDirectory(prefix="agentrl-eval-") as scratch:
+        job = build_job(config, run_path or Path(scratch), model_path=model, say=_say)
+        try:
+            suites = _suites(args, job)
+            with EnvPool(job.make_env) as pool:
+                rows = {"greedy": [_measure(job, pool, name, tasks, 1, 0.0) for name, tasks in suites]}
+                if (samples := args.samples or config.eval.samples) > 1:
+                    t = args.temperature or config.eval.temperature or config.rollout.temperature
+                    rows[f"T={t:g}"] = [_measure(job, pool, name, tasks, samples, t) for name, tasks in suites]
+            return rows
+        finally:
+            job.engine.close()
+
+
+def _what(args: argparse.Namespace, target: str) -> tuple[RunConfig, Path | None, Path | None]:
     """The config, the folder of the model where it is not the config's, and the run directory."""
     from agentrl.checkpoint import checkpoint_at
     from agentrl.config_io import load_config
@@ -85,7 +111,7 @@ def _what(args: argparse.Namespace) -> tuple[RunConfig, Path | None, Path | None
 
     if args.samples is not None and args.samples < 1:
         raise ConfigError([f"--samples {args.samples}: give the number of responses per question, for example 8"])
-    path = Path(args.target).expanduser()
+    path = Path(target).expanduser()
     changes = list(args.set)
     if args.questions is not None or args.suite:
         changes.append(f"eval.questions={args.questions or 0}")
@@ -93,14 +119,14 @@ def _what(args: argparse.Namespace) -> tuple[RunConfig, Path | None, Path | None
         config = load_config(args.config or path / "config.yaml", changes).config
         return config, checkpoint_at(path, args.checkpoint) / "model", path
     if args.checkpoint is not None:
-        raise RunError(f"--checkpoint is for run directories, and {args.target} is none: it has no config.yaml")
+        raise RunError(f"--checkpoint is for run directories, and {target} is none: it has no config.yaml")
     if args.config is None:
         around = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise RunError(
-            f"{args.target} is not a run directory{nearest(str(path), around)}; to evaluate a model, say on what: "
-            f"agentrl eval {args.target} CONFIG"
+            f"{target} is not a run directory{nearest(str(path), around)}; to evaluate a model, say on what: "
+            f"agentrl eval {target} CONFIG"
         )
-    return load_config(args.config, [*changes, f"model.path={args.target}"]).config, None, None
+    return load_config(args.config, [*changes, f"model.path={target}"]).config, None, None
 
 
 def _suites(args: argparse.Namespace, job: Job) -> list[tuple[str, list[Task]]]:
@@ -116,7 +142,8 @@ def _suites(args: argparse.Namespace, job: Job) -> list[tuple[str, list[Task]]]:
     sources = [s for given in args.suite for s in (nthr if given == "nthr" else [given])]
     for source in dict.fromkeys(sources):
         data = job.config.data.model_copy(update={"test": source})
-        out.append((_short(source), load_tasks(data, "test")))
+        name = _short(source)
+        out.append((source if name in {n for n, _ in out} else name, load_tasks(data, "test")))
     if not out:
         raise DataError("there are no test questions: set data.test in the config, or give --suite FILE")
     return out

@@ -30,7 +30,7 @@ class Errors:
 
     slip: float = 0.10  # a step's result is off by a little
     swap: float = 0.05  # a step takes the wrong operation
-    jump: tuple[float, ...] = (0.35, 0.6, 0.6, 0.6)  # by level: before a later step, it guesses the answer instead
+    jump: tuple[float, ...] = (0.35, 0.53, 0.6, 0.6)  # by level: before a later step, it guesses the answer instead
     unboxed: float = 0.08  # the answer is not in a box
 
 

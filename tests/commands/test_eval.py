@@ -59,11 +59,38 @@ def test_another_test_set_becomes_a_suite(finished_run, tmp_path, capsys):
     assert results(capsys)["questions"] == {"mine": 3}
 
 
+def test_sets_of_one_name_keep_apart(finished_run, tmp_path, capsys):
+    suites = []
+    for n in (1, 2):
+        (tmp_path / str(n)).mkdir()
+        file = tmp_path / str(n) / "test.jsonl"
+        file.write_text((json.dumps({"question": "school of reno ?", "golden_answers": ["x"]}) + "\n") * n)
+        suites += ["--suite", str(file)]
+    assert main(["eval", str(finished_run), *suites, "--json"]) == 0
+    assert results(capsys)["questions"] == {"test": 1, suites[3]: 2}
+
+
+def test_several_models_are_rows_of_one_table(finished_run, capsys):
+    step_1 = str(finished_run / "checkpoints" / "step-000001" / "model")
+    command = ["eval", str(finished_run), str(finished_run / "config.yaml"), "--beside", step_1]
+    assert main([*command, "--json"]) == 0
+    out = results(capsys)
+    recorded = {row["step"]: row["em"] for row in read_evals(finished_run)}
+    name = finished_run.name
+    assert set(out["results"]) == {f"{name} greedy", "model greedy"} and out["models"]["model"] == step_1
+    assert out["results"]["model greedy"]["average"] == pytest.approx(recorded[1])
+    assert out["results"][f"{name} greedy"]["average"] == pytest.approx(recorded[2])
+    assert main([*command, "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith(f"| {name} greedy |") and lines[3].startswith("| model greedy |")
+
+
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [
         (["--checkpoint", "7"], "no checkpoint of step 7; there are 1, 2"),
         (["--samples", "0"], "--samples 0"),
+        (["--beside", "/nowhere"], "/nowhere is not a run directory"),
         (["--set", "eval.question=3"], "did you mean 'questions'?"),
         (["--suite", "/nowhere/at/all.jsonl"], "/nowhere/at/all.jsonl"),
     ],
