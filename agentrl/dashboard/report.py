@@ -176,8 +176,9 @@ def _episodes(library: Library, run_id: str, alarms: Sequence[dict[str, Any]]) -
     except AgentRLError as error:
         return _list("Rollouts could not be read", [str(error)])
     named = set(serious[-1].get("rollouts") or []) if serious else set()
-    chosen = ([r for r in rows if r.get("sample_id") in named] or rows)[:EPISODES]
-    why = f"named by the alarm {serious[-1]['id']}" if serious and named else "the first ones"
+    hit = [r for r in rows if r.get("sample_id") in named]
+    chosen = (hit or rows)[:EPISODES]
+    why = f"named by the alarm {serious[-1]['id']}" if hit else "the first ones"
     return f"<h2>Rollouts of step {step}</h2><p>{len(chosen)} of {len(rows)}, {_e(why)}.</p>" + "".join(
         map(_episode, chosen)
     )
