@@ -132,13 +132,14 @@ def _chart(
         Line(label, color, [(r["step"], r[name]) for r in kept if r.get(name) is not None])
         for name, label, color in signals
         if any(r.get(name) is not None for r in rows)
+        and (name == signals[0][0] or any(r.get(name) != r.get(signals[0][0]) for r in rows))  # one hides the other
     ]
     if title == "Reward" and held_out.points:
         lines.append(held_out)
     if not lines:
         return ""
     unit = SIGNALS[signals[0][0]].unit
-    caption = f"<figcaption>{_e(title)} <span>{_e(unit)}</span></figcaption>"
+    caption = f"<figcaption>{_e(title)} <span>{_e(unit) if unit != title.lower() else ''}</span></figcaption>"
     return f"<figure>{caption}{chart(title, lines, bands, alarms)}</figure>"
 
 

@@ -265,7 +265,7 @@ class RunPage {
       });
       more.append(details);
     }
-    fill(this.grids, this.store.length ? [overview, more] : h("p", { class: "empty" }, this.state.status === "running" ? "No step is done yet. Its numbers appear here by themselves." : "This run ended before its first step."));
+    fill(this.grids, this.store.length ? [overview, more] : h("p", { class: "empty" }, this.state.status === "running" ? "No step is done yet. Its numbers appear here by themselves." : "No step of this run is recorded."));
   }
 
   measuredNow() {
