@@ -65,8 +65,8 @@ class RunPage {
         this.grown();
       },
       status: (state) => { this.state = state; this.head(); this.showLive("live"); },
-      reset: () => this.reload(),
-      gone: () => { this.notice("This run's folder is gone. What was read of it stays here until you leave the page.", "error"); this.showLive("gone"); },
+      reset: () => { this.gone = false; this.reload(); },
+      gone: () => { this.gone = true; this.notice("This run's folder is gone. What was read of it stays here until you leave the page.", "error"); this.showLive("gone"); },
     });
   }
 
@@ -82,6 +82,7 @@ class RunPage {
       this.follow(answer.cursor);
     } catch (error) {
       this.notice(error.message, "error");
+      setTimeout(() => { if (!this.gone) this.reload(); }, 2000);  // it may be half written yet
     }
   }
 
