@@ -388,7 +388,7 @@ def test_a_run_deleted_while_open(page, tmp_path):
         make_run(tmp_path / "runs", "a", "grpo_lr5e-4_mb2_s0", steps=7, every=0)
         until(page, "document.querySelector('section.chart').chart.lines[0].store.length === 7")
         assert page.get_by_text("This run's folder is gone").count() == 0
-    page.problems[:] = [p for p in page.problems if "404" not in p]  # it may have asked while the new one was being made
+    page.problems[:] = [p for p in page.problems if "404" not in p]  # asked while it was being made
 
 
 def test_a_torn_run_is_shown_with_what_could_not_be_read(page, tmp_path):
