@@ -349,6 +349,18 @@ def test_a_new_alarm_and_a_not_finite_value_appear(page, tmp_path):
             assert "Not finite at 1 steps" in chart(page, "Entropy").inner_text()
 
 
+def test_a_constant_is_drawn_as_one(page, tmp_path):
+    run = make_run(tmp_path / "runs", "a", steps=1, every=0)
+    (run / "metrics.jsonl").write_text("")
+    append_rows(run, [row(i, entropy=-0.3) for i in range(60)])
+    with serving(tmp_path / "runs") as server:
+        page.goto(url_of(server, run="a", smooth=0.9))
+        page.wait_for_selector(".chart canvas")
+        assert "−0.3 throughout." in chart(page, "Entropy").inner_text()
+        axis = page.evaluate("document.querySelector(\"section.chart[aria-label='Entropy']\").chart.plot.scales.y")
+        assert axis["min"] < -0.31 and axis["max"] > -0.29  # not the rounding errors of the average
+
+
 def test_a_resumed_run_takes_its_steps_back(page, tmp_path):
     run = make_run(tmp_path / "runs", "a", steps=20, every=0, alarms=False)
     with serving(tmp_path / "runs") as server:
