@@ -323,7 +323,7 @@ class LogConfig(Part):
     name: str | None = Field(None, description="folder name under runs_dir; default: config name, time and seed")
     checkpoint_every: int = Field(50, ge=0, description="steps; 0 = at the end only")
     keep_checkpoints: PositiveInt = 3
-    rollout_groups: int = Field(4, ge=-1, description="groups stored per step; -1 = all")
+    rollout_groups: int = Field(4, ge=-1, description="groups stored per step, besides those an alarm names; -1 = all")
     tensorboard: bool = False
     wandb: bool = False
     wandb_project: str = "agentrl"

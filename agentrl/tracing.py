@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -33,15 +33,16 @@ def rollout_rows(
     *,
     groups: int,
     columns: dict[str, Tensor | None],
+    also: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """One dictionary per trajectory of the first `groups` groups (-1: all), for `RunLog.write_rollouts`.
+    """One dictionary per trajectory of the first `groups` groups (-1: all) and of `also`, for `RunLog.write_rollouts`.
 
     `scored` are the trajectories of the batch, in its order; `columns` (B, S) are spread over their turns. A value that
     is NaN throughout a response was not computed for it and is left out. `task_of` maps group ids to tasks.
     """
     row_of = {t.sample_id: i for i, t in enumerate(scored)}
     order = list(dict.fromkeys(t.group_id for t in trajectories))
-    kept = set(order if groups < 0 else order[:groups])
+    kept = {*(order if groups < 0 else order[:groups]), *also}
     out = []
     for t in trajectories:
         if t.group_id not in kept:

@@ -165,12 +165,13 @@ class Trainer:
         groups = M.group_rows(batch, rollouts.used, scored.logprobs, delta_by_group, rollouts.task_of, failed)
         record = StepRecord(n, values, groups)
         self.run.append(record, tokens=self.tokens)
-        self.run.write_rollouts(n, self._trace(rollouts, adv, scored, new_logprobs))
         for w in self.writers:
             w.write(record)
         alarms = self.observe(record) if self.observe else []
         for alarm in alarms:
             self.run.alarm(alarm)
+        named = {group for alarm in alarms for group in alarm.groups}
+        self.run.write_rollouts(n, self._trace(rollouts, adv, scored, new_logprobs, named))
         self.step_number += 1
         if self.progress:
             self.progress(record, config.train.steps)
@@ -373,13 +374,13 @@ class Trainer:
             )
 
     def _trace(
-        self, rollouts: Rollouts, adv: Tensor, scored: ScoreResult, change: Tensor | None
+        self, rollouts: Rollouts, adv: Tensor, scored: ScoreResult, change: Tensor | None, named: set[str]
     ) -> list[dict[str, Any]]:
-        """The rows of the step's rollout file: a sample of whole groups, failed rollouts included."""
+        """The rows of the step's rollout file: whole groups, failed rollouts included; a sample and those `named`."""
         tokens = self.engine.tokenizer.convert_ids_to_tokens
         return rollout_rows(
             rollouts.all, rollouts.used, rollouts.task_of, tokens, groups=self.config.log.rollout_groups,
-            columns={
+            also=named, columns={
                 "old_logprobs": scored.logprobs, "advantages": adv, "entropy": scored.entropy,
                 "nthr_scores": scored.nthr_scores, "nthr_selected": scored.nthr_selected, "delta_logprobs": change,
             },

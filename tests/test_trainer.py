@@ -16,7 +16,7 @@ from agentrl.monitors import Monitor
 from agentrl.run import resume_run, train_run
 from agentrl.runlog import RunLog, read_evals, read_info, read_metrics, read_rollouts
 from agentrl.trainer import Trainer
-from agentrl.types import Trajectory, Turn
+from agentrl.types import Alarm, Trajectory, Turn
 from tests.small import files_of, small_config, train_until, without_times
 
 NTHR = {"algorithm": {"nthr": {"enabled": True}}}
@@ -328,6 +328,21 @@ def test_the_rollout_file_holds_the_scores(started):
             assert sign <= {row["reward"] == 1.0}
         else:
             assert sign == set()
+
+
+def test_the_groups_an_alarm_names_are_stored_as_well(started):
+    trainer = started(log={"rollout_groups": 1})
+    named = []
+
+    def alarm(record):
+        named.append(record.groups[-1]["group_id"])
+        return [Alarm("x", record.step, "x", "warn", "", groups=named[-1:])]
+
+    trainer.observe = alarm
+    trainer.step()
+    rows = read_rollouts(trainer.run.path, 0)
+    groups = list(dict.fromkeys(r["group_id"] for r in rows))
+    assert len(groups) == 2 and groups[-1] == named[0] and all("advantages" in t for r in rows for t in r["turns"])
 
 
 def test_the_reference_of_kl_is_the_policy_after_the_warm_start(tmp_path):

@@ -67,8 +67,11 @@ class History:
         """Where reading has come to."""
         return f"{self.offset}.{self.anchor:08x}"
 
-    def refresh(self) -> None:
-        """Take in what was appended; start again if the file is not the one it was. A missing file has no rows."""
+    def refresh(self, phases: bool = True) -> None:
+        """Take in what was appended; start again if the file is not the one it was. A missing file has no rows.
+
+        `phases`: classify some of the rows as well.
+        """
         try:
             with self.file.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -96,7 +99,8 @@ class History:
             if end < min(ANCHOR, self.offset):  # the checksum reaches back before what was just read
                 with self.file.open("rb") as file:
                     self.anchor = _checksum(file.fileno(), self.offset)
-        self.classify(AT_ONCE)
+        if phases:
+            self.classify(AT_ONCE)
 
     def since(self, cursor: str | None) -> list[Row] | None:
         """The rows after `cursor`, or None where that place is not in this file (any more). Call `refresh` first."""

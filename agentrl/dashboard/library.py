@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -80,17 +81,30 @@ class Library:
         folder = self.root.joinpath(*parts) if not odd else self.root
         if not odd and os.path.lexists(folder) and not self._inside(folder):
             raise UnknownRun(
-                f"{run_id[:200]} is a link to somewhere outside {self.root} and is not read; start the dashboard over the "
-                "folder that holds the run itself"
+                f"{run_id[:200]} is a link to somewhere outside {self.root} and is not read; start the dashboard over "
+                "the folder that holds the run itself"
             )
         if odd or not _is_run(folder):
             raise UnknownRun(f"{run_id[:200]!r} is no run in {self.root}{nearest(run_id[:200], self.ids())}")
         for name in FILES:
-            if os.path.islink(f"{folder}/{name}") and not self._inside(folder / name):
-                raise UnknownRun(f"{run_id}: its {name} is a link to somewhere outside {self.root} and is not read")
+            self._check(run_id, f"{folder}/{name}", directory=name == ROLLOUTS)
         return folder
 
-    def _inside(self, path: Path) -> bool:
+    def _check(self, run_id: str, file: str, directory: bool = False) -> None:
+        """UnknownRun where reading `file` would lead out of the folder, or never end (a pipe)."""
+        name = os.path.basename(file)
+        try:
+            mode = os.lstat(file).st_mode
+            if stat.S_ISLNK(mode):
+                if not self._inside(file):
+                    raise UnknownRun(f"{run_id}: its {name} is a link to somewhere outside {self.root}: not read")
+                mode = os.stat(file).st_mode
+        except OSError:  # not there, or a link to nothing: whoever reads it says so
+            return
+        if not (stat.S_ISDIR(mode) if directory else stat.S_ISREG(mode)):
+            raise UnknownRun(f"{run_id}: its {name} is no {'folder' if directory else 'file'} and is not read")
+
+    def _inside(self, path: Path | str) -> bool:
         try:
             return f"{os.path.realpath(path)}/".startswith(f"{self.root}/".replace("//", "/"))
         except (OSError, ValueError):
@@ -105,7 +119,7 @@ class Library:
             try:
                 lines.append(self.line(run_id))
             except (AgentRLError, OSError, ValueError, TypeError) as error:  # one bad run must not hide the others
-                problems.append(f"{run_id}: {error}")
+                problems.append(str(error) if isinstance(error, UnknownRun) else f"{run_id}: {error}")
         lines.sort(key=lambda r: (-r["updated"], r["id"]))
         return lines, problems
 
@@ -153,8 +167,8 @@ class Library:
 
     # ------------------------------------------------------------------------------------------------------- one run
 
-    def history(self, run_id: str) -> tuple[History, threading.Lock]:
-        """The refreshed rows of a run, and the lock to hold while reading them."""
+    def history(self, run_id: str, phases: bool = True) -> tuple[History, threading.Lock]:
+        """The refreshed rows of a run, and the lock to hold while reading them. `phases`: go on with these as well."""
         path = self.path(run_id)
         with self._lock:
             if run_id not in self._histories:
@@ -164,7 +178,7 @@ class Library:
                 self._histories.popitem(last=False)
             history, lock = self._histories[run_id]
         with lock:
-            history.refresh()
+            history.refresh(phases)
         return history, lock
 
     def rollouts(self, run_id: str, step: int, kind: str) -> list[dict[str, Any]]:
@@ -172,8 +186,7 @@ class Library:
         path = self.path(run_id)
         which: Any = "eval" if kind == "eval" else "step"
         file = path / ROLLOUTS / f"{which}-{step:06d}.jsonl.gz"
-        if not self._inside(file):
-            raise UnknownRun(f"{run_id}: {file.name} is a link to somewhere outside {self.root} and is not read")
+        self._check(run_id, str(file))
         key, stamp = (run_id, which, step), _stamp(file)
         with self._lock:
             known = self._rollouts.get(key)

@@ -132,13 +132,14 @@ def _chart(
         Line(label, color, [(r["step"], r[name]) for r in kept if r.get(name) is not None])
         for name, label, color in signals
         if any(r.get(name) is not None for r in rows)
+        and (name == signals[0][0] or any(r.get(name) != r.get(signals[0][0]) for r in rows))  # one hides the other
     ]
     if title == "Reward" and held_out.points:
         lines.append(held_out)
     if not lines:
         return ""
     unit = SIGNALS[signals[0][0]].unit
-    caption = f"<figcaption>{_e(title)} <span>{_e(unit)}</span></figcaption>"
+    caption = f"<figcaption>{_e(title)} <span>{_e(unit) if unit != title.lower() else ''}</span></figcaption>"
     return f"<figure>{caption}{chart(title, lines, bands, alarms)}</figure>"
 
 
@@ -176,8 +177,9 @@ def _episodes(library: Library, run_id: str, alarms: Sequence[dict[str, Any]]) -
     except AgentRLError as error:
         return _list("Rollouts could not be read", [str(error)])
     named = set(serious[-1].get("rollouts") or []) if serious else set()
-    chosen = ([r for r in rows if r.get("sample_id") in named] or rows)[:EPISODES]
-    why = f"named by the alarm {serious[-1]['id']}" if serious and named else "the first ones"
+    hit = [r for r in rows if r.get("sample_id") in named]
+    chosen = (hit or rows)[:EPISODES]
+    why = f"named by the alarm {serious[-1]['id']}" if hit else "the first ones"
     return f"<h2>Rollouts of step {step}</h2><p>{len(chosen)} of {len(rows)}, {_e(why)}.</p>" + "".join(
         map(_episode, chosen)
     )

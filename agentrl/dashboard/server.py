@@ -108,7 +108,7 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
             Middleware(Access, token=token, hosts=tuple(hosts)),
             Middleware(GZipMiddleware, minimum_size=2048, compresslevel=3),
         ],
-        exception_handlers={AgentRLError: _explain, HTTPException: _http, Exception: _bug},
+        exception_handlers={AgentRLError: _explain, OSError: _unreadable, HTTPException: _http, Exception: _bug},
     )
 
 
@@ -176,16 +176,15 @@ def _one(library: Library, request: Request) -> Any:
 def _metrics(library: Library, request: Request) -> Any:
     """Rows after `after`, or everything: what a comparison needs."""
     run_id = _run(request)
-    history, lock = library.history(run_id)
+    history, lock = library.history(run_id, phases=False)
     with lock:
         rows = history.since(request.query_params.get("after"))
         whole = rows is None
         rows = list(history.rows if rows is None else rows)
-        cursor, bands = history.cursor, list(history.bands)
+        cursor = history.cursor
     return {
         "whole": whole,
         "cursor": cursor,
-        "bands": bands,
         "columns": columns(rows),
         "nonfinite": nonfinite_steps(rows),
         "evals": library.evals(run_id),
@@ -259,6 +258,10 @@ class _Static(StaticFiles):
 
 async def _explain(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, status_code=404 if isinstance(error, UnknownRun) else 422)
+
+
+async def _unreadable(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"cannot be read: {error}"}, status_code=422)
 
 
 async def _http(_: Request, error: Exception) -> Response:

@@ -206,6 +206,18 @@ def test_from_alarm_to_tokens(page, server, runs):
     page.go_back()
 
 
+def test_rollouts_named_by_an_alarm_are_found_without_opening_it(page, server, runs):
+    page.goto(url_of(server, run="collapse", tab="rollouts", step=14))
+    page.wait_for_selector("tr.pick")
+    assert page.locator("tr.group").count() == 3 and "4 correct" in page.locator("tr.group").first.inner_text()
+    alarm = next(a for a in read_alarms(runs / "collapse") if a["step"] == 14)
+    page.get_by_label("named by an alarm").check()
+    until(page, f"document.querySelectorAll('tr.pick').length === {len(alarm['rollouts'])}")
+    page.goto(url_of(server, run="collapse", tab="rollouts", step=20))
+    page.wait_for_selector("tr.pick")
+    assert page.get_by_label("named by an alarm").is_hidden()
+
+
 def test_conversation_and_group(page, server):
     page.goto(url_of(server, run="collapse", tab="rollouts", step=40, look="group"))
     page.wait_for_selector(".sibling")
@@ -250,6 +262,12 @@ def test_compare(page, server):
     assert "rollout.group_size" in page.locator("table").last.inner_text()
     page.get_by_role("button", name="Time").click()
     assert "x=time" in page.url
+    assert chart(page, "held-out accuracy").locator(".keys b").all_inner_texts() == ["0.64", "0.64"]
+    nine = ",".join(["collapse", "healthy", *(f"no-{i}" for i in range(7))])
+    page.goto(url_of(server, "/compare", runs=nine))
+    page.get_by_text("Only the first 8 of 9 runs are compared.").wait_for()
+    assert page.locator(".notice li", has_text="is no run in").count() == 6  # those that are there are still compared
+    page.problems.clear()  # the browser logs each 404
 
 
 def test_keyboard_help_and_theme(page, server):
@@ -331,6 +349,32 @@ def test_a_new_alarm_and_a_not_finite_value_appear(page, tmp_path):
             assert "Not finite at 1 steps" in chart(page, "Entropy").inner_text()
 
 
+def test_a_constant_is_drawn_as_one(page, tmp_path):
+    run = make_run(tmp_path / "runs", "a", steps=1, every=0)
+    (run / "metrics.jsonl").write_text("")
+    append_rows(run, [row(i, entropy=-0.3) for i in range(60)])
+    with serving(tmp_path / "runs") as server:
+        page.goto(url_of(server, run="a", smooth=0.9))
+        page.wait_for_selector(".chart canvas")
+        assert "−0.3 throughout." in chart(page, "Entropy").inner_text()
+        axis = page.evaluate("document.querySelector(\"section.chart[aria-label='Entropy']\").chart.plot.scales.y")
+        assert axis["min"] < -0.31 and axis["max"] > -0.29  # not the rounding errors of the average
+
+
+def test_a_resumed_run_takes_its_steps_back(page, tmp_path):
+    run = make_run(tmp_path / "runs", "a", steps=20, every=0, alarms=False)
+    with serving(tmp_path / "runs") as server:
+        page.goto(url_of(server, run="a"))
+        page.wait_for_selector(".chart canvas")
+        store = "document.querySelector('section.chart').chart.lines[0].store"
+        append_rows(run, [row(20), row(21) | {"entropy": float("nan")}, row(22)])
+        until(page, f"{store}.length === 23 && {store}.nonfinite.entropy.length === 1")
+        append_rows(run, [row(20), row(21) | {"entropy": float("nan")}])
+        until(page, f"{store}.length === 22")
+        assert page.evaluate(f"{store}.nonfinite.entropy") == [21]
+        assert steps_in_table(page) == list(range(22))
+
+
 def test_what_the_guard_did_is_shown(page, tmp_path):
     run = make_run(tmp_path / "runs", "a", every=0)
     with serving(tmp_path / "runs") as server:
@@ -356,6 +400,7 @@ def test_a_run_deleted_while_open(page, tmp_path):
         make_run(tmp_path / "runs", "a", "grpo_lr5e-4_mb2_s0", steps=7, every=0)
         until(page, "document.querySelector('section.chart').chart.lines[0].store.length === 7")
         assert page.get_by_text("This run's folder is gone").count() == 0
+    page.problems[:] = [p for p in page.problems if "404" not in p]  # asked while it was being made
 
 
 def test_a_torn_run_is_shown_with_what_could_not_be_read(page, tmp_path):

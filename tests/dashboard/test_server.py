@@ -6,6 +6,7 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
+from agentrl.dashboard.library import Library
 from agentrl.dashboard.server import create_app
 from agentrl.monitors.signals import SIGNALS
 from agentrl.runlog import RunLog, read_alarms
@@ -232,7 +233,8 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     answer = client.get("/api/runs").json()
     assert {r["id"] for r in answer["runs"]} == {"inside", "alias"}
     assert len(answer["problems"]) == 2
-    assert client.get("/api/run?run=linked").status_code == 404
+    answer = client.get("/api/run?run=linked")
+    assert answer.status_code == 404 and "linked is a link to somewhere outside" in answer.json()["error"]
     assert "outside" in client.get("/api/metrics?run=files").json()["error"]
     assert client.get("/api/rollouts?run=inside&step=0").status_code == 404
 
@@ -273,6 +275,25 @@ def test_damaged_runs_stay_readable(folder, file, content, says):
     for path in ("/api/config?run=a", "/api/metrics?run=a", "/api/report?run=a", "/metrics"):
         assert client.get(path).status_code == 200, path
     json.loads(one.content, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+
+
+@pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "alarms.jsonl"])
+def test_a_pipe_is_not_waited_for(folder, name):
+    run = make_run(folder, "a", steps=3, every=0)
+    make_run(folder, "b", steps=3, every=0)
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    answer = over(folder).get("/api/runs").json()
+    assert [r["id"] for r in answer["runs"]] == ["b"]
+    assert answer["problems"] == [f"a: its {name} is no file and is not read"]
+    assert over(folder).get("/api/run?run=a").status_code == 404
+
+
+def test_what_may_not_be_read_is_said(folder, monkeypatch):
+    make_run(folder, "a", steps=3, every=0)
+    monkeypatch.setattr(Library, "steps", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied", "rollouts")))
+    answer = over(folder).get("/api/run?run=a")
+    assert answer.status_code == 422 and "cannot be read" in answer.json()["error"]
 
 
 def test_odd_types_in_a_row_do_not_hide_the_other_runs(folder):
@@ -356,7 +377,6 @@ def samples(text):
 
 def test_prometheus(folder):
     with RunLog.create(folder, 'odd "name', config()) as log:
-        log.append_row = None
         append_rows(log.path, [{"step": 6, "time": 2e9, "reward": 0.25, "loss": None, "nonfinite": ["loss"]}])
         text = over(folder).get("/metrics").text
     found = samples(text)

@@ -137,7 +137,8 @@ export class Chart {
   range(low, high) {
     if (low === null || high === null) return [0, 1];
     if (this.zero) { low = Math.min(low, 0); high = Math.max(high, 0); }
-    const pad = (high - low || Math.abs(high) || 1) * 0.07;
+    const size = Math.max(Math.abs(low), Math.abs(high));
+    const pad = (high - low > 1e-9 * size ? high - low : size || 1) * 0.07;  // rounding errors of a constant are no signal
     return [low === 0 ? 0 : low - pad, high + pad];
   }
 

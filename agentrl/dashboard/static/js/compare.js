@@ -9,7 +9,7 @@ import { address, change, onBack, param } from "./url.js";
 
 const CHARTS = ["reward", "held_out", "logprob_correct", "logprob_incorrect", "delta_correct", "entropy", "grad_norm", "clip_fraction", "kl", "response_length", "valid_search_ratio"];
 const MOST = 8;
-const EVERY_MS = 3000;
+const EVERY_MS = 1500;
 
 export async function show(main, crumbs, live) {
   document.title = "Compare · agentrl";
@@ -79,7 +79,7 @@ export async function show(main, crumbs, live) {
   follow(runs, () => { charts.forEach((chart) => chart.refresh()); drawLegend(); }, live);
 }
 
-// Running runs are asked for new rows every few seconds; eight streams would use up the browser's connections.
+// Running runs are asked for new rows again and again; eight streams would use up the browser's connections.
 function follow(runs, grown, live) {
   live.dataset.state = "";
   setInterval(async () => {

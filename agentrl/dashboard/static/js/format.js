@@ -60,6 +60,7 @@ export function says(steps, values) {
   const level = (part) => mean(part.map(([, v]) => v));
   const edge = Math.max(1, Math.min(5, points.length >> 1)), begin = level(points.slice(0, edge)), end = level(points.slice(-edge));
   const spread = high[1] - low[1];
+  if (spread <= 1e-9 * Math.abs(high[1])) return `${number(high[1])} throughout.`;
   const recent = points.slice(-20), half = recent.length >> 1;
   const change = recent.length > 3 ? level(recent.slice(half)) - level(recent.slice(0, half)) : 0;
   const trend = Math.abs(change) < 0.06 * spread ? "steady" : change > 0 ? "rising" : "falling";

@@ -33,10 +33,10 @@ export class RolloutTab {
     this.high.value = param("to", "");
     if (!stored.length) {
       fill(this.say, h("p", { class: "empty" }, this.kind === "eval" ? "No evaluation of this run stored its rollouts." : "No rollouts are stored yet. log.rollout_groups says how many groups are kept per step."));
-      fill(this.list);
-      fill(this.detail);
+      this.showing(false);
       return;
     }
+    this.showing(true);
     const wanted = param("step") === null ? stored.at(-1) : Number(param("step"));
     const step = stored.reduce((best, s) => (Math.abs(s - wanted) < Math.abs(best - wanted) ? s : best), stored[0]);
     this.step.value = step;
@@ -81,7 +81,13 @@ export class RolloutTab {
     this.filters = h("div", { class: "filters" }, this.kinds,
       h("button", { type: "button", "aria-label": "Previous stored step", onclick: () => this.move(-1) }, "←"), h("label", {}, "Step", this.step), h("button", { type: "button", "aria-label": "Next stored step", onclick: () => this.move(1) }, "→"),
       this.verdict, this.group, h("label", {}, "Reward", this.low, "–", this.high), this.onlyLabel, this.search);
-    fill(this.panel, this.filters, this.say, h("div", { class: "rollouts" }, this.list, this.detail));
+    this.body = h("div", { class: "rollouts" }, this.list, this.detail);
+    fill(this.panel, this.filters, this.say, this.body);
+  }
+
+  // Where nothing is stored there is nothing to filter.
+  showing(something) {
+    for (const element of [this.body, ...[...this.filters.children].filter((e) => e !== this.kinds)]) element.hidden = !something;
   }
 
   // The stored step before or after this one; at the end it looks whether there are newer ones.

@@ -65,8 +65,8 @@ class RunPage {
         this.grown();
       },
       status: (state) => { this.state = state; this.head(); this.showLive("live"); },
-      reset: () => this.reload(),
-      gone: () => { this.notice("This run's folder is gone. What was read of it stays here until you leave the page.", "error"); this.showLive("gone"); },
+      reset: () => { this.gone = false; this.reload(); },
+      gone: () => { this.gone = true; this.notice("This run's folder is gone. What was read of it stays here until you leave the page.", "error"); this.showLive("gone"); },
     });
   }
 
@@ -82,6 +82,7 @@ class RunPage {
       this.follow(answer.cursor);
     } catch (error) {
       this.notice(error.message, "error");
+      setTimeout(() => { if (!this.gone) this.reload(); }, 2000);  // it may be half written yet
     }
   }
 
@@ -265,7 +266,7 @@ class RunPage {
       });
       more.append(details);
     }
-    fill(this.grids, this.store.length ? [overview, more] : h("p", { class: "empty" }, this.state.status === "running" ? "No step is done yet. Its numbers appear here by themselves." : "This run ended before its first step."));
+    fill(this.grids, this.store.length ? [overview, more] : h("p", { class: "empty" }, this.state.status === "running" ? "No step is done yet. Its numbers appear here by themselves." : "No step of this run is recorded."));
   }
 
   measuredNow() {

@@ -9,18 +9,19 @@ const COLOR = { info: "var(--info)", warn: "var(--warn)", critical: "var(--bad)"
 
 export class Timeline {
   constructor(store, view, onalarm, onguard) {
-    Object.assign(this, { store, view, onalarm, onguard, alarms: [] });
+    Object.assign(this, { store, view, onalarm, onguard, alarms: [], guard: [], width: 0 });
     this.lane = h("div", { class: "lane" });
     this.head = h("div", { class: "head" });
     this.ends = h("div", { class: "ends" });
     this.el = h("section", { class: "card timeline", "aria-label": "Phases and alarms" }, this.head, this.lane, this.ends);
     this.at = h("div", { class: "at", hidden: true });
     this.zoomed = h("div", { class: "zoomed", hidden: true });
+    new ResizeObserver(() => { if (this.lane.clientWidth !== this.width) this.update(this.alarms, this.guard, this.selected); }).observe(this.lane);
     view.listeners.add((changed) => { if (changed.some((c) => ["index", "zoom", "x", "pinned"].includes(c))) this.moved(); });
   }
 
   update(alarms, guard, selected) {
-    this.alarms = alarms;
+    Object.assign(this, { alarms, guard, selected, width: this.lane.clientWidth });
     const { store } = this, steps = store.columns.step;
     const first = steps[0] ?? 0, last = Math.max(steps.at(-1) ?? 0, first + 1);
     this.place = (step) => `${(100 * Math.min(1, Math.max(0, (step - first) / (last - first)))).toFixed(3)}%`;
@@ -28,14 +29,14 @@ export class Timeline {
       const box = h("div", { class: "seg", title: `${PHASES[band.phase]?.[0] ?? band.phase}, steps ${band.from} to ${band.to}: ${PHASES[band.phase]?.[1] ?? ""}` });
       const share = (band.to + 1 - band.from) / (last - first);
       Object.assign(box.style, { left: this.place(band.from), width: `${Math.min(100, 100 * share)}%`, background: `var(--ph-${band.phase})` });
-      if (share > 0.03 + 0.006 * PHASES[band.phase]?.[0].length) box.textContent = PHASES[band.phase]?.[0] ?? band.phase;
-      else if (share > 0.02 && band.phase.startsWith("I")) box.textContent = band.phase;
+      const fits = (name) => share * this.width > 10 + 6.5 * name.length;  // half a name would be another phase's
+      box.textContent = [PHASES[band.phase]?.[0] ?? band.phase, ...(band.phase.startsWith("I") ? [band.phase] : [])].find(fits) ?? "";
       return box;
     }));
-    const lanes = [-10, -10];
+    const lanes = [-10, -10], apart = 24 / (this.width || 1000);
     const marks = alarms.map((a) => {
       const at = (a.step - first) / (last - first);
-      const lane = at - lanes[0] > 0.02 ? 0 : at - lanes[1] > 0.02 ? 1 : 0;
+      const lane = at - lanes[0] > apart ? 0 : at - lanes[1] > apart ? 1 : 0;
       lanes[lane] = at;
       const name = `${a.level} alarm ${a.rule.replaceAll("_", " ")} at step ${a.step}`;
       const mark = h("button", { class: `mark${a.acknowledged ? " seen" : ""}`, type: "button", "aria-pressed": String(a.id === selected), "aria-label": `${name}${a.acknowledged ? ", acknowledged" : ""}`, title: `${name}: ${a.message}`, onclick: () => this.onalarm(a.id) }, GLYPH[a.level] ?? "●");

@@ -122,13 +122,14 @@ export class TokenMap {
     const value = this.value(this.measure, t.turn, t.at);
     let name = "none";
     if (value !== undefined) {
-      const sign = MEASURES[this.measure].flip ? -1 : 1, bin = sign * Math.max(-5, Math.min(5, Math.round((5 * value) / this.top)));
+      const sign = MEASURES[this.measure].flip ? -1 : 1, bin = sign * Math.sign(value) * Math.min(5, Math.round(5 * Math.sqrt(Math.abs(value) / this.top)));
       name = bin < 0 ? `n${-bin}` : bin > 0 ? `p${bin}` : "z0";
     }
     return `t ${name}${t.selected ? " sel" : ""}${t.answer ? " ans" : ""}`;
   }
 
-  // The colour is full at the 98th percentile: one outlier must not turn everything else white.
+  // The colour is full at the 98th percentile and grows with the square root: a few large values, and scores are often
+  // of that kind, must not turn everything else white.
   range() {
     const every = Math.ceil(this.count / SAMPLED), values = [];
     for (const column of this.columns[this.measure] ?? []) for (let i = 0; i < (column?.length ?? 0); i += every) if (typeof column[i] === "number") values.push(Math.abs(column[i]));
@@ -138,6 +139,7 @@ export class TokenMap {
     if (!m) return;
     const bins = m.sides === 2 ? ["n5", "n4", "n3", "n2", "n1", "z0", "p1", "p2", "p3", "p4", "p5"] : ["z0", "p1", "p2", "p3", "p4", "p5"];
     if (m.flip) bins.reverse();
+    this.scale.title = "the colour grows with the square root of the value";
     fill(this.scale, h("span", {}, m.says[0]), h("span", {}, m.sides === 2 ? number(-this.top, 2) : "0"), h("span", { class: "bins", "aria-hidden": "true" }, bins.map((b) => h("i", { class: b }))), h("span", {}, number(this.top, 2)), h("span", {}, m.says[1]));
   }
 
@@ -194,6 +196,6 @@ export class TokenMap {
 }
 
 function exact(value) {
-  const text = String(Number(value.toPrecision(7)));
+  const rounded = Number(value.toPrecision(7)), text = rounded && Math.abs(rounded) < 1e-4 ? rounded.toExponential() : String(rounded);
   return text.replace(/^-/, "−");
 }
