@@ -38,12 +38,13 @@ def large_updates(view: View) -> Signals | None:
         return None
     clip, delta = view.get("clip_fraction", t.size_span), view.get("delta_correct", t.size_span)
     found: Signals = {}
-    if clip is not None and (share := clip.level(t.size_span)) >= t.clip_share:
-        found["clip_fraction"] = (share, t.clip_share)
+    factor = t.early_factor if view.seen < t.early else 1.0
+    if clip is not None and (share := clip.level(t.size_span)) >= factor * t.clip_share:
+        found["clip_fraction"] = (share, factor * t.clip_share)
     if delta is not None:
         size = sorted(abs(v) for v in delta.last(t.size_span))[t.size_span // 2]
-        if size >= t.delta_size:
-            found["delta_correct"] = (size, t.delta_size)
+        if size >= factor * t.delta_size:
+            found["delta_correct"] = (size, factor * t.delta_size)
     if not found:
         return None
     slope, z = reward.trend(t.rising_span)

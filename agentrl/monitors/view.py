@@ -33,6 +33,10 @@ class Thresholds:
     # more or less likely
     delta_size: float = 0.03
     size_span: int = 8  # steps in the median of the update size
+    # both limits are this much higher before that step: the first steps of Adam are of full size whatever the gradient
+    # is, and no slope over ten noisy rewards excludes that they rise
+    early: int = 15
+    early_factor: float = 2.0
     rising_z: float = 2.0  # standard errors of the reward's slope that count as "it is learning"
     rising_span: int = 20  # steps in that slope
     # entropy rise: deviations that are forgiven per step, and how many must add up; a fifth of a deviation above the

@@ -17,10 +17,22 @@ def stagnant(_step, metrics, clip=0.06):
     metrics["clip_fraction"] = clip
 
 
+def test_the_first_steps_must_be_twice_as_large():
+    def moderate(until):
+        def change(step, metrics):
+            metrics["clip_fraction"] = 0.04 if step < until else 0.005
+            metrics["reward"] = 0.5 + 0.01 * (step % 3)
+
+        return change
+
+    assert alarms(moderate(10)) == []  # the optimiser's first steps, which settle
+    assert [a.step for a in alarms(moderate(99))] == [16]  # the fifteenth record and the two after it
+
+
 def test_large_updates_that_do_not_pay_are_warned_of_at_the_end_of_the_warm_up():
     found = alarms(stagnant)
     assert [(a.step, a.level) for a in found] == [(9, "warn")]
-    assert found[0].signals["clip_fraction"] == {"value": pytest.approx(0.06), "threshold": 0.03}
+    assert found[0].signals["clip_fraction"] == {"value": pytest.approx(0.06), "threshold": 0.06}
     assert "algorithm.loss.llds.enabled=true" in found[0].remedy
 
 

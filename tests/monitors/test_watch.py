@@ -40,7 +40,7 @@ def test_once_prints_one_json_line_per_alarm(tmp_path, capsys):
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
     assert [(a["step"], a["rule"], a["level"]) for a in lines] == [(9, "collapse", "warn")]
-    assert lines[0]["signals"]["clip_fraction"]["threshold"] == 0.03 and lines[0]["message"]
+    assert lines[0]["signals"]["clip_fraction"]["threshold"] == 0.06 and lines[0]["message"]
     assert "missing probe_logprob" in err and "30 steps" in err
 
 
