@@ -31,7 +31,7 @@ def smooth(values: list[float], width: int = 5) -> list[float]:
     return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
-def draw(runs: list[Path], out: Path, theme: str) -> None:
+def draw(runs: list[Path], out: Path, theme: str, measure: str) -> None:
     """One figure of all runs."""
     c = THEMES[theme]
     fig, ax = plt.subplots(figsize=(7.2, 3.4), dpi=160, facecolor=c["bg"])
@@ -43,7 +43,7 @@ def draw(runs: list[Path], out: Path, theme: str) -> None:
         first = k == 0
         ax.plot(step, reward, color=c["a"], lw=0.7, alpha=0.3)
         ax.plot(step, smooth(reward), color=c["a"], lw=1.8, label="reward of the training batch" if first else None)
-        label = "held-out exact match" if first else None
+        label = measure if first else None
         ax.plot([r["step"] for r in evals], [r["em"] for r in evals], "o-", color=c["b"], lw=1.4, ms=5, label=label)
     ax.set_ylim(0, 1)
     ax.set_xlabel("training step", color=c["fg"])
@@ -65,10 +65,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="path without suffix")
+    parser.add_argument("--measure", default="held-out exact match", help="name of what was evaluated")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for theme in THEMES:
-        draw(args.runs, args.out, theme)
+        draw(args.runs, args.out, theme, args.measure)
         print(f"{args.out}-{theme}.png")
 
 

@@ -29,4 +29,4 @@ def test_math_tiny_learns_to_work_every_step(tmp_path):
     rows = read_metrics(Path(result["run_dir"]))
     assert all(row["mismatch_max"] < 1e-3 for row in rows)
     mixed = [1 - row["groups_all_wrong"] - row["groups_all_correct"] for row in rows[:5]]
-    assert sum(mixed) / len(mixed) > 0.4  # neither starved nor idle
+    assert sum(mixed) / len(mixed) > 0.6  # neither starved nor idle
