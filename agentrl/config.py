@@ -394,6 +394,11 @@ class RunConfig(Part):
                 "guard.enabled protects with LLDS, which is zero where train makes only one update per batch: "
                 "set train.mini_batches or train.epochs to 2 or more"
             )
+        if self.guard.enabled and self.algorithm.name in ("pos_only", "reinforce"):
+            problems.append(
+                f"guard.enabled protects with LLDS, which with algorithm.name {self.algorithm.name} would hold up "
+                "incorrect responses, too: set algorithm.name to grpo, or guard.enabled to false"
+            )
         if self.guard.enabled and self.guard.on_critical == "rollback" and not self.log.checkpoint_every:
             problems.append("guard.on_critical is rollback but log.checkpoint_every is 0: set it to 10, for example")
         if self.algorithm.k > self.rollout.group_size:
