@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from agentrl.engines.openrlhf.calls import Calls
 from agentrl.engines.openrlhf.watchdog import Watchdog
 from agentrl.errors import ConfigError, RunError
 from agentrl.job import build_job
@@ -38,6 +37,8 @@ def test_a_ray_answers_as_one(ray_here):
 
 def test_a_full_object_store_is_an_error_with_the_key(ray_here):
     from ray.exceptions import ObjectStoreFullError
+
+    from agentrl.engines.openrlhf.calls import Calls
 
     class Full:
         class score:
