@@ -170,7 +170,7 @@ class RolloutConfig(Part):
 
 
 class NTHRConfig(Part):
-    """Negative Token Hidden Reward (METHODS §3)."""
+    """Negative Token Hidden Reward (NTHR §5)."""
 
     enabled: bool = False
     method: Literal["auto", "exact", "vstar"] = "auto"
@@ -200,7 +200,7 @@ class NTHRConfig(Part):
 
 
 class LLDSConfig(Part):
-    """Likelihood preservation (METHODS §5)."""
+    """Likelihood preservation (LLDS §5.5)."""
 
     enabled: bool = False
     weight: float = Field(0.2, ge=0, description="λ")
@@ -220,7 +220,7 @@ class LLDSConfig(Part):
 
 
 class LossConfig(Part):
-    """The clipped surrogate and what is added to it (METHODS §2)."""
+    """The clipped surrogate and what is added to it (docs/algorithms.md)."""
 
     aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
     clip_low: float = Field(0.2, ge=0)
@@ -248,7 +248,7 @@ class LossConfig(Part):
 
 
 class AlgorithmConfig(Part):
-    """Advantages and what changes them (METHODS §1, §3)."""
+    """Advantages and what changes them (docs/algorithms.md)."""
 
     name: AdvantageName = "grpo"
     k: PositiveInt = Field(1, description="K of the pass@K advantages")
@@ -342,6 +342,11 @@ class GuardConfig(Part):
     max_rollbacks: int = Field(3, ge=0, description="then the run stops")
     release_after: int = Field(0, ge=0, description="quiet steps after which a protection is taken back; 0 = never")
 
+    @property
+    def protects(self) -> bool:
+        """Whether it may switch LLDS on."""
+        return self.enabled and (self.on_warn == "protect" or self.on_critical != "stop")
+
 
 class RunConfig(Part):
     """Everything a run depends on."""
@@ -384,17 +389,17 @@ class RunConfig(Part):
                 "set train.mini_batches or train.epochs to 2 or more"
             )
         single_turn = (self.world is not None and self.world.kind == "arithmetic") or "Math-v0" in self.env.id
-        if llds.enabled and llds.answer_weight == "schedule" and single_turn:
+        if (llds.enabled or self.guard.protects) and llds.answer_weight == "schedule" and single_turn:
             problems.append(
                 "algorithm.loss.llds.answer_weight schedule is min(V_s/2, 1), and a single turn has no searches: the "
                 "answer's weight would be 0; set it to 1.0, or another number"
             )
-        if self.guard.enabled and self.train.mini_batches * self.train.epochs == 1:
+        if self.guard.protects and self.train.mini_batches * self.train.epochs == 1:
             problems.append(
                 "guard.enabled protects with LLDS, which is zero where train makes only one update per batch: "
                 "set train.mini_batches or train.epochs to 2 or more"
             )
-        if self.guard.enabled and self.algorithm.name in ("pos_only", "reinforce"):
+        if self.guard.protects and self.algorithm.name in ("pos_only", "reinforce"):
             problems.append(
                 f"guard.enabled protects with LLDS, which with algorithm.name {self.algorithm.name} would hold up "
                 "incorrect responses, too: set algorithm.name to grpo, or guard.enabled to false"

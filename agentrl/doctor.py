@@ -42,7 +42,6 @@ PURPOSE = {
     "tensorboard": "log.tensorboard",
     "wandb": "log.wandb",
     "openrlhf": "the cluster engine",
-    "dense": "dense retrieval",
     "mcp": "tools over MCP",
 }
 GIB = 2**30

@@ -56,6 +56,7 @@ class Guarding:
         row = as_row(action)
         if action.kind == "rollback":
             row |= self._go_back(action)
+            self.engine.lr_scale = self.guard.scale_of(self.engine.scheduled_lr)  # the schedule went back, too
         self.run.guard_action(row)
         if action.kind == "rollback":
             self.save()  # so that a resume starts from here

@@ -61,7 +61,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def valid_searches(trajectories: Sequence[Trajectory]) -> float:
-    """V_s of METHODS §5: the mean number of executed searches (or calls of other tools) per episode.
+    """V_s of LLDS App. B.3: the mean number of executed searches (or calls of other tools) per episode.
 
     Of environments that do not say what kind of action a turn was, every turn but the last counts that they did not
     call invalid.
@@ -69,7 +69,7 @@ def valid_searches(trajectories: Sequence[Trajectory]) -> float:
     count = 0
     for t in trajectories:
         for u in t.turns:
-            search = u.info["kind"] in ("search", "tool") if "kind" in u.info else u is not t.turns[-1]
+            search = u.info["kind"] not in ("answer", "invalid") if "kind" in u.info else u is not t.turns[-1]
             count += search and bool(u.info.get("valid", True))
     return count / len(trajectories)
 
@@ -161,7 +161,7 @@ def mixed_rows(batch: TokenBatch) -> Tensor:
 
 
 def delta_metrics(batch: TokenBatch, old: Tensor, new: Tensor) -> tuple[dict[str, float], dict[int, float]]:
-    """Likelihood displacement (METHODS §4) of the rows of `batch`, all of them correct responses of mixed groups.
+    """Likelihood displacement (NTHR Def. 4.1) of the rows of `batch`, all of them correct responses of mixed groups.
 
     old, new (B, S). Returns signals, and Δ per group id (per token).
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,21 +45,22 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
     with run:
         try:
             job = build_job(config, run.path, model_path=_initial_model(config, run, progress), say=progress.say)
+            with closing(job.engine):
+                progress.say(
+                    f"{len(job.train_tasks)} training and {len(job.test_tasks)} held-out questions; "
+                    f"{job.engine.parameters:,} parameters on {job.engine.device}"
+                )
+                if config.engine == "local":
+                    _warm(job, run, progress)
+                if job.engine.reference is not None:  # KL is to the policy as it is here, also after a resume
+                    job.engine.freeze_reference()
+                    with writing(run.path):
+                        job.engine.save_model(run.path / REFERENCE)
+                return _train(job, run, progress, begin=lambda trainer: run.settle())
         except BaseException:
-            run.discard()
+            if not run.begun:
+                run.discard()
             raise
-        run.settle()
-        progress.say(
-            f"{len(job.train_tasks)} training and {len(job.test_tasks)} held-out questions; "
-            f"{job.engine.parameters:,} parameters on {job.engine.device}"
-        )
-        if config.engine == "local":
-            _warm(job, run, progress)
-        if job.engine.reference is not None:  # KL is to the policy as it is here, also after a resume
-            job.engine.freeze_reference()
-            with writing(run.path):
-                job.engine.save_model(run.path / REFERENCE)
-        return _train(job, run, progress)
 
 
 def _initial_model(config: RunConfig, run: RunLog, progress: Progress) -> Path | None:
@@ -113,12 +116,14 @@ def resume_run(run_dir: Path, *, quiet: bool = False) -> FinishedRun:
         progress.say(f"resuming {run.path} at step {state['step']} of {config.train.steps}")
         run.truncate_after(state["step"])
         job = build_job(config, run.path, model_path=path / "model", say=progress.say)
-        if job.engine.reference is not None:
-            job.engine.freeze_reference(run.path / REFERENCE)
-        return _train(job, run, progress, (path, state))
+        with closing(job.engine):
+            if job.engine.reference is not None:
+                job.engine.freeze_reference(run.path / REFERENCE)
+            return _train(job, run, progress, begin=lambda trainer: trainer.restore(path, state))
 
 
-def _train(job: Job, run: RunLog, progress: Progress, checkpoint: tuple[Path, dict] | None = None) -> FinishedRun:
+def _train(job: Job, run: RunLog, progress: Progress, begin: Callable[[Trainer], None]) -> FinishedRun:
+    """`begin` is called when everything stands, before the first step."""
     gc.collect()
     gc.freeze()  # what the libraries have loaded stays: looking through it again took a tenth of the rollouts' time
     config = job.config
@@ -138,13 +143,11 @@ def _train(job: Job, run: RunLog, progress: Progress, checkpoint: tuple[Path, di
         writers=writers,
     )
     try:
-        if checkpoint is not None:
-            trainer.restore(*checkpoint)
+        begin(trainer)
         result = trainer.train()
     finally:
         progress.end_line()
         trainer.close()
-        job.engine.close()
         if hook is not None:
             hook.close()
     if result.status == "stopped":

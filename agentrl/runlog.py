@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from agentrl.checkpoint import clean_leftovers
+from agentrl.checkpoint import clean_leftovers, list_checkpoints
 from agentrl.config import RunConfig
 from agentrl.config_io import config_hash, to_yaml
 from agentrl.errors import RunError, nearest
@@ -69,6 +69,8 @@ class RunLog:
 
     def __init__(self, path: Path, lock: RunLock, say: Callable[[str], None]) -> None:
         self.path = path
+        self.begun = True  # False from `create` to `settle`
+        self._replaces = False  # whether `create` has set a run aside
         self._lock = lock
         self._say = say
 
@@ -93,26 +95,37 @@ class RunLog:
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise RunError(f"log.name is {name!r}: it becomes a folder's name, so use letters, digits, - and _")
         path = Path(runs_dir).expanduser() / name
-        _make_room(path, force)
+        replaces = _make_room(path, force)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
         run = cls._locked(path, say)
+        run.begun, run._replaces = False, replaces
         atomic_write(path / CONFIG, to_yaml(config))
         atomic_write(path / META, json.dumps(_meta(config, argv), indent=1))
         run.set_status("running", step=0, steps=config.train.steps)
         return run
 
     def settle(self) -> None:
-        """The run has begun: what `create` was forced to set aside is deleted."""
-        with writing(self.path):
+        """The run begins: what `create` was forced to set aside is deleted."""
+        self.begun = True
+        if self._replaces:
             shutil.rmtree(_aside(self.path), ignore_errors=True)
+            if _aside(self.path).exists():
+                self._say(
+                    f"{_aside(self.path)}, the run that this one replaces, could not be deleted: delete it yourself"
+                )
 
     def discard(self) -> None:
         """The run could not begin: delete its directory, and put back what `create` was forced to set aside."""
         self._lock.held = False  # it goes with the directory
         shutil.rmtree(self.path, ignore_errors=True)
-        if _aside(self.path).exists():
-            os.rename(_aside(self.path), self.path)
+        if self._replaces:
+            try:
+                os.rename(_aside(self.path), self.path)
+            except OSError as error:  # why the run could not begin is what is to be shown
+                self._say(
+                    f"the run that was to be replaced is in {_aside(self.path)} and stays there ({error.strerror})"
+                )
 
     @classmethod
     def open(cls, path: str | Path, *, say: Callable[[str], None] | None = None) -> RunLog:
@@ -249,14 +262,14 @@ class RunLog:
             self._say(f"{path}: the last line ({len(data) - end} bytes) was not written whole and is cut off")
 
 
-def _make_room(path: Path, force: bool) -> None:
-    """Where `path` exists: nothing to do if empty, set a run aside if forced, RunError otherwise."""
+def _make_room(path: Path, force: bool) -> bool:
+    """Where `path` exists: nothing to do if empty, set a run aside if forced (then True), RunError otherwise."""
     if not path.exists():
-        return
+        return False
     if not path.is_dir():
         raise RunError(f"{path} is a file; set log.name or log.runs_dir to something else")
     if not any(path.iterdir()):
-        return
+        return False
     if not (path / CONFIG).exists() and not (path / STATUS).exists():
         raise RunError(f"{path} exists and is not a run directory, so it is left alone; set log.name to something else")
     if not force:
@@ -267,12 +280,15 @@ def _make_room(path: Path, force: bool) -> None:
     lock = RunLock(path / LOCK)
     lock.acquire(str(path))
     with writing(path):
-        if _aside(path).exists():  # killed while it began: what it replaced is worth more
+        begun = (path / METRICS).exists() or bool(list_checkpoints(path))
+        if _aside(path).exists() and not begun:  # killed while it began: what it replaced is worth more
             shutil.rmtree(path)
         else:
+            shutil.rmtree(_aside(path), ignore_errors=True)
             os.rename(path, _aside(path))
             lock.path = _aside(path) / LOCK
             lock.release()
+    return True
 
 
 def _aside(path: Path) -> Path:

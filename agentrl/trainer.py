@@ -226,7 +226,7 @@ class Trainer:
         return Rollouts(task_of, everything, used, pack(used, self.engine.tokenizer.pad_token_id))
 
     def advantages(self, batch: TokenBatch, scored: ScoreResult) -> Tensor:
-        """(B, S): METHODS §1, softened by NTHR where it is on."""
+        """(B, S): `algorithm.name`'s, softened by NTHR where it is on."""
         a = self.config.algorithm
         per_response = compute_advantages(a.name, batch.rewards, batch.group_ids, k=a.k, correct=batch.correct)
         adv = per_response[:, None] * batch.action_mask
@@ -291,7 +291,7 @@ class Trainer:
         return values, by_group, full
 
     def probe_logprob(self, n: int, trajectories: list[Trajectory]) -> dict[str, float]:
-        """Mean log π per action token of a fixed set of stored correct responses (METHODS §6)."""
+        """Mean log π per action token of a fixed set of stored correct responses (LLDS §5)."""
         size, every = self.config.train.probe_size, self.config.train.probe_every
         if not size or not every:
             return {}

@@ -1,4 +1,4 @@
-"""The text of Search-R1's protocol (METHODS §7): prompt, messages, parsing an action, showing passages."""
+"""The text of Search-R1's protocol (arXiv 2503.09516): prompt, messages, parsing an action, showing passages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of a short answer against golden answers (METHODS §7)."""
+"""Scores of a short answer against golden answers (arXiv 2503.09516)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def answer_key(text: str) -> str:
 
 
 def exact_match(answer: str, golden_answers: Sequence[str]) -> float:
-    """1.0 where the answer equals any golden answer, both normalised (METHODS §7)."""
+    """1.0 where the answer equals any golden answer, both normalised (arXiv 2503.09516)."""
     given = answer_key(answer)
     return float(any(given == answer_key(g) for g in golden_answers))
 

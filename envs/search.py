@@ -1,4 +1,4 @@
-"""Search-R1's multi-turn search protocol as a Gymnasium environment (METHODS §7).
+"""Search-R1's multi-turn search protocol as a Gymnasium environment (arXiv 2503.09516).
 
 The action is the model's text of one turn. The first `<search>…</search>` or `<answer>…</answer>` in it counts. What
 the retriever returns is data: protocol tags inside it are defused, and no reward ever reads it.

@@ -204,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=DATA)
     parser.add_argument("--only", help="comma-separated signals to keep")
-    parser.add_argument("--source", help="only runs of this source in runs.json: shared, own, new")
+    parser.add_argument("--source", help="only runs of this source in runs.json: shared, own, new, unseen")
     parser.add_argument("--no-loo", action="store_true", help="skip leave-one-run-out")
     args = parser.parse_args()
     runs = load(args.runs, set(args.only.split(",")) if args.only else None, args.source)

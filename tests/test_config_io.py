@@ -56,7 +56,7 @@ def test_every_shipped_config_passes_a_dry_run(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "batch", "mini_batch", "lr", "steps", "response"),  # METHODS §7, NTHR's recipe
+    ("name", "path", "batch", "mini_batch", "lr", "steps", "response"),  # NTHR's recipe
     [
         ("nthr_qwen2.5_0.5b", "Qwen/Qwen2.5-0.5B-Instruct", 32, 16, 5e-7, 105, 2500),
         ("nthr_qwen2.5_1.5b", "Qwen/Qwen2.5-1.5B-Instruct", 256, 64, 1e-6, 40, 4000),

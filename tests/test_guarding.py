@@ -127,6 +127,20 @@ def test_a_roll_back_takes_weights_and_optimiser_from_before_the_decay_and_keeps
     assert "guard" in out and "rollback" in out and "weights after 2 steps" in out and row["left_behind"] in out
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_roll_back_of_a_falling_schedule_stays_below_the_rate_that_was_warned_of(
+    tmp_path, warm_model, scripted, schedule
+):
+    scripted({8: "critical"})
+    changes = GUARD | {"train": {"steps": 10}, "optim": {"schedule": schedule}}
+    path = train_until(small_config(tmp_path, warm_model, **changes))
+    [row] = read_guard(path)
+    lr = [r["lr"] for r in read_metrics(path)]
+    assert row["weights_of"] == 2 and row["lr_ceiling"] == pytest.approx(lr[8] / 2)
+    assert lr[2] / 2 > 2 * row["lr_ceiling"]  # half of what the schedule says there is too much
+    assert max(lr[9:]) <= row["lr_ceiling"] * (1 + 1e-9)
+
+
 def test_a_kill_after_a_roll_back_is_resumed_from_it(tmp_path, warm_model, scripted):
     scripted({3: "critical"})
     changes = GUARD | {"train": {"steps": 6}, "log": {"checkpoint_every": 2, "keep_checkpoints": 20}}

@@ -96,7 +96,7 @@ def test_valid_searches_are_those_that_were_executed():
     episodes = [
         trajectory("a", search("q1"), INVALID, search("q2"), ANSWER),
         trajectory("b", search("q1"), late, truncated=True),
-        trajectory("c", turn(kind="tool", valid=True), ANSWER),
+        trajectory("c", turn(kind="calc", valid=True), ANSWER),
         trajectory("d", ANSWER),
         trajectory("e", turn(), turn(valid=False), turn()),  # an environment that does not say what a turn was
     ]

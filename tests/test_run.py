@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -323,12 +324,32 @@ def test_force_keeps_the_old_run_until_the_new_one_begins(stopped, warm_model, m
     assert [p.name for p in stopped.parent.iterdir()] == [stopped.name]
 
 
+def test_ctrl_c_while_a_run_begins_leaves_what_was_there(stopped, monkeypatch):
+    before = files_of(stopped)
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agentrl.run.warm_start", interrupt)
+    for force, name in ((True, stopped.name), (False, "new")):
+        config = small_config(stopped.parent, warm_start={"demonstrations": 8}, log={"name": name})
+        with pytest.raises(KeyboardInterrupt):
+            train_run(config, force=force, quiet=True)
+        assert [p.name for p in stopped.parent.iterdir()] == [stopped.name] and files_of(stopped) == before
+
+
 def test_force_after_a_process_killed_while_it_began(stopped, warm_model):
     """What the killed process had set aside is put back where the next one cannot begin either, and goes otherwise."""
     before = files_of(stopped)
     RunLog.create(stopped.parent, stopped.name, small_config(stopped.parent), force=True)._lock.release()
     again = RunLog.create(stopped.parent, stopped.name, small_config(stopped.parent), force=True)
     again.discard()
+    assert files_of(stopped) == before
+    aside = stopped.with_name(f".{stopped.name}.replaced")
+    shutil.copytree(stopped, aside)  # what could not be deleted is worth less than a run that went on
+    with RunLog.create(stopped.parent, stopped.name, small_config(stopped.parent), force=True) as third:
+        assert files_of(aside) == before
+        third.discard()
     assert files_of(stopped) == before
     train_run(small_config(stopped.parent, warm_model), force=True, quiet=True)
     assert [p.name for p in stopped.parent.iterdir()] == [stopped.name]

@@ -1,4 +1,4 @@
-"""The mathematics: pure functions from tokens and rewards to advantages and losses (METHODS §1-5).
+"""The mathematics: pure functions from tokens and rewards to advantages and losses (docs/algorithms.md).
 
 One algorithm, one file; no engine, no environment. Everything crosses as (B,) and (B, S) tensors.
 """

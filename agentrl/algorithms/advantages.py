@@ -1,4 +1,4 @@
-"""Advantages of responses within their group (METHODS §1).
+"""Advantages of responses within their group (docs/algorithms.md).
 
 Sources: GRPO and Pos-Only as in Deng et al. 2025, arXiv 2505.18830, §2-3; RLOO, Skew-R and the pass@K rows as in
 Thrampoulidis et al. 2025, arXiv 2510.23049; Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) drops the division by σ.

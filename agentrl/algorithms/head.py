@@ -2,7 +2,7 @@
 
 For an action token t with hidden state h_t and logits z_t (already divided by the temperature), the prediction error is
 g_t = onehot(y_t) - softmax(z_t), times the slope of the softcap where the model has one. NTHR needs, within a group,
-Σ_v g_tv (M h_t)_v with M = Σ_correct g hᵀ (METHODS §3). Two routes give the same number:
+Σ_v g_tv (M h_t)_v with M = Σ_correct g hᵀ (NTHR §5). Two routes give the same number:
 
     Gram       Σ_i ⟨g_t, g_i⟩⟨h_t, h_i⟩ over the group's correct tokens i
     aggregate  Σ over blocks of the vocabulary of g_t · (M h_t)

@@ -1,4 +1,4 @@
-"""Lazy likelihood displacement: how far one update moved the correct responses (METHODS §4).
+"""Lazy likelihood displacement: how far one update moved the correct responses (NTHR Def. 4.1, LLDS Eq. 2-3).
 
 Sources: Deng et al. 2025, arXiv 2505.18830, Def. 4.1 and Eq. (2); arXiv 2512.04220, Eq. (2)-(3). For a question x with
 N⁺ correct responses, Δ(x) = (1/N⁺) Σ_i [log π_new(y_i) - log π_old(y_i)], summed over action tokens. Displacement

@@ -1,4 +1,4 @@
-"""LLDS: keep the likelihood of what was good (METHODS §5).
+"""LLDS: keep the likelihood of what was good (LLDS §5.5).
 
 Source: Deng et al. 2025, *On GRPO Collapse in Search-R1*, arXiv 2512.04220, §5.5 and App. B.3. With
 d = log π_old - log π_θ per action token of the responses whose advantage is ≥ 0 (zero included), the loss adds

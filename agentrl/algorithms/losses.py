@@ -1,4 +1,4 @@
-"""The policy loss: clipped surrogate on action tokens, and what may be added to it (METHODS §2).
+"""The policy loss: clipped surrogate on action tokens, and what may be added to it (docs/algorithms.md).
 
 PPO clip with separate bounds (Schulman et al. 2017, arXiv 1707.06347; Yu et al. 2025, arXiv 2503.14476), dual clip
 (Ye et al. 2019, arXiv 1912.09729), sequence-level ratio (GSPO, Zheng et al. 2025, arXiv 2507.18071), k3 KL (Schulman
@@ -93,7 +93,7 @@ class MetricSums:
 
 
 def with_answer_weight(loss: LossConfig, valid_searches: float) -> LossConfig:
-    """`loss` with LLDS-MA's scheduled answer weight as this step's number: min(V_s / 2, 1) (METHODS §5)."""
+    """`loss` with LLDS-MA's scheduled answer weight as this step's number: min(V_s / 2, 1) (LLDS App. B.3)."""
     if not loss.llds.enabled or loss.llds.answer_weight != "schedule":
         return loss
     llds = loss.llds.model_copy(update={"answer_weight": min(valid_searches / 2, 1.0)})

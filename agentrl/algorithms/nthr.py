@@ -1,4 +1,4 @@
-"""NTHR: soften the penalty on tokens of wrong responses that resemble what correct responses say (METHODS §3-4).
+"""NTHR: soften the penalty on tokens of wrong responses that resemble what correct responses say (NTHR §5 and Thm 4.4).
 
 Source: Deng et al. 2025, *On the Effect of Negative Gradient in Group Relative Deep Reinforcement Optimization*, arXiv
 2505.18830, §5, Algorithm 1, §7.3-7.4; GWHES from Thm 4.4. Within a group, with the prediction error g_t of each action

@@ -1,4 +1,4 @@
-"""Surrogate rewards: what an advantage maximises in the population limit (METHODS §1, last column).
+"""Surrogate rewards: what an advantage maximises in the population limit (docs/algorithms.md, last column).
 
 Source: Thrampoulidis et al. 2025, arXiv 2510.23049. With ∇₊, ∇₋ the mean ∇log π over correct and incorrect responses,
 ∇ρ = ρ(1-ρ)[∇₊ - ∇₋], so a group gradient c(ρ)[∇₊ - ∇₋] ascends the F with F′(ρ) ρ(1-ρ) = c(ρ). `rloo_k` carries the

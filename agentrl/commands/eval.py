@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     targets = dict.fromkeys([args.target, *args.beside])
     known = {target: _what(args, target) for target in targets}  # mistakes are told before anything is played
+    if not args.suite:
+        _same_questions({target: config for target, (config, _, _) in known.items()})
     rows: dict[str, list[SuiteResult]] = {}
     models: dict[str, str] = {}
     for target, (config, model, run_path) in known.items():
@@ -78,6 +80,20 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} responses failed (tool or network) and are left out")
     return 0
+
+
+def _same_questions(configs: dict[str, RunConfig]) -> None:
+    """Rows of one table are of the same test sets."""
+    from agentrl.errors import ConfigError
+
+    sources = {
+        t: c.data.test if c.world is None else f"held-out questions of {c.world.kind}" for t, c in configs.items()
+    }
+    if len(set(sources.values())) > 1:
+        what = ", ".join(f"{target} on {source}" for target, source in sources.items())
+        raise ConfigError(
+            [f"--beside compares on the same questions, and these differ: {what}. Name them with --suite"]
+        )
 
 
 def _rows(
@@ -112,9 +128,10 @@ def _what(args: argparse.Namespace, target: str) -> tuple[RunConfig, Path | None
     if args.samples is not None and args.samples < 1:
         raise ConfigError([f"--samples {args.samples}: give the number of responses per question, for example 8"])
     path = Path(target).expanduser()
-    changes = list(args.set)
-    if args.questions is not None or args.suite:
-        changes.append(f"eval.questions={args.questions or 0}")
+    whole = ["eval.questions=0"] if args.suite else []  # a suite is played whole unless somebody says otherwise
+    changes = [*whole, *args.set]
+    if args.questions is not None:
+        changes.append(f"eval.questions={args.questions}")
     if (path / "config.yaml").is_file():
         config = load_config(args.config or path / "config.yaml", changes).config
         return config, checkpoint_at(path, args.checkpoint) / "model", path

@@ -80,6 +80,11 @@ class Engine(Sampler, Protocol):
     reference: Any  # a frozen policy that the run must keep, or None
 
     @property
+    def scheduled_lr(self) -> float:
+        """Learning rate of the next update by the schedule alone, before `lr_scale`."""
+        ...
+
+    @property
     def sampled_tokens(self) -> int:
         """Tokens sampled since the engine was made."""
         ...

@@ -62,7 +62,7 @@ class Group:
 
     @property
     def share_correct(self) -> float:
-        """p of METHODS §1."""
+        """p = N⁺/G of docs/algorithms.md."""
         return float(self.batch.correct.float().mean())
 
 
@@ -177,7 +177,7 @@ def displacement(
 
 
 def delta_of(batch: TokenBatch, before: Tensor, after: Tensor) -> tuple[float, float]:
-    """Δ(x) of METHODS §4 over the correct responses of one group: per token, and per response."""
+    """Δ(x) of NTHR §4.2 over the correct responses of one group: per token, and per response."""
     rows = batch.correct & mixed_rows(batch)
     change = ((after - before) * batch.action_mask)[rows]
     tokens = batch.action_mask[rows].sum(1)

@@ -8,7 +8,7 @@ Five kinds of evidence, each with its own statistic, because no single signal is
   becomes more certain; one that forgets becomes less so. Needs no assumption on the size of updates.
 - *degradation*: entropy above its lowest level, reward and the likelihood of correct responses below their best, each
   in standard errors of its own noise, combined. Later, but sees a decline that begins after much progress.
-- *death spiral*: the updates themselves make correct responses less likely, more so every time (METHODS §6).
+- *death spiral*: the updates themselves make correct responses less likely, more so every time (LLDS Def. 5.1).
 - *reward decline*: the reward itself. Late by definition.
 
 Any of them is a warning. It becomes critical when the reward is on its way down by two fifths of its peak.

@@ -1,7 +1,8 @@
 """What a run does about its own alarms, if it may: soften the updates, go back, or stop. Decisions only; no torch.
 
     warn      protect: LLDS on (or λ doubled), learning rate times `lr_factor` and never again above that, whatever the
-              schedule says; or nothing. Further warnings wait until it had `patience` steps to help
+              schedule says; or nothing. A further warning waits until it had `patience` steps to help, and counts
+              then if its cause still lasts
     critical  roll back to the last checkpoint before the likelihood of correct responses began to fall (before the
               first warning, where it shows no fall), and protect; or stop; or protect only
     quiet     release: after `release_after` steps without an alarm, old or new, the last protection is taken back
@@ -50,6 +51,7 @@ class Guard:
         self.rollbacks = 0
         self._past: list[tuple[float, float, float | None]] = []  # what held before each protection
         self._protected: int | None = None  # step of the last protection
+        self._held: Alarm | None = None  # a warning that waits until that protection had `patience` steps
         self._quiet = 0
         self._first_warn: int | None = None
 
@@ -60,16 +62,23 @@ class Guard:
 
         An alarm is raised once and stays active while its cause lasts: such a step is not quiet.
         """
+        lasting = [rule for rule in active if rule in self.config.rules]
         heard = [a for a in alarms if a.rule in self.config.rules and a.level != "info"]
+        waiting = self._protected is not None and record.step - self._protected < self.config.patience
+        if self._held is not None and (heard or not waiting):
+            if not heard and self._held.rule in lasting:
+                heard = [self._held]
+            self._held = None
         if not heard:
-            self._quiet = 0 if any(rule in self.config.rules for rule in active) else self._quiet + 1
+            self._quiet = 0 if lasting else self._quiet + 1
+            self._first_warn = self._first_warn if lasting else None
             return self._release(record.step)
         self._quiet = 0
         worst = next((a for a in heard if a.level == "critical"), heard[0])
         if self._first_warn is None:
             self._first_warn = worst.step
         if worst.level != "critical":
-            waiting = self._protected is not None and record.step - self._protected < self.config.patience
+            self._held = worst if waiting else None
             return None if waiting or self.config.on_warn == "nothing" else self._protect(worst, record)
         if self.config.on_critical == "protect":
             return self._protect(worst, record)
@@ -122,6 +131,7 @@ class Guard:
             "past": [list(p) for p in self._past],
             "quiet": self._quiet,
             "first_warn": self._first_warn,
+            "held": None if self._held is None else asdict(self._held),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -131,6 +141,7 @@ class Guard:
         self.lr_ceiling, self._protected = state["lr_ceiling"], state["protected"]
         self._past = [(a, b, c) for a, b, c in state["past"]]
         self._first_warn = state["first_warn"]
+        self._held = None if state["held"] is None else Alarm(**state["held"])
 
 
 def as_row(action: GuardAction) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class ToolOutage:
                 "critical",
                 f"All episodes of this step failed ({failed:.0f})",
                 {"failed_rollouts": (failed, 0.0)},
-                "Check the search server (agentrl retriever status) and retriever.url.",
+                "Check the search server (agentrl retriever query WORDS --url URL) and retriever.url.",
                 by="error",
                 immediate=True,
             )

@@ -1,4 +1,4 @@
-"""Online classifier of the phases of a collapse (METHODS §6; LLDS paper §5, Def. 5.1, A.3).
+"""Online classifier of the phases of a collapse (LLDS §5, Def. 5.1, A.3; arXiv 2512.04220).
 
 `learning`: the likelihood of correct responses rises. `I` early stagnation: it stays flat while the reward rises.
 `II` steady decay: it falls while the reward has not yet fallen and gradient norm and entropy are steady. `III`

@@ -36,7 +36,7 @@ def _table(rows: Iterable[tuple[str, str, Direction, Section, str, bool]]) -> di
     return {row[0]: Signal(*row) for row in rows}
 
 
-# Log-probabilities are in nats and over action tokens only (METHODS: prompt and tool-output tokens are context).
+# Log-probabilities are in nats and over action tokens only (prompt and tool-output tokens are context).
 SIGNALS: dict[str, Signal] = _table(
     [
         ("reward", "reward", "up", "reward", "mean reward of the step's episodes", True),

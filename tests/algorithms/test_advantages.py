@@ -1,4 +1,4 @@
-"""Advantages against the table of METHODS §1, written as loops, and leave-one-out weights against enumerated draws."""
+"""Advantages against docs/algorithms.md written as loops, and leave-one-out weights against enumerated draws."""
 
 import math
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""LLDS and displacement against loops over tokens (METHODS §4-5)."""
+"""LLDS and displacement against loops over tokens (docs/algorithms.md)."""
 
 import pytest
 import torch

@@ -31,7 +31,7 @@ def weight(seed=0):
 
 
 def by_autograd(hidden, ids, w, response, correct, *, bias=None, temperature=1.0, beta=1.0, eta=None):
-    """METHODS §3-4 in float64 with one gradient per token."""
+    """NTHR §5 and Thm 4.4 in float64 with one gradient per token."""
     w = w.double().requires_grad_()
     grads = []
     for h, y in zip(hidden.double(), ids):

@@ -1,6 +1,7 @@
 """`eval` on a run, on a model's folder, and on what is neither."""
 
 import json
+import shutil
 
 import pytest
 
@@ -100,9 +101,26 @@ def test_mistakes_are_named(finished_run, capsys, more, wanted):
     assert wanted in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_not_evaluated(finished_run, tmp_path, capsys):
-    import shutil
+def test_rows_of_one_table_are_of_the_same_questions(finished_run, tmp_path, capsys, monkeypatch):
+    other = tmp_path / "other"
+    shutil.copytree(finished_run, other)
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("kind: search", "kind: arithmetic"))
+    assert text.count("kind: search") == 1
+    monkeypatch.setattr("agentrl.job.build_job", lambda *a, **k: pytest.fail("something was played"))
+    assert main(["eval", str(finished_run), "--beside", str(other)]) == 2
+    assert "held-out questions of arithmetic. Name them with --suite" in capsys.readouterr().err
 
+
+def test_a_suite_is_whole_unless_somebody_says_otherwise(finished_run, tmp_path, capsys):
+    file = tmp_path / "five.jsonl"
+    file.write_text((json.dumps({"question": "school of reno ?", "golden_answers": ["x"]}) + "\n") * 5)
+    for more, asked in (([], 5), (["--set", "eval.questions=2"], 2), (["--questions", "3"], 3)):
+        assert main(["eval", str(finished_run), "--suite", str(file), "--json", *more]) == 0
+        assert results(capsys)["questions"] == {"five": asked}
+
+
+def test_a_damaged_checkpoint_is_not_evaluated(finished_run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)
     weights = copy / "checkpoints" / "step-000002" / "model" / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Exact match and F1 (METHODS §7)."""
+"""Exact match and F1 (Search-R1)."""
 
 import string
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from agentrl.config import GuardConfig
 from agentrl.monitors.guard import Guard, as_row
 from agentrl.types import Alarm, StepRecord
@@ -87,6 +89,32 @@ def test_a_protection_is_given_time_before_another_warning_counts_but_critical_a
         )
     ]
     assert kinds == ["protect", None, None, "protect", "rollback"]
+
+
+def test_a_warning_that_came_too_soon_counts_later_if_its_cause_lasts():
+    for lasts, expected in ((["death_spiral"], [20, 30]), (["collapse"], [20])):
+        guard = Guard(GuardConfig(enabled=True, patience=10))
+        guard.decide(record(20), [alarm(20, "warn")], None, ["collapse"])
+        guard.decide(record(25), [alarm(25, "warn", "death_spiral")], None, ["collapse", "death_spiral"])
+        acts = [20]
+        for step in range(26, 60):
+            if step == 28:  # a resume in between
+                state, guard = json.loads(json.dumps(guard.state_dict())), Guard(guard.config)
+                guard.load_state_dict(state)
+            action = guard.decide(record(step), [], None, lasts)
+            if action is not None:
+                assert action.reason == "death_spiral at 25"
+                acts.append(step)
+        assert acts == expected
+
+
+def test_a_warning_that_ended_long_ago_does_not_say_how_far_to_go_back():
+    guard = Guard(GuardConfig(enabled=True))
+    guard.decide(record(30), [alarm(30, "warn")], None, ["collapse"])
+    for step in range(31, 900):
+        guard.decide(record(step), [], None, ["collapse"] if step < 40 else [])
+    action = guard.decide(record(900), [alarm(900, "critical")], None, ["collapse"])
+    assert action is not None and action.back_to == 900
 
 
 def test_a_schedule_that_rises_does_not_undo_the_protection():

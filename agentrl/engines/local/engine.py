@@ -290,12 +290,17 @@ class LocalEngine:
         finite = bool(torch.isfinite(norm))
         if finite:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr_scale * learning_rate(self.optim_config, self.updates, self.total_steps)
+                group["lr"] = self.lr_scale * self.scheduled_lr
             self.optimizer.step()
             self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
         out = {"grad_norm": float(norm), "lr": self.optimizer.param_groups[0]["lr"]}
         return out if finite else {**out, "nonfinite": 1.0}
+
+    @property
+    def scheduled_lr(self) -> float:
+        """See `engines.base.Engine`."""
+        return learning_rate(self.optim_config, self.updates, self.total_steps)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         o = self.optim_config

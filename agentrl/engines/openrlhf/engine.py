@@ -195,6 +195,11 @@ class OpenRLHFEngine:
 
     # -------------------------------------------------------------------------------------------- scoring, updating
 
+    @property
+    def scheduled_lr(self) -> float:
+        """See `engines.base.Engine`."""
+        return learning_rate(self.config.optim, self.updates, self.total_steps)
+
     def score(
         self,
         batch: TokenBatch,
@@ -230,13 +235,14 @@ class OpenRLHFEngine:
         """See `engines.base.Engine.update`."""
         assert scores is None, "scores_while_updating is off"
         self.handover.policy_awake()
-        lr = self.lr_scale * learning_rate(self.config.optim, self.updates, self.total_steps)
+        lr = self.lr_scale * self.scheduled_lr
         normalizer = LossNormalizer.of(batch.action_mask, correct=batch.correct)
         whole = UpdatePart(batch, advantages, old_logprobs, reference_logprobs, loss, normalizer, temperature, lr)
         rows = rows_with_gradient(batch, advantages, loss)
         shares = balance(batch.lengths()[rows], len(self.cluster.workers))
         parts = [(cut(whole, rows[share]),) for share in shares]
-        results = self._each(self.cluster.workers, "update", parts, "policy workers to update")
+        with self.handover.lock:  # a new engine is given weights that stand still, and compared with them
+            results = self._each(self.cluster.workers, "update", parts, "policy workers to update")
         totals = MetricSums()
         for sums, _ in results:
             for metrics in sums:
@@ -274,9 +280,10 @@ class OpenRLHFEngine:
         path = path.absolute()
         state = json.loads((path / "engine.json").read_text())
         weights = self._loaded_from != str(path / "model") or self.updates > 0
-        self._policy("load", str(path), weights, whom="policy workers to load a checkpoint")
-        self.updates, self.handover.version = state["updates"], state["policy_version"]
-        self.handover.sync(bump=False)
+        with self.handover.lock:
+            self._policy("load", str(path), weights, whom="policy workers to load a checkpoint")
+            self.updates, self.handover.version = state["updates"], state["policy_version"]
+            self.handover.sync(bump=False)
 
     def _policy(self, method: str, *arguments: Any, whom: str) -> None:
         self.handover.policy_awake()

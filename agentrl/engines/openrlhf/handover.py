@@ -1,7 +1,8 @@
 """Weights from the policy to vLLM, engines that died started again, and GPUs that both share passed to and fro.
 
-One hand-over at a time. Nothing is sampled in the middle of one: asynchronous rollouts are paused, with their requests
-kept, and vLLM drops what it has cached; a new engine gets its first request after its weights.
+One hand-over at a time, and none in the middle of an update (`lock`). Nothing is sampled in the middle of one:
+asynchronous rollouts are paused, with their requests kept, and vLLM drops what it has cached; a new engine gets its
+first request after its weights.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ class HandOver:
         self._restarts = 0
         self._sleeping = False
         self._failed = False
-        self._one = threading.RLock()
+        self.lock = threading.RLock()
 
     def sync(self, bump: bool = True) -> None:
         """New weights to every engine, dead ones started again; then vLLM is compared with the trainer."""
-        with self._one:
+        with self.lock:
+            self._still_in_step()
             for i in self._gone():  # nobody has asked it for a turn since
                 if self.router.alive[i]:
                     self.say(f"vLLM engine {i} died: it is started again")
@@ -60,12 +62,11 @@ class HandOver:
 
     def revive(self) -> bool:
         """Start dead engines again, give all the current weights; whether there were any. RunError after `restarts`."""
-        with self._one:
+        with self.lock:
             dead = [i for i, alive in enumerate(self.router.alive) if not alive]
             if not dead:
                 return False
-            if self._failed:  # ranks may be out of step: rollouts that are still going on end here
-                raise RunError("a hand-over of weights has failed; resume the run from its last checkpoint")
+            self._still_in_step()
             c = self.options
             self._restarts += len(dead)
             if self._restarts > c.restarts:
@@ -88,7 +89,7 @@ class HandOver:
     def engines_awake(self) -> None:
         """Shared GPUs: the policy makes room and the engines wake, before sampling."""
         if self._sleeping:
-            with self._one:
+            with self.lock:
                 if self._sleeping:
                     self._workers("offload", whom="policy workers to make room")
                     self._engines("wake_up")
@@ -97,12 +98,17 @@ class HandOver:
     def policy_awake(self) -> None:
         """Shared GPUs: the engines sleep and the policy takes its state back, before training."""
         if self.options.colocate and not self._sleeping:
-            with self._one:
+            with self.lock:
                 self._engines("sleep")
                 self._workers("reload", whom="policy workers to load their state")
                 self._sleeping = True
 
     # --------------------------------------------------------------------------------------------------- internal
+
+    def _still_in_step(self) -> None:
+        """After a hand-over that failed the ranks may wait for different things: rollouts and training end here."""
+        if self._failed:
+            raise RunError("a hand-over of weights has failed; resume the run from its last checkpoint")
 
     def _give(self) -> None:
         shared, pausing = self.options.colocate, self.options.asynchronous

@@ -80,9 +80,9 @@ def start_ray(config: RunConfig, *, cpu: bool) -> bool:
 
 def _answers_as_ray(address: str) -> None:
     """RunError where something else listens there: Ray itself would try for minutes, then end this process."""
-    if ":" not in address:  # "auto": Ray looks on this machine
+    if ":" not in address or os.environ.get("RAY_USE_TLS", "0") != "0":  # "auto": Ray looks on this machine
         return
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray's own
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
             check(b"", timeout=ANSWER_TIMEOUT_S)

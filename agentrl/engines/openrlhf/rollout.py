@@ -56,10 +56,6 @@ class AgentRollout(undecorated(RolloutRayActor)):  # type: ignore[misc]
         """Of every tensor-parallel rank."""
         return await self.llm.collective_rpc("weight_digest")
 
-    async def forget_prefixes(self) -> None:
-        """Drop every key and value computed with earlier weights, those of paused requests too."""
-        await self.llm.reset_prefix_cache(reset_running_requests=True)
-
     async def ready(self) -> str:
         """Answers once the model is loaded, and as long as the engine lives: vLLM's version."""
         import vllm
