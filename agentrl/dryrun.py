@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentrl.config import ModelConfig, RunConfig
-from agentrl.config_io import DEFAULT, LoadedConfig, value_at
+from agentrl.config.files import DEFAULT, LoadedConfig, value_at
 from agentrl.console import duration, table
 from agentrl.engines.openrlhf.placement import batch_rows, memory_rows, placement_rows
 from agentrl.errors import ModelError

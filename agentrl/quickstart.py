@@ -17,7 +17,7 @@ def quickstart(seed: int = 0, runs_dir: str = "runs", *, quiet: bool = False) ->
     Returns {"em_before", "em_after", "seconds", "run_dir"} and what else was measured. Takes about a minute and a half
     on two CPU cores.
     """
-    from agentrl.config_io import load_config
+    from agentrl.config.files import load_config
     from agentrl.run import train_run
 
     start = time.perf_counter()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agentrl.checkpoint import latest_checkpoint
 from agentrl.config import RunConfig
-from agentrl.config_io import load_config
+from agentrl.config.files import load_config
 from agentrl.console import Progress
 from agentrl.engines.local.loading import BUILTIN
 from agentrl.errors import RunError

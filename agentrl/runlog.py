@@ -29,7 +29,7 @@ from typing import Any, Literal, Self
 
 from agentrl.checkpoint import clean_leftovers, list_checkpoints
 from agentrl.config import RunConfig
-from agentrl.config_io import config_hash, to_yaml
+from agentrl.config.files import config_hash, to_yaml
 from agentrl.errors import RunError, nearest
 from agentrl.storage import (
     RunLock,

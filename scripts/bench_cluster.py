@@ -48,7 +48,7 @@ class Bench:
     """One cluster; `measure` trains a few steps on it in either mode."""
 
     def __init__(self, folder: Path, tool: float) -> None:
-        from agentrl.config_io import load_config
+        from agentrl.config.files import load_config
         from agentrl.job import build_job
 
         self.config = load_config(

@@ -26,7 +26,7 @@ NOT_METRICS = ("step", "time", "tokens")
 
 def trained(folder: Path) -> Path:
     """A short run of the default job."""
-    from agentrl.config_io import load_config
+    from agentrl.config.files import load_config
     from agentrl.run import train_run
 
     overrides = [f"log.runs_dir={folder}", f"train.steps={STEPS}", "eval.questions=0", "log.checkpoint_every=0"]

@@ -178,7 +178,7 @@ def on_job(args: argparse.Namespace) -> dict[str, Any]:
     Every step is scored again without NTHR, by exact and by V*; that time is not counted as the step's.
     """
     from agentrl.config import NTHRConfig
-    from agentrl.config_io import load_config
+    from agentrl.config.files import load_config
     from agentrl.engines.local.engine import LocalEngine
     from agentrl.run import train_run
 

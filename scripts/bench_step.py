@@ -23,7 +23,7 @@ PARTS = ("t_rollout_s", "t_score_s", "t_update_s", "t_delta_s", "t_step_s")
 
 def measure(seed: int, threads: int, before: int, steps: int) -> dict[str, float]:
     """Medians over `steps` steps after `before` steps of training. Wall seconds, and CPU seconds of the process."""
-    from agentrl.config_io import load_config
+    from agentrl.config.files import load_config
     from agentrl.job import build_job
     from agentrl.runlog import RunLog
     from agentrl.trainer import Trainer

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from agentrl.cli import main
-from agentrl.config_io import load_config
+from agentrl.config.files import load_config
 from agentrl.monitors import Alarm, Monitor
 from agentrl.run import resume_run, train_run
 from agentrl.runlog import read_alarms, read_guard, read_info, read_metrics

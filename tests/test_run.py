@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from agentrl.checkpoint import list_checkpoints
-from agentrl.config_io import to_yaml
+from agentrl.config.files import to_yaml
 from agentrl.errors import DataError, RunError
 from agentrl.run import resume_run, train_run
 from agentrl.runlog import RunLog, list_runs, read_evals, read_info, read_metrics, rollout_steps

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 
 from agentrl import runlog
-from agentrl.config_io import config_hash, load_config
+from agentrl.config.files import config_hash, load_config
 from agentrl.errors import RunError
 from agentrl.runlog import (
     RunLog,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from agentrl.checkpoint import list_checkpoints
-from agentrl.config_io import load_config
+from agentrl.config.files import load_config
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.job import build_job
 from agentrl.monitors import Monitor

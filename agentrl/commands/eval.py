@@ -122,7 +122,7 @@ def _rows(
 def _what(args: argparse.Namespace, target: str) -> tuple[RunConfig, Path | None, Path | None]:
     """The config, the folder of the model where it is not the config's, and the run directory."""
     from agentrl.checkpoint import checkpoint_at
-    from agentrl.config_io import load_config
+    from agentrl.config.files import load_config
     from agentrl.errors import ConfigError, RunError, nearest
 
     if args.samples is not None and args.samples < 1:

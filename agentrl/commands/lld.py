@@ -122,7 +122,7 @@ def _tokens(args: argparse.Namespace, out: Path) -> int:
 
 
 def _spiral(args: argparse.Namespace, out: Path) -> int:
-    from agentrl.config_io import load_config
+    from agentrl.config.files import load_config
     from agentrl.console import table
     from agentrl.lab.spiral import HARSH, plot_spiral, run_spiral
 
@@ -140,7 +140,7 @@ def _spiral(args: argparse.Namespace, out: Path) -> int:
 
 
 def _groups(args: argparse.Namespace) -> tuple[Job, list[Group]]:
-    from agentrl.config_io import load_config
+    from agentrl.config.files import load_config
     from agentrl.job import build_job
     from agentrl.lab.groups import mixed_groups
 

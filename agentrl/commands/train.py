@@ -30,7 +30,7 @@ def add_set(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or say what training would be."""
-    from agentrl.config_io import load_config
+    from agentrl.config.files import load_config
 
     loaded = load_config(args.config, args.set)
     if args.dry_run:

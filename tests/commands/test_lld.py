@@ -6,7 +6,7 @@ import json
 import pytest
 
 from agentrl.cli import main
-from agentrl.config_io import load_config
+from agentrl.config.files import load_config
 from agentrl.run import train_run
 from tests.small import small_config
 

@@ -14,7 +14,7 @@ from tests.small import small_config
 
 @pytest.fixture
 def config_file(tmp_path):
-    from agentrl.config_io import to_yaml
+    from agentrl.config.files import to_yaml
 
     file = tmp_path / "mine.yaml"
     file.write_text(to_yaml(small_config(tmp_path / "runs")))

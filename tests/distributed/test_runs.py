@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from agentrl.config_io import load_config
+from agentrl.config.files import load_config
 from agentrl.errors import RunError
 from agentrl.run import resume_run
 from agentrl.runlog import read_evals, read_info, read_metrics, read_rollouts

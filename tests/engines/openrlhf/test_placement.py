@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoConfig, Qwen2Config
 
-from agentrl.config_io import load_config, shipped_configs
+from agentrl.config.files import load_config, shipped_configs
 from agentrl.dryrun import report
 from agentrl.engines.openrlhf.placement import batch_rows, keeps_reference, memory_rows, placement_rows
 from tests.small import small_config

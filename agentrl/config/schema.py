@@ -1,6 +1,6 @@
 """The run configuration: one pydantic model per part, unknown keys refused. No torch.
 
-A config file is YAML of `RunConfig`; `agentrl.config_io` reads it, applies `--set` and explains what is wrong with it.
+A config file is YAML of `RunConfig`; `agentrl.config.files` reads it, applies `--set` and explains what is wrong with it.
 Each option lives in one place. Units are in the name or the description.
 """
 
@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from agentrl.config_base import Part, PositiveInt, Share
-from agentrl.config_openrlhf import OpenRLHFConfig, cluster_problems
+from agentrl.config.base import Part, PositiveInt, Share
+from agentrl.config.cluster import OpenRLHFConfig, cluster_problems
 
 AdvantageName = Literal[
     "grpo", "pos_only", "rloo", "skew_r", "rloo_k", "grpo_tilde_k", "grpo_k", "dr_grpo", "reinforce"

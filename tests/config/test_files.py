@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentrl.config import RunConfig
-from agentrl.config_io import config_hash, find_config, load_config, plain, shipped_configs, to_yaml, value_at
+from agentrl.config.files import config_hash, find_config, load_config, plain, shipped_configs, to_yaml, value_at
 from agentrl.errors import ConfigError
 from tests.small import SMALL, merged
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from agentrl.config_base import Part, PositiveInt, Share
+from agentrl.config.base import Part, PositiveInt, Share
 
 if TYPE_CHECKING:
     from agentrl.config import RunConfig
