@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 
 from agentrl.config import RunConfig
-from agentrl.data import load_tasks, tasks_from_world
+from agentrl.data.tasks import load_tasks, tasks_from_world
 from agentrl.engines.base import Engine
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.engines.local.loading import BUILTIN, is_adapter, load_model, load_tokenizer, load_weights

@@ -24,7 +24,7 @@ from agentrl.algorithms import with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.checkpoint import save_checkpoint
 from agentrl.config import LossConfig
-from agentrl.data import TaskStream
+from agentrl.data.tasks import TaskStream
 from agentrl.engines.base import ScoreResult
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.evaluation.evaluate import evaluate

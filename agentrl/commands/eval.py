@@ -147,9 +147,9 @@ def _what(args: argparse.Namespace, target: str) -> tuple[RunConfig, Path | None
 
 
 def _suites(args: argparse.Namespace, job: Job) -> list[tuple[str, list[Task]]]:
-    from agentrl.data import load_tasks
+    from agentrl.data.recipes import EVALUATION_SUITES
+    from agentrl.data.tasks import load_tasks
     from agentrl.errors import DataError
-    from agentrl.recipes import EVALUATION_SUITES
 
     nthr = [f"recipe:{name}" for name in EVALUATION_SUITES]
     out = []

@@ -16,7 +16,7 @@ from agentrl.algorithms import advantages as compute_advantages
 from agentrl.algorithms import with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.config import AlgorithmConfig, OptimConfig
-from agentrl.data import TaskStream
+from agentrl.data.tasks import TaskStream
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.errors import AgentRLError, NonFiniteError
 from agentrl.job import Job

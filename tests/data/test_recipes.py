@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from agentrl.data.recipes import CATALOGUE, EVALUATION_SUITES, RECIPES, boxed_in
 from agentrl.errors import DataError
-from agentrl.recipes import CATALOGUE, EVALUATION_SUITES, RECIPES, boxed_in
 from envs.grading import grade_response
 
 ROWS = {

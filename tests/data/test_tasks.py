@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from agentrl import data as data_module
 from agentrl.config import DataConfig
-from agentrl.data import TaskStream, load_tasks, tasks_from_world
+from agentrl.data import tasks as data_module
+from agentrl.data.tasks import TaskStream, load_tasks, tasks_from_world
 from agentrl.errors import DataError
 from agentrl.types import Task
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentrl.config import DataConfig
+from agentrl.data.recipes import RECIPES
 from agentrl.errors import DataError, nearest
-from agentrl.recipes import RECIPES
 from agentrl.types import Task
 
 Split = Literal["train", "test"]
