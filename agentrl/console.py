@@ -56,7 +56,7 @@ def _number(text: str) -> bool:
 
 def print_json(value: Any) -> None:
     """One line of strict JSON on stdout."""
-    from agentrl.storage import strict_json
+    from agentrl.runs.files import strict_json
 
     print(strict_json(value), flush=True)
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentrl.checkpoint import latest_checkpoint, list_checkpoints
 from agentrl.config import GuardConfig, LossConfig
 from agentrl.monitors import Monitor
 from agentrl.monitors.guard import Guard, GuardAction, as_row, in_words
-from agentrl.runlog import RunLog
-from agentrl.storage import writing
+from agentrl.runs.checkpoint import latest_checkpoint, list_checkpoints
+from agentrl.runs.files import writing
+from agentrl.runs.log import RunLog
 from agentrl.types import Alarm, StepRecord
 
 if TYPE_CHECKING:

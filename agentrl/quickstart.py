@@ -54,7 +54,7 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 def _episodes(run_dir: Path, config: RunConfig) -> list[str]:
     """Three held-out episodes of the last evaluation, as they were played."""
-    from agentrl.runlog import read_eval_rollouts
+    from agentrl.runs.log import read_eval_rollouts
 
     out = []
     for row in read_eval_rollouts(run_dir)[:3]:

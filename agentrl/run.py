@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentrl.checkpoint import latest_checkpoint
 from agentrl.config import RunConfig
 from agentrl.config.files import load_config
 from agentrl.console import Progress
@@ -18,8 +17,9 @@ from agentrl.engines.local.loading import BUILTIN
 from agentrl.errors import RunError
 from agentrl.job import INITIAL, Job, build_job
 from agentrl.monitors import Monitor, sinks
-from agentrl.runlog import RunLog
-from agentrl.storage import writing
+from agentrl.runs.checkpoint import latest_checkpoint
+from agentrl.runs.files import writing
+from agentrl.runs.log import RunLog
 from agentrl.trainer import Trainer, TrainResult
 from agentrl.types import Alarm
 from agentrl.warmstart import warm_start

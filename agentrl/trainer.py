@@ -22,7 +22,6 @@ from agentrl import metrics as M
 from agentrl.algorithms import advantages as compute_advantages
 from agentrl.algorithms import with_answer_weight
 from agentrl.batch import TokenBatch, pack
-from agentrl.checkpoint import save_checkpoint
 from agentrl.config import LossConfig
 from agentrl.data.tasks import TaskStream
 from agentrl.engines.base import ScoreResult
@@ -33,9 +32,10 @@ from agentrl.job import Job
 from agentrl.monitors import Monitor
 from agentrl.rollouts.ahead import Ahead
 from agentrl.rollouts.play import EnvPool, collect
-from agentrl.runlog import RunLog, Status, read_evals
-from agentrl.storage import writing
-from agentrl.tracing import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
+from agentrl.runs.checkpoint import save_checkpoint
+from agentrl.runs.episodes import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
+from agentrl.runs.files import writing
+from agentrl.runs.log import RunLog, Status, read_evals
 from agentrl.types import Alarm, StepRecord, Task, Trajectory
 
 Observer = Callable[[StepRecord], list[Alarm]]

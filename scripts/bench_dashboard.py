@@ -18,8 +18,8 @@ import httpx
 from agentrl.config import RunConfig, WorldConfig
 from agentrl.dashboard.history import History
 from agentrl.dashboard.library import Library
-from agentrl.runlog import RunLog
-from agentrl.storage import append_line
+from agentrl.runs.files import append_line
+from agentrl.runs.log import RunLog
 
 RUNS, STEPS, SIGNALS = 500, 140, 55
 

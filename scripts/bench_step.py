@@ -25,7 +25,7 @@ def measure(seed: int, threads: int, before: int, steps: int) -> dict[str, float
     """Medians over `steps` steps after `before` steps of training. Wall seconds, and CPU seconds of the process."""
     from agentrl.config.files import load_config
     from agentrl.job import build_job
-    from agentrl.runlog import RunLog
+    from agentrl.runs.log import RunLog
     from agentrl.trainer import Trainer
     from agentrl.warmstart import warm_start
 

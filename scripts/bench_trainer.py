@@ -112,7 +112,7 @@ def agentrl_step(tok: Any, folder: str) -> Any:
     from agentrl.engines.local.engine import LocalEngine
     from agentrl.job import Job
     from agentrl.rollouts.chat import ChatFormat
-    from agentrl.runlog import RunLog
+    from agentrl.runs.log import RunLog
     from agentrl.trainer import Trainer
     from agentrl.types import Task
     from envs.spaces import AnyText

@@ -13,7 +13,7 @@ from agentrl.cli import main
 from agentrl.config.files import load_config
 from agentrl.monitors import Alarm, Monitor
 from agentrl.run import resume_run, train_run
-from agentrl.runlog import read_alarms, read_guard, read_info, read_metrics
+from agentrl.runs.log import read_alarms, read_guard, read_info, read_metrics
 from tests.small import small_config, train_until, without_times
 
 GUARD = {"guard": {"enabled": True}, "log": {"checkpoint_every": 1, "keep_checkpoints": 20}}

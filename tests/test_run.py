@@ -12,11 +12,11 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from agentrl.checkpoint import list_checkpoints
 from agentrl.config.files import to_yaml
 from agentrl.errors import DataError, RunError
 from agentrl.run import resume_run, train_run
-from agentrl.runlog import RunLog, list_runs, read_evals, read_info, read_metrics, rollout_steps
+from agentrl.runs.checkpoint import list_checkpoints
+from agentrl.runs.log import RunLog, list_runs, read_evals, read_info, read_metrics, rollout_steps
 from tests.small import files_of, small_config, train_until, without_times
 
 NTHR = {"algorithm": {"nthr": {"enabled": True}}}

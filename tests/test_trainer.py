@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agentrl.checkpoint import list_checkpoints
 from agentrl.config.files import load_config
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.job import build_job
 from agentrl.monitors import Monitor
 from agentrl.run import resume_run, train_run
-from agentrl.runlog import RunLog, read_evals, read_info, read_metrics, read_rollouts
+from agentrl.runs.checkpoint import list_checkpoints
+from agentrl.runs.log import RunLog, read_evals, read_info, read_metrics, read_rollouts
 from agentrl.trainer import Trainer
 from agentrl.types import Alarm, Trajectory, Turn
 from tests.small import files_of, small_config, train_until, without_times

@@ -9,7 +9,7 @@ import pytest
 from agentrl import writers
 from agentrl.errors import ConfigError
 from agentrl.run import resume_run
-from agentrl.runlog import read_metrics
+from agentrl.runs.log import read_metrics
 from agentrl.types import StepRecord
 from agentrl.writers import make_writers
 from tests.small import small_config, train_until

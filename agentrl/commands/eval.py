@@ -121,9 +121,9 @@ def _rows(
 
 def _what(args: argparse.Namespace, target: str) -> tuple[RunConfig, Path | None, Path | None]:
     """The config, the folder of the model where it is not the config's, and the run directory."""
-    from agentrl.checkpoint import checkpoint_at
     from agentrl.config.files import load_config
     from agentrl.errors import ConfigError, RunError, nearest
+    from agentrl.runs.checkpoint import checkpoint_at
 
     if args.samples is not None and args.samples < 1:
         raise ConfigError([f"--samples {args.samples}: give the number of responses per question, for example 8"])

@@ -166,7 +166,7 @@ def _step(args: argparse.Namespace) -> Step:
 
 
 def _checkpoint(args: argparse.Namespace) -> Path:
-    from agentrl.checkpoint import checkpoint_at
+    from agentrl.runs.checkpoint import checkpoint_at
 
     return checkpoint_at(args.run, args.step)
 

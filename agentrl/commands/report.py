@@ -18,8 +18,8 @@ def run(args: argparse.Namespace) -> int:
 
     from agentrl.dashboard.library import Library
     from agentrl.dashboard.report import render_report
-    from agentrl.runlog import find_run
-    from agentrl.storage import atomic_write
+    from agentrl.runs.files import atomic_write
+    from agentrl.runs.log import find_run
 
     folder = find_run(args.run).resolve()
     text = render_report(Library(folder.parent), folder.name)

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from agentrl.config import RunConfig
 from agentrl.dashboard.history import History
 from agentrl.errors import AgentRLError, nearest
-from agentrl.runlog import (
+from agentrl.runs.files import read_json
+from agentrl.runs.log import (
     ALARMS,
     CONFIG,
     EVALS,
@@ -35,7 +36,6 @@ from agentrl.runlog import (
     read_rollouts,
     rollout_steps,
 )  # fmt: skip
-from agentrl.storage import read_json
 
 FILES = (CONFIG, META, STATUS, LOCK, METRICS, EVALS, ALARMS, GUARD, ROLLOUTS)
 SPARK = 40  # points of a spark line

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from agentrl.dashboard.library import Library, UnknownRun, info_of, run_state
-from agentrl.storage import strict_json
+from agentrl.runs.files import strict_json
 
 POLL_S = 0.5  # how often the files are looked at
 BEAT_S = 10.0  # a comment, so that either side notices a dead connection

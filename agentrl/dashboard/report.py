@@ -19,7 +19,7 @@ from agentrl.dashboard.library import Library, info_of, run_state
 from agentrl.dashboard.svg import PHASE_COLORS, Line, chart
 from agentrl.errors import AgentRLError
 from agentrl.monitors.signals import SIGNALS
-from agentrl.storage import strict_json
+from agentrl.runs.files import strict_json
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, YELLOW = "#0b66b8", "#d1600f", "#007e63", "#8b3fa6", "#6b7280", "#b58900"
 PINK = "#c2185b"

@@ -21,14 +21,14 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from agentrl import runlog
 from agentrl.dashboard import episodes, live, prometheus
 from agentrl.dashboard.access import TOKEN_VARIABLE, Access, check_bind, is_loopback
 from agentrl.dashboard.history import columns, nonfinite_steps
 from agentrl.dashboard.library import Library, UnknownRun, info_of, run_state
 from agentrl.errors import AgentRLError
 from agentrl.monitors.signals import SIGNALS
-from agentrl.storage import strict_json
+from agentrl.runs import log as runlog
+from agentrl.runs.files import strict_json
 
 STATIC = Path(__file__).parent / "static"
 BODY = 1 << 16  # bytes of a POST

@@ -11,7 +11,7 @@ from agentrl.config import RunConfig
 from agentrl.job import build_job
 from agentrl.lab.methods import method_config
 from agentrl.lab.plots import SERIES, figure, legend_above, save
-from agentrl.runlog import RunLog, read_metrics
+from agentrl.runs.log import RunLog, read_metrics
 from agentrl.trainer import Trainer
 from agentrl.types import StepRecord
 

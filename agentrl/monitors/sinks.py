@@ -1,7 +1,7 @@
 """Where alarms go. A sink is a callable of one `Alarm`; none of them may hold up or end a training step.
 
 Standard library only, but for the webhook (httpx) and the trackers' own packages, which are imported when asked for.
-The run directory is a sink of its own: `agentrl.runlog.RunLog.alarm`.
+The run directory is a sink of its own: `agentrl.runs.log.RunLog.alarm`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from agentrl.cli import main
-from agentrl.runlog import ALARMS, STATUS, read_alarms
-from agentrl.storage import append_line
+from agentrl.runs.files import append_line
+from agentrl.runs.log import ALARMS, STATUS, read_alarms
 
 
 @pytest.fixture

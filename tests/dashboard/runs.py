@@ -15,8 +15,8 @@ from typing import Any
 
 from agentrl.config import RunConfig, WorldConfig
 from agentrl.monitors import Monitor
-from agentrl.runlog import RunLog
-from agentrl.storage import strict_json
+from agentrl.runs.files import strict_json
+from agentrl.runs.log import RunLog
 from agentrl.types import StepRecord
 
 DATA = Path(__file__).parent.parent / "monitors" / "data"
@@ -96,7 +96,7 @@ CITIES = ("Port Ellis", "Varn", "Old Keld")
 
 
 def trajectories(step: int, text: str | None = None, groups: int = 3, size: int = 4) -> Iterator[dict[str, Any]]:
-    """Rows as `agentrl.tracing.rollout_rows` makes them. `text` is put wherever a model or a tool can write."""
+    """Rows as `agentrl.runs.episodes.rollout_rows` makes them. `text` is put wherever a model or a tool can write."""
     rng = random.Random(step)
     for g in range(groups):
         person, city = PEOPLE[g % 3], CITIES[g % 3]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.dashboard.svg import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, chart, nice_ticks
-from agentrl.runlog import RunLog
+from agentrl.runs.log import RunLog
 from tests.dashboard.conftest import serving
 from tests.dashboard.runs import make_run
 

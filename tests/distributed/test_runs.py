@@ -9,7 +9,7 @@ import pytest
 from agentrl.config.files import load_config
 from agentrl.errors import RunError
 from agentrl.run import resume_run
-from agentrl.runlog import read_evals, read_info, read_metrics, read_rollouts
+from agentrl.runs.log import read_evals, read_info, read_metrics, read_rollouts
 from retriever.bm25 import build_index
 from retriever.corpus import Passage
 from tests.distributed.processes import core_of, pid_of

@@ -10,7 +10,7 @@ import pytest
 
 from agentrl.commands import watch
 from agentrl.errors import AgentRLError, RunError
-from agentrl.runlog import RunLog
+from agentrl.runs.log import RunLog
 from tests.monitors.runs import records
 from tests.small import small_config
 

@@ -27,11 +27,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from agentrl.checkpoint import clean_leftovers, list_checkpoints
 from agentrl.config import RunConfig
 from agentrl.config.files import config_hash, to_yaml
 from agentrl.errors import RunError, nearest
-from agentrl.storage import (
+from agentrl.runs.checkpoint import clean_leftovers, list_checkpoints
+from agentrl.runs.files import (
     RunLock,
     append_line,
     atomic_write,

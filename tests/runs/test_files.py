@@ -16,9 +16,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl import storage
 from agentrl.errors import RunError
-from agentrl.storage import (
+from agentrl.runs import files as storage
+from agentrl.runs.files import (
     Holder,
     RunLock,
     append_line,
@@ -193,7 +193,7 @@ def test_one_writer_at_a_time(tmp_path):
 
 def test_a_killed_process_leaves_no_lock(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from agentrl.storage import RunLock\n"
+        "import sys, time; from pathlib import Path; from agentrl.runs.files import RunLock\n"
         "RunLock(Path(sys.argv[1])).acquire('x'); print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run.lock")], stdout=subprocess.PIPE)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import RunError
-from agentrl.storage import fsync_path, strict_json, writing
+from agentrl.runs.files import fsync_path, strict_json, writing
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"

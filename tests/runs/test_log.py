@@ -8,10 +8,10 @@ from dataclasses import asdict
 
 import pytest
 
-from agentrl import runlog
 from agentrl.config.files import config_hash, load_config
 from agentrl.errors import RunError
-from agentrl.runlog import (
+from agentrl.runs import log as runlog
+from agentrl.runs.log import (
     RunLog,
     acknowledge,
     find_run,

@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from agentrl import checkpoint
-from agentrl.checkpoint import (
+from agentrl.errors import RunError
+from agentrl.runs import checkpoint
+from agentrl.runs.checkpoint import (
     checkpoint_at,
     clean_leftovers,
     latest_checkpoint,
@@ -15,7 +16,6 @@ from agentrl.checkpoint import (
     save_checkpoint,
     verify,
 )
-from agentrl.errors import RunError
 from tests.small import files_of
 
 

@@ -1,0 +1,1 @@
+"""The run directory: one writer, many readers, files that are never half-written. No torch."""
