@@ -65,7 +65,7 @@ def model_shape(run: RunConfig) -> Shape:
     config = run.model
     if config.path == "builtin:tiny":
         from agentrl.engines.local.tiny import tiny_model_config
-        from agentrl.job import build_world
+        from agentrl.train.build import build_world
 
         model_config: Any = tiny_model_config(config.tiny, build_world(run).tokenizer())
     else:

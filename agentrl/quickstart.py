@@ -18,7 +18,7 @@ def quickstart(seed: int = 0, runs_dir: str = "runs", *, quiet: bool = False) ->
     on two CPU cores.
     """
     from agentrl.config.files import load_config
-    from agentrl.run import train_run
+    from agentrl.train.start import train_run
 
     start = time.perf_counter()
     config = load_config(CONFIG, [f"seed={seed}", f"log.runs_dir={runs_dir}"]).config

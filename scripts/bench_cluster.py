@@ -49,7 +49,7 @@ class Bench:
 
     def __init__(self, folder: Path, tool: float) -> None:
         from agentrl.config.files import load_config
-        from agentrl.job import build_job
+        from agentrl.train.build import build_job
 
         self.config = load_config(
             "search_tiny",
@@ -67,7 +67,7 @@ class Bench:
     def measure(self, steps: int, *, asynchronous: bool) -> dict[str, float]:
         """Mean seconds of each phase, and of a whole step; a first step is not counted."""
         from agentrl.runs.log import RunLog, read_metrics
-        from agentrl.trainer import Trainer
+        from agentrl.train.trainer import Trainer
 
         self.count += 1
         self.config.openrlhf.asynchronous = asynchronous

@@ -27,7 +27,7 @@ NOT_METRICS = ("step", "time", "tokens")
 def trained(folder: Path) -> Path:
     """A short run of the default job."""
     from agentrl.config.files import load_config
-    from agentrl.run import train_run
+    from agentrl.train.start import train_run
 
     overrides = [f"log.runs_dir={folder}", f"train.steps={STEPS}", "eval.questions=0", "log.checkpoint_every=0"]
     return train_run(load_config("search_tiny", overrides).config, quiet=True).run_dir

@@ -180,7 +180,7 @@ def on_job(args: argparse.Namespace) -> dict[str, Any]:
     from agentrl.config import NTHRConfig
     from agentrl.config.files import load_config
     from agentrl.engines.local.engine import LocalEngine
-    from agentrl.run import train_run
+    from agentrl.train.start import train_run
 
     score = LocalEngine.score
     tokens: list[tuple[int, int]] = []  # per step: incorrect tokens of mixed groups, and those decided alike

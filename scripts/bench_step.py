@@ -24,10 +24,10 @@ PARTS = ("t_rollout_s", "t_score_s", "t_update_s", "t_delta_s", "t_step_s")
 def measure(seed: int, threads: int, before: int, steps: int) -> dict[str, float]:
     """Medians over `steps` steps after `before` steps of training. Wall seconds, and CPU seconds of the process."""
     from agentrl.config.files import load_config
-    from agentrl.job import build_job
     from agentrl.runs.log import RunLog
-    from agentrl.trainer import Trainer
-    from agentrl.warmstart import warm_start
+    from agentrl.train.build import build_job
+    from agentrl.train.trainer import Trainer
+    from agentrl.train.warmstart import warm_start
 
     with tempfile.TemporaryDirectory() as folder:
         sets = [f"seed={seed}", f"model.threads={threads}", f"log.runs_dir={folder}", "eval.questions=0"]
@@ -38,7 +38,7 @@ def measure(seed: int, threads: int, before: int, steps: int) -> dict[str, float
             warm_start(job.engine, job.world, config.warm_start, seed, say=lambda line: None)
             trainer = Trainer(job, run)
             gc.collect()
-            gc.freeze()  # as `agentrl.run` does
+            gc.freeze()  # as `agentrl.train.start` does
             for _ in range(before):
                 trainer.step()
             rows, cpu = [], []

@@ -110,10 +110,10 @@ def agentrl_step(tok: Any, folder: str) -> Any:
 
     from agentrl.config import RunConfig
     from agentrl.engines.local.engine import LocalEngine
-    from agentrl.job import Job
     from agentrl.rollouts.chat import ChatFormat
     from agentrl.runs.log import RunLog
-    from agentrl.trainer import Trainer
+    from agentrl.train.build import Job
+    from agentrl.train.trainer import Trainer
     from agentrl.types import Task
     from envs.spaces import AnyText
 

@@ -20,8 +20,8 @@ if threading.current_thread() is threading.main_thread():
 @pytest.fixture(scope="session")
 def warm_model(tmp_path_factory) -> Path:
     """A model of the small world in Hugging Face format that searches, and answers about half of the questions."""
-    from agentrl.job import build_job
-    from agentrl.warmstart import warm_start
+    from agentrl.train.build import build_job
+    from agentrl.train.warmstart import warm_start
 
     folder = tmp_path_factory.mktemp("warm")
     job = build_job(small_config(folder), folder)

@@ -55,7 +55,7 @@ def train_until(
 
     `meddle` is given the trainer before it starts.
     """
-    from agentrl import run
+    from agentrl.train import start as run
 
     class Meddled(run.Trainer):
         def train(self) -> Any:

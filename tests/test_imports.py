@@ -91,10 +91,10 @@ def test_the_graph_sees_imports_inside_functions_and_not_those_for_types(tmp_pat
     file = tmp_path / "x.py"
     file.write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n"
-        "def f():\n    from agentrl.run import train_run\n"
+        "def f():\n    from agentrl.train.start import train_run\n"
     )
     found = set(imported(file))
-    assert "agentrl.run" in found and "torch" not in found
+    assert "agentrl.train.start" in found and "torch" not in found
     graph = parts()
     assert "errors" in graph["commands"] and "trainer" in graph["run"] and "job" in reach(graph, "cli")
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agentrl.config import RunConfig
-    from agentrl.evaluation.statistics import SuiteResult
-    from agentrl.job import Job
     from agentrl.rollouts.play import EnvPool
+    from agentrl.train.build import Job
+    from agentrl.train.statistics import SuiteResult
     from agentrl.types import Task
 
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table."""
-    from agentrl.evaluation.statistics import responses, table, to_json
+    from agentrl.train.statistics import responses, table, to_json
 
     targets = dict.fromkeys([args.target, *args.beside])
     known = {target: _what(args, target) for target in targets}  # mistakes are told before anything is played
@@ -102,8 +102,8 @@ def _rows(
     """One greedy row, and one of sampled responses where they are asked for."""
     import tempfile
 
-    from agentrl.job import build_job
     from agentrl.rollouts.play import EnvPool
+    from agentrl.train.build import build_job
 
     with tempfile.TemporaryDirectory(prefix="agentrl-eval-") as scratch:
         job = build_job(config, run_path or Path(scratch), model_path=model, say=_say)
@@ -175,8 +175,8 @@ def _measure(job: Job, pool: EnvPool, name: str, tasks: list[Task], samples: int
     from dataclasses import replace
 
     from agentrl.errors import AgentRLError
-    from agentrl.evaluation.evaluate import evaluate
-    from agentrl.evaluation.statistics import SuiteResult
+    from agentrl.train.evaluate import evaluate
+    from agentrl.train.statistics import SuiteResult
 
     asked = job.config.eval.questions or len(tasks)
     how = job.config.eval.model_copy(update={"samples": samples, "temperature": temperature, "questions": asked})

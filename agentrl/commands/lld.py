@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentrl.job import Job
     from agentrl.lab.groups import Group, Step
+    from agentrl.train.build import Job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,8 +141,8 @@ def _spiral(args: argparse.Namespace, out: Path) -> int:
 
 def _groups(args: argparse.Namespace) -> tuple[Job, list[Group]]:
     from agentrl.config.files import load_config
-    from agentrl.job import build_job
     from agentrl.lab.groups import mixed_groups
+    from agentrl.train.build import build_job
 
     config = load_config(args.run / "config.yaml", args.set).config
     checkpoint = _checkpoint(args)

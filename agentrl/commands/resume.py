@@ -18,6 +18,6 @@ def run(args: argparse.Namespace) -> int:
     from agentrl.runs.log import find_run
 
     path = find_run(args.run)  # a wrong path is told before torch is loaded
-    from agentrl.run import resume_run
+    from agentrl.train.start import resume_run
 
     return report(resume_run(path, quiet=args.json), args.json)

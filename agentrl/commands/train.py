@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentrl.run import FinishedRun
+    from agentrl.train.start import FinishedRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
             print(dry_run_report(loaded))
         return 0
-    from agentrl.run import train_run
+    from agentrl.train.start import train_run
 
     return report(train_run(loaded.config, force=args.force, quiet=args.json), args.json)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from agentrl.job import Job
 from agentrl.lab.groups import Group, Step, delta_of, displacement
 from agentrl.lab.methods import method_config
 from agentrl.lab.plots import figure, save
+from agentrl.train.build import Job
 
 FIRST_UPDATE_ZERO = ("llds", "llds_ma")
 

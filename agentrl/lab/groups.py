@@ -19,9 +19,9 @@ from agentrl.config import AlgorithmConfig, OptimConfig
 from agentrl.data.tasks import TaskStream
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.errors import AgentRLError, NonFiniteError
-from agentrl.job import Job
-from agentrl.metrics import mixed_rows, valid_searches
 from agentrl.rollouts.play import EnvPool, collect
+from agentrl.train.build import Job
+from agentrl.train.measure import mixed_rows, valid_searches
 from agentrl.types import Task, Trajectory
 
 OptimizerName = Literal["sgd", "adam", "run"]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from agentrl.config import NTHRConfig
-from agentrl.job import Job
 from agentrl.lab.groups import Group, Step, delta_of, displacement
 from agentrl.lab.methods import method_config
+from agentrl.train.build import Job
 
 
 @dataclass

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.config import RunConfig
-from agentrl.job import build_job
 from agentrl.lab.methods import method_config
 from agentrl.lab.plots import SERIES, figure, legend_above, save
 from agentrl.runs.log import RunLog, read_metrics
-from agentrl.trainer import Trainer
+from agentrl.train.build import build_job
+from agentrl.train.trainer import Trainer
 from agentrl.types import StepRecord
 
 PANELS = {

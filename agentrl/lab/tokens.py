@@ -11,8 +11,8 @@ from typing import Any
 from agentrl.config import NTHRConfig
 from agentrl.console import printable
 from agentrl.errors import AgentRLError
-from agentrl.job import Job
 from agentrl.lab.groups import Group
+from agentrl.train.build import Job
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentrl.run import train_run
+from agentrl.train.start import train_run
 from tests.small import small_config
 
 

@@ -107,7 +107,7 @@ def test_rows_of_one_table_are_of_the_same_questions(finished_run, tmp_path, cap
     text = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(text.replace("kind: search", "kind: arithmetic"))
     assert text.count("kind: search") == 1
-    monkeypatch.setattr("agentrl.job.build_job", lambda *a, **k: pytest.fail("something was played"))
+    monkeypatch.setattr("agentrl.train.build.build_job", lambda *a, **k: pytest.fail("something was played"))
     assert main(["eval", str(finished_run), "--beside", str(other)]) == 2
     assert "held-out questions of arithmetic. Name them with --suite" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ import pytest
 
 from agentrl.cli import main
 from agentrl.config.files import load_config
-from agentrl.run import train_run
+from agentrl.train.start import train_run
 from tests.small import small_config
 
 QUICK = ["--questions", "2"]

@@ -7,8 +7,8 @@ import pytest
 
 from agentrl.cli import main
 from agentrl.commands.train import report
-from agentrl.run import FinishedRun
-from agentrl.trainer import TrainResult
+from agentrl.train.start import FinishedRun
+from agentrl.train.trainer import TrainResult
 from tests.small import small_config
 
 

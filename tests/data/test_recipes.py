@@ -125,7 +125,7 @@ def test_all_parts_of_an_answer_are_asked_for(response, correct):
 def test_eval_takes_recipes_as_suites(folder, monkeypatch, capsys):
     """A math model on local copies of two of the papers' suites, in the papers' table."""
     from agentrl.cli import main
-    from agentrl.run import train_run
+    from agentrl.train.start import train_run
     from tests.small import small_config
 
     suites = {

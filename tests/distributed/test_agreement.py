@@ -12,8 +12,8 @@ from agentrl.batch import pack
 from agentrl.config import LossConfig, NTHRConfig
 from agentrl.engines.local.engine import learning_rate
 from agentrl.errors import RunError
-from agentrl.job import build_job
 from agentrl.rollouts.play import EnvPool, collect
+from agentrl.train.build import build_job
 from tests.small import merged, small_config
 
 NTHR = NTHRConfig(enabled=True, method="exact")

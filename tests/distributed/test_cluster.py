@@ -11,9 +11,9 @@ import torch
 from agentrl.batch import pack
 from agentrl.config import LossConfig, NTHRConfig
 from agentrl.errors import RunError
-from agentrl.job import build_job
 from agentrl.rollouts.chat import parts_of
 from agentrl.rollouts.play import EnvPool, collect
+from agentrl.train.build import build_job
 from tests.distributed.processes import core_of, pid_of
 from tests.small import small_config
 

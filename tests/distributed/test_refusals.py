@@ -7,7 +7,7 @@ import pytest
 
 from agentrl.engines.openrlhf.watchdog import Watchdog
 from agentrl.errors import ConfigError, RunError
-from agentrl.job import build_job
+from agentrl.train.build import build_job
 from tests.small import small_config
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from agentrl.config.files import load_config
 from agentrl.errors import RunError
-from agentrl.run import resume_run
 from agentrl.runs.log import read_evals, read_info, read_metrics, read_rollouts
+from agentrl.train.start import resume_run
 from retriever.bm25 import build_index
 from retriever.corpus import Passage
 from tests.distributed.processes import core_of, pid_of

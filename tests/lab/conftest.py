@@ -2,8 +2,8 @@
 
 import pytest
 
-from agentrl.job import build_job
 from agentrl.lab.groups import mixed_groups
+from agentrl.train.build import build_job
 from tests.small import small_config
 
 

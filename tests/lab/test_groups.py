@@ -8,9 +8,9 @@ import torch
 
 from agentrl.config import AlgorithmConfig, OptimConfig
 from agentrl.errors import AgentRLError, AlgorithmError, NonFiniteError
-from agentrl.job import build_job
 from agentrl.lab.groups import Step, delta_of, displacement, mixed_groups, undone
 from agentrl.lab.methods import method_config
+from agentrl.train.build import build_job
 from tests.small import small_config
 
 GRPO = AlgorithmConfig(name="grpo")

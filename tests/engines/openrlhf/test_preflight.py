@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from agentrl.config import RunConfig
 from agentrl.engines.openrlhf import preflight
 from agentrl.errors import ConfigError
-from agentrl.job import build_job
-from agentrl.run import train_run
+from agentrl.train.build import build_job
+from agentrl.train.start import train_run
 from tests.fakes import save_tiny_model
 from tests.small import small_config
 

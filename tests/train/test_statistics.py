@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from agentrl.evaluation.statistics import SuiteResult, average, interval, pass_at_k, table, to_json
+from agentrl.train.statistics import SuiteResult, average, interval, pass_at_k, table, to_json
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 0, 1), (5, 5, 3), (6, 2, 1), (6, 2, 3), (7, 3, 5), (4, 1, 4)])

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from agentrl.config.files import load_config
 from agentrl.errors import NonFiniteError, RunError
-from agentrl.job import build_job
 from agentrl.monitors import Monitor
-from agentrl.run import resume_run, train_run
 from agentrl.runs.checkpoint import list_checkpoints
 from agentrl.runs.log import RunLog, read_evals, read_info, read_metrics, read_rollouts
-from agentrl.trainer import Trainer
+from agentrl.train.build import build_job
+from agentrl.train.start import resume_run, train_run
+from agentrl.train.trainer import Trainer
 from agentrl.types import Alarm, Trajectory, Turn
 from tests.small import files_of, small_config, train_until, without_times
 
@@ -213,7 +213,7 @@ def test_failed_rollouts_and_groups_of_one_are_left_out(started, monkeypatch):
         for i in range(4)
         for failed in [i in failures]
     ]
-    monkeypatch.setattr("agentrl.trainer.collect", lambda *a, **k: episodes)
+    monkeypatch.setattr("agentrl.train.trainer.collect", lambda *a, **k: episodes)
     rollouts = trainer.collect(0)
     assert [t.sample_id for t in rollouts.used] == ["g0-0", "g0-1", "g0-2", "g0-3", "g1-0", "g1-2", "g1-3"]
     assert len(rollouts.all) == 16 and rollouts.task_of["g2"] is tasks[2]
@@ -222,7 +222,7 @@ def test_failed_rollouts_and_groups_of_one_are_left_out(started, monkeypatch):
 def test_a_step_in_which_everything_failed_says_why(started, monkeypatch):
     trainer = started()
     broken = [trajectory(f"g{i // 4}-{i}", f"g{i // 4}", math.nan, "ToolFailure: no route") for i in range(16)]
-    monkeypatch.setattr("agentrl.trainer.collect", lambda *a, **k: broken)
+    monkeypatch.setattr("agentrl.train.trainer.collect", lambda *a, **k: broken)
     with pytest.raises(RunError, match=r"step 0: all 16 rollouts failed .*no route.*Mend"):
         trainer.step()
 

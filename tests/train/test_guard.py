@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from agentrl.cli import main
 from agentrl.config.files import load_config
 from agentrl.monitors import Alarm, Monitor
-from agentrl.run import resume_run, train_run
 from agentrl.runs.log import read_alarms, read_guard, read_info, read_metrics
+from agentrl.train.start import resume_run, train_run
 from tests.small import small_config, train_until, without_times
 
 GUARD = {"guard": {"enabled": True}, "log": {"checkpoint_every": 1, "keep_checkpoints": 20}}
@@ -41,7 +41,7 @@ def scripted(monkeypatch):
     """`scripted({3: "warn"})`: every run of the test, resumed ones too, hears these alarms."""
 
     def use(script):
-        monkeypatch.setattr("agentrl.run.Monitor", type("Written", (Scripted,), {"script": script}))
+        monkeypatch.setattr("agentrl.train.start.Monitor", type("Written", (Scripted,), {"script": script}))
 
     return use
 

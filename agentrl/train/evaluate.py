@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentrl.job import Job
 from agentrl.rollouts.play import EnvPool, collect
+from agentrl.train.build import Job
 from agentrl.types import Task, Trajectory
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentrl import metrics as M
 from agentrl.algorithms import advantages as compute_advantages
 from agentrl.algorithms import with_answer_weight
 from agentrl.batch import TokenBatch, pack
@@ -26,9 +25,6 @@ from agentrl.config import LossConfig
 from agentrl.data.tasks import TaskStream
 from agentrl.engines.base import ScoreResult
 from agentrl.errors import NonFiniteError, RunError
-from agentrl.evaluation.evaluate import evaluate
-from agentrl.guarding import Guarding
-from agentrl.job import Job
 from agentrl.monitors import Monitor
 from agentrl.rollouts.ahead import Ahead
 from agentrl.rollouts.play import EnvPool, collect
@@ -36,6 +32,10 @@ from agentrl.runs.checkpoint import save_checkpoint
 from agentrl.runs.episodes import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
 from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog, Status, read_evals
+from agentrl.train import measure as M
+from agentrl.train.build import Job
+from agentrl.train.evaluate import evaluate
+from agentrl.train.guard import Guarding
 from agentrl.types import Alarm, StepRecord, Task, Trajectory
 
 Observer = Callable[[StepRecord], list[Alarm]]

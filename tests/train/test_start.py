@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from agentrl.config.files import to_yaml
 from agentrl.errors import DataError, RunError
-from agentrl.run import resume_run, train_run
 from agentrl.runs.checkpoint import list_checkpoints
 from agentrl.runs.log import RunLog, list_runs, read_evals, read_info, read_metrics, rollout_steps
+from agentrl.train.start import resume_run, train_run
 from tests.small import files_of, small_config, train_until, without_times
 
 NTHR = {"algorithm": {"nthr": {"enabled": True}}}
@@ -303,7 +303,7 @@ def test_what_fails_before_the_first_step_leaves_no_directory(tmp_path, warm_mod
     def broken(*args, **kwargs):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("agentrl.run.build_job", broken)
+    monkeypatch.setattr("agentrl.train.start.build_job", broken)
     with pytest.raises(ZeroDivisionError):
         train_run(small_config(tmp_path, warm_model), quiet=True)
     assert list(tmp_path.iterdir()) == []
@@ -316,7 +316,7 @@ def test_force_keeps_the_old_run_until_the_new_one_begins(stopped, warm_model, m
         assert [r.name for r in list_runs(stopped.parent)] == [stopped.name]  # what waits is hidden
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("agentrl.run.build_job", broken)
+    monkeypatch.setattr("agentrl.train.start.build_job", broken)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             train_run(small_config(stopped.parent, warm_model), force=True, quiet=True)
@@ -330,7 +330,7 @@ def test_ctrl_c_while_a_run_begins_leaves_what_was_there(stopped, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("agentrl.run.warm_start", interrupt)
+    monkeypatch.setattr("agentrl.train.start.warm_start", interrupt)
     for force, name in ((True, stopped.name), (False, "new")):
         config = small_config(stopped.parent, warm_start={"demonstrations": 8}, log={"name": name})
         with pytest.raises(KeyboardInterrupt):

@@ -16,9 +16,9 @@ import torch
 from agentrl.config import EnvConfig, RunConfig
 from agentrl.engines.local.loading import pick_device
 from agentrl.errors import AgentRLError, ConfigError, DataError, ModelError, RunError
-from agentrl.job import build_job
-from agentrl.run import resume_run, train_run
 from agentrl.runs.log import read_evals, read_metrics, read_rollouts
+from agentrl.train.build import build_job
+from agentrl.train.start import resume_run, train_run
 from envs.protocol import PROMPT
 from envs.worlds import make_world
 from retriever.bm25 import build_index

@@ -6,9 +6,9 @@ import random
 import pytest
 import torch
 
-from agentrl import warmstart
 from agentrl.config import WarmStartConfig
-from agentrl.job import build_job
+from agentrl.train import warmstart
+from agentrl.train.build import build_job
 from tests.small import small_config
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agentrl import metrics as M
 from agentrl.batch import TokenBatch
 from agentrl.monitors.signals import SIGNALS
+from agentrl.train import measure as M
 from agentrl.types import Task, Trajectory, Turn
 
 

@@ -15,15 +15,15 @@ from agentrl.config.files import load_config
 from agentrl.console import Progress
 from agentrl.engines.local.loading import BUILTIN
 from agentrl.errors import RunError
-from agentrl.job import INITIAL, Job, build_job
 from agentrl.monitors import Monitor, sinks
 from agentrl.runs.checkpoint import latest_checkpoint
 from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog
-from agentrl.trainer import Trainer, TrainResult
+from agentrl.train.build import INITIAL, Job, build_job
+from agentrl.train.trackers import make_writers
+from agentrl.train.trainer import Trainer, TrainResult
+from agentrl.train.warmstart import warm_start
 from agentrl.types import Alarm
-from agentrl.warmstart import warm_start
-from agentrl.writers import make_writers
 
 REFERENCE = "reference"  # the frozen initial policy, kept where the loss has a KL term
 

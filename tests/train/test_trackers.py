@@ -6,12 +6,12 @@ import types
 
 import pytest
 
-from agentrl import writers
 from agentrl.errors import ConfigError
-from agentrl.run import resume_run
 from agentrl.runs.log import read_metrics
+from agentrl.train import trackers as writers
+from agentrl.train.start import resume_run
+from agentrl.train.trackers import make_writers
 from agentrl.types import StepRecord
-from agentrl.writers import make_writers
 from tests.small import small_config, train_until
 
 
