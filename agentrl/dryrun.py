@@ -64,7 +64,7 @@ def model_shape(run: RunConfig) -> Shape:
 
     config = run.model
     if config.path == "builtin:tiny":
-        from agentrl.engines.local.tiny import tiny_model_config
+        from agentrl.engines.shared.tiny import tiny_model_config
         from agentrl.train.build import build_world
 
         model_config: Any = tiny_model_config(config.tiny, build_world(run).tokenizer())
@@ -160,7 +160,7 @@ def _matmul_rate(config: ModelConfig) -> tuple[float, str]:
     """FLOP/s of a (1024, 1024) product, from a tenth of a second of trying."""
     import torch
 
-    from agentrl.engines.local.loading import pick_device
+    from agentrl.engines.shared.loading import pick_device
 
     device = pick_device(config.device)
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32

@@ -13,7 +13,7 @@ from agentrl.config import RunConfig
 from agentrl.data.tasks import load_tasks, tasks_from_world
 from agentrl.engines.base import Engine
 from agentrl.engines.local.engine import LocalEngine
-from agentrl.engines.local.loading import BUILTIN, is_adapter, load_model, load_tokenizer, load_weights
+from agentrl.engines.shared.loading import BUILTIN, is_adapter, load_model, load_tokenizer, load_weights
 from agentrl.errors import ConfigError
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.types import Task

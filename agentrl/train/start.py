@@ -13,7 +13,7 @@ from pathlib import Path
 from agentrl.config import RunConfig
 from agentrl.config.files import load_config
 from agentrl.console import Progress
-from agentrl.engines.local.loading import BUILTIN
+from agentrl.engines.shared.loading import BUILTIN
 from agentrl.errors import RunError
 from agentrl.monitors import Monitor, sinks
 from agentrl.runs.checkpoint import latest_checkpoint

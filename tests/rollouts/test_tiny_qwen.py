@@ -90,7 +90,7 @@ def test_a_hostile_passage_changes_neither_reward_nor_actions_nor_control_tokens
 @pytest.mark.parametrize("style", ["tag", "chat"])
 def test_the_engine_scores_what_it_sampled(folder, tokenizer, style):
     from agentrl.engines.local.engine import LocalEngine
-    from agentrl.engines.local.loading import load_model
+    from agentrl.engines.shared.loading import load_model
 
     model_config = ModelConfig(path=str(folder), device="cpu", threads=1)
     model = load_model(model_config, tokenizer, seed=0)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from agentrl.config import EnvConfig, RunConfig
-from agentrl.engines.local.loading import pick_device
+from agentrl.engines.shared.loading import pick_device
 from agentrl.errors import AgentRLError, ConfigError, DataError, ModelError, RunError
 from agentrl.runs.log import read_evals, read_metrics, read_rollouts
 from agentrl.train.build import build_job

@@ -24,11 +24,11 @@ from agentrl.batch import TokenBatch, micro_batches
 from agentrl.config import LossConfig, ModelConfig, NTHRConfig, OptimConfig
 from agentrl.engines.base import ScoreResult
 from agentrl.engines.local.cache import Plan, RowCache
-from agentrl.engines.local.head import OutputHead
-from agentrl.engines.local.loading import load_weights, pick_device
 from agentrl.engines.local.qwen2 import FastQwen2, usable
 from agentrl.engines.local.sampler import BatchSampler, TokenText
-from agentrl.engines.local.scoring import score_batch
+from agentrl.engines.shared.head import OutputHead
+from agentrl.engines.shared.loading import load_weights, pick_device
+from agentrl.engines.shared.scoring import score_batch
 from agentrl.errors import ModelError
 from agentrl.types import Sample
 

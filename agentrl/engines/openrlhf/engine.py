@@ -26,7 +26,6 @@ from agentrl.config import LossConfig, NTHRConfig, RunConfig
 from agentrl.engines.base import ScoreResult, check_request
 from agentrl.engines.local.engine import learning_rate, rows_with_gradient
 from agentrl.engines.local.sampler import TokenText
-from agentrl.engines.local.scoring import nthr_metrics
 from agentrl.engines.openrlhf import preflight
 from agentrl.engines.openrlhf.calls import DEAD, Calls
 from agentrl.engines.openrlhf.handover import HandOver
@@ -34,6 +33,7 @@ from agentrl.engines.openrlhf.launch import Cluster, start_ray
 from agentrl.engines.openrlhf.router import Router
 from agentrl.engines.openrlhf.sharing import UpdatePart, balance, cut, merge, share_groups
 from agentrl.engines.openrlhf.watchdog import Watchdog
+from agentrl.engines.shared.scoring import nthr_metrics
 from agentrl.types import Sample
 
 

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from agentrl.batch import TokenBatch
 from agentrl.config import ModelConfig
-from agentrl.engines.local.head import CHUNK_ELEMENTS, OutputHead
+from agentrl.engines.shared.head import CHUNK_ELEMENTS, OutputHead
 
 
 class WorkerModel:

@@ -39,13 +39,13 @@ from agentrl.algorithms.losses import Metric, Metrics  # noqa: E402
 from agentrl.batch import TokenBatch, micro_batches  # noqa: E402
 from agentrl.config import ModelConfig, NTHRConfig  # noqa: E402
 from agentrl.engines.base import ScoreResult  # noqa: E402
-from agentrl.engines.local.loading import is_adapter, load_weights  # noqa: E402
-from agentrl.engines.local.scoring import score_batch  # noqa: E402
 from agentrl.engines.openrlhf.arguments import undecorated  # noqa: E402
 from agentrl.engines.openrlhf.forward import WorkerModel  # noqa: E402
 from agentrl.engines.openrlhf.shards import load_shard, save_shard, shard_file  # noqa: E402
 from agentrl.engines.openrlhf.sharing import UpdatePart  # noqa: E402
 from agentrl.engines.openrlhf.sync import Digest, parameter_group  # noqa: E402
+from agentrl.engines.shared.loading import is_adapter, load_weights  # noqa: E402
+from agentrl.engines.shared.scoring import score_batch  # noqa: E402
 
 QUIET_PORTS = range(20000, 32000)  # above Ray's workers' own, below those of outgoing connections (Linux: from 32768)
 CPU_BUCKET = 5_000_000  # gradients summed at once; DeepSpeed's 500 million are 2 GB of memory in every process

@@ -9,8 +9,8 @@ from agentrl.batch import pack
 from agentrl.config import LossConfig, ModelConfig, OptimConfig
 from agentrl.engines.base import ScoreResult
 from agentrl.engines.local.engine import LocalEngine, learning_rate
-from agentrl.engines.local.head import OutputHead
-from agentrl.engines.local.loading import load_model, load_tokenizer, pick_device
+from agentrl.engines.shared.head import OutputHead
+from agentrl.engines.shared.loading import load_model, load_tokenizer, pick_device
 from agentrl.errors import ModelError
 from agentrl.types import Trajectory, Turn
 from tests.fakes import save_tiny_model
@@ -244,7 +244,7 @@ def test_head_in_chunks_equals_head_at_once(monkeypatch):
     hidden, target = torch.randn(33, 8, requires_grad=True), torch.randint(0, 50, (33,))
     whole = head.logprobs(hidden, target, 0.7, entropy=True)
     (g1,) = torch.autograd.grad(whole.sum(), hidden)
-    monkeypatch.setattr("agentrl.engines.local.head.CHUNK_ELEMENTS", 350)
+    monkeypatch.setattr("agentrl.engines.shared.head.CHUNK_ELEMENTS", 350)
     parts = head.logprobs(hidden, target, 0.7, entropy=True)
     (g2,) = torch.autograd.grad(parts.sum(), hidden)
     assert torch.allclose(whole, parts) and torch.allclose(g1, g2)

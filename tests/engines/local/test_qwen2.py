@@ -6,7 +6,7 @@ import torch
 from agentrl.config import TinyModelConfig
 from agentrl.engines.local import qwen2
 from agentrl.engines.local.qwen2 import FastQwen2, usable
-from agentrl.engines.local.tiny import build_tiny_model
+from agentrl.engines.shared.tiny import build_tiny_model
 from tests.fakes import tiny_model, tiny_tokenizer
 
 

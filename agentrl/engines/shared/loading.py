@@ -13,7 +13,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from agentrl.config import ModelConfig
-from agentrl.engines.local.tiny import build_tiny_model
+from agentrl.engines.shared.tiny import build_tiny_model
 from agentrl.errors import ModelError
 
 BUILTIN = "builtin:tiny"

@@ -9,9 +9,9 @@ from agentrl.algorithms import nthr_scores
 from agentrl.algorithms.head import Head
 from agentrl.batch import TokenBatch
 from agentrl.config import NTHRConfig
-from agentrl.engines.local import scoring
-from agentrl.engines.local.head import OutputHead
-from agentrl.engines.local.scoring import nthr_head
+from agentrl.engines.shared import scoring
+from agentrl.engines.shared.head import OutputHead
+from agentrl.engines.shared.scoring import nthr_head
 from agentrl.errors import AlgorithmError, ModelError
 from tests.engines.local.test_engine import make, rollout
 from tests.fakes import save_tiny_model

@@ -22,7 +22,7 @@ from agentrl.errors import ModelError
 
 if TYPE_CHECKING:
     from agentrl.engines.local.engine import LocalEngine
-    from agentrl.engines.local.head import OutputHead
+    from agentrl.engines.shared.head import OutputHead
 
 HELD = 4  # hidden states are collected over this many micro-batches at most,
 HELD_BYTES = 32 * 1024 * 1024  # and up to this size, or of one group where that is more

@@ -1,0 +1,1 @@
+"""What both engines use: models from disk, the output head, scoring, text of tokens, updates."""
