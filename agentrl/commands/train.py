@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins}))
         else:
-            from agentrl.dryrun import report as dry_run_report
+            from agentrl.commands.dryrun import report as dry_run_report
 
             print(dry_run_report(loaded))
         return 0

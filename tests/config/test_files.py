@@ -46,7 +46,7 @@ def test_every_file_in_configs_is_shipped():
 
 @pytest.mark.parametrize("name", sorted(shipped_configs()))
 def test_every_shipped_config_passes_a_dry_run(name, monkeypatch):
-    from agentrl.dryrun import report
+    from agentrl.commands.dryrun import report
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # what is on the hub is not estimated here
     loaded = load_config(name)

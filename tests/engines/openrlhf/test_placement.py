@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoConfig, Qwen2Config
 
+from agentrl.commands.dryrun import report
 from agentrl.config.files import load_config, shipped_configs
-from agentrl.dryrun import report
 from agentrl.engines.openrlhf.placement import batch_rows, keeps_reference, memory_rows, placement_rows
 from tests.small import small_config
 
