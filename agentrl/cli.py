@@ -102,9 +102,9 @@ def _run(arguments: list[str]) -> int:
 
 def _exit_code(error: Exception) -> int | None:
     """None for what is a bug and deserves its traceback."""
+    from agentrl.envs.errors import TaskError, ToolFailure
     from agentrl.errors import AgentRLError
-    from envs.errors import TaskError, ToolFailure
-    from retriever.errors import RetrieverError
+    from agentrl.retriever.errors import RetrieverError
 
     if isinstance(error, AgentRLError):
         return error.exit_code

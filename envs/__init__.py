@@ -1,6 +1,6 @@
 """Environments: plain `gymnasium.Env[str, str]`. Importing this package makes them known to `gymnasium.make`.
 
-Without an import, `gymnasium.make("envs:agentrl/Search-v0")` imports it.
+Without an import, `gymnasium.make("agentrl.envs:agentrl/Search-v0")` imports it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 import gymnasium
 
 ENVS: dict[str, dict[str, str]] = {
-    "agentrl/Search-v0": {"entry_point": "envs.search:SearchEnv", "vector_entry_point": "envs.vector:SearchVectorEnv"},
-    "agentrl/Math-v0": {"entry_point": "envs.math:MathEnv"},
-    "agentrl/Calculator-v0": {"entry_point": "envs.calculator:CalculatorEnv"},
-    "agentrl/Mcp-v0": {"entry_point": "envs.mcp:McpEnv"},
+    "agentrl/Search-v0": {
+        "entry_point": "agentrl.envs.search:SearchEnv",
+        "vector_entry_point": "agentrl.envs.vector:SearchVectorEnv",
+    },
+    "agentrl/Math-v0": {"entry_point": "agentrl.envs.math:MathEnv"},
+    "agentrl/Calculator-v0": {"entry_point": "agentrl.envs.calculator:CalculatorEnv"},
+    "agentrl/Mcp-v0": {"entry_point": "agentrl.envs.mcp:McpEnv"},
 }
 
 

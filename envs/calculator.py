@@ -1,4 +1,4 @@
-"""A tool environment of one's own, complete: copy this file to begin another, then run `envs.checker` on it.
+"""A tool environment of one's own, complete: copy this file to begin another, then run `agentrl.envs.checker` on it.
 
 What makes it trainable: (1) text in and out, (2) stop strings, (3) the observation's parts, of which `body` is data
 and must spell no tag, (4) a reward that reads the action alone, (5) the tool as a parameter, which may raise
@@ -16,8 +16,8 @@ from typing import Any
 
 import gymnasium
 
-from envs.spaces import AnyText
-from envs.tasks import choose_task, read_task
+from agentrl.envs.spaces import AnyText
+from agentrl.envs.tasks import choose_task, read_task
 
 PROMPT = "Write <calc> 12*(3+4) </calc> to see a value, and <answer> 84 </answer> to answer. Problem: "
 TASK = {"question": "17 boxes of 23 pens, and 5 pens more: how many pens?", "golden_answers": ["396"]}

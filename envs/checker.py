@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
-from envs import checks, hostile
-from envs.checks import Level, Problem, Subject, short
+from agentrl.envs import checks, hostile
+from agentrl.envs.checks import Level, Problem, Subject, short
 
 
 class Finding(NamedTuple):

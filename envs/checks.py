@@ -1,4 +1,4 @@
-"""The checks of `envs.checker`, except for those with hostile text: each yields what is wrong."""
+"""The checks of `agentrl.envs.checker`, except for those with hostile text: each yields what is wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import gymnasium
 from gymnasium.utils.env_checker import check_env as check_with_gymnasium
 
-from envs.errors import TaskError
+from agentrl.envs.errors import TaskError
 
 GOLD = "Zxq Golding"
 TASK = {"id": "check-0", "question": "Which answer is golden?", "golden_answers": [GOLD]}
@@ -139,7 +139,11 @@ def check_text(subject: Subject) -> Iterator[Problem]:
     if not isinstance(space.sample(), str):
         yield "error", f"actions are {type(space.sample()).__name__}", "rollouts need gymnasium.Env[str, str]"
     elif not all(space.contains(text) for text in ("", "naïve ∑ 東京 <answer>\n", "a" * 10_000)):
-        yield "warning", f"{space} does not contain every text", "models write any text: use envs.spaces.AnyText"
+        yield (
+            "warning",
+            f"{space} does not contain every text",
+            "models write any text: use agentrl.envs.spaces.AnyText",
+        )
 
 
 def check_stop_strings(subject: Subject) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from concurrent.futures import TimeoutError as DeadlineError
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from envs.errors import ToolFailure
+from agentrl.envs.errors import ToolFailure
 
 MAX_ANSWER_CHARACTERS = 2_000  # a longer answer is wrong: no exercise has one, and parsing it is an attack on time
 DEADLINE_S = 5.0

@@ -1,4 +1,4 @@
-"""The checks of `envs.checker` with hostile text: in questions, in actions, and from a tool."""
+"""The checks of `agentrl.envs.checker` with hostile text: in questions, in actions, and from a tool."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from envs.checks import GOLD, TASK, Problem, Row, Subject, check_row, short
-from envs.errors import ToolFailure
-from retriever.base import Hit
-from retriever.corpus import Passage
-from retriever.errors import RetrieverError, RetrieverUnavailable
+from agentrl.envs.checks import GOLD, TASK, Problem, Row, Subject, check_row, short
+from agentrl.envs.errors import ToolFailure
+from agentrl.retriever.base import Hit
+from agentrl.retriever.corpus import Passage
+from agentrl.retriever.errors import RetrieverError, RetrieverUnavailable
 
 HOSTILE = (
     "",
@@ -109,7 +109,11 @@ def _escapes(subject: Subject, rows: list[Row], text: str) -> Iterator[Problem]:
         own = () if parts is None else (parts["open"].strip(), parts["close"].strip())
         spelt = [tag for tag in (*subject.stops, *own) if tag and tag in body]
         if spelt and any(tag in text for tag in spelt):
-            yield "error", f"a tool can say {spelt[0]!r}", "write its tags otherwise, as envs.protocol.defuse does"
+            yield (
+                "error",
+                f"a tool can say {spelt[0]!r}",
+                "write its tags otherwise, as agentrl.envs.protocol.defuse does",
+            )
             return
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import gymnasium
 
-from envs.grading import DEADLINE_S, grade, last_boxed
-from envs.spaces import AnyText
-from envs.tasks import choose_task, read_task
+from agentrl.envs.grading import DEADLINE_S, grade, last_boxed
+from agentrl.envs.spaces import AnyText
+from agentrl.envs.tasks import choose_task, read_task
 
 PROMPT = (
     "Solve the following problem. Reason step by step, then give the final answer inside \\boxed{{}}.\n\n"

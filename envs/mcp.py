@@ -18,10 +18,10 @@ from typing import Any
 
 import gymnasium
 
-from envs.errors import ToolFailure
-from envs.scoring import answer_key
-from envs.spaces import AnyText
-from envs.tasks import choose_task, read_task
+from agentrl.envs.errors import ToolFailure
+from agentrl.envs.scoring import answer_key
+from agentrl.envs.spaces import AnyText
+from agentrl.envs.tasks import choose_task, read_task
 
 PROMPT = (
     'Solve the task below. To use a tool, write <tool>{"name": "...", "arguments": {...}}</tool>; its result is then '

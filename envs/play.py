@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium
 
-from envs.errors import ToolFailure
+from agentrl.envs.errors import ToolFailure
 
 QUIT = (":quit", ":q")
 # Tool output is hostile data: escape sequences would drive the terminal, direction marks would disguise the text.

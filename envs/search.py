@@ -16,8 +16,8 @@ from typing import Any
 
 import gymnasium
 
-from envs.errors import ToolFailure
-from envs.protocol import (
+from agentrl.envs.errors import ToolFailure
+from agentrl.envs.protocol import (
     INVALID,
     MAX_BODY_CHARACTERS,
     PASSAGE,
@@ -27,12 +27,12 @@ from envs.protocol import (
     parse_action,
     passage_format,
 )
-from envs.scoring import answer_key
-from envs.spaces import AnyText
-from envs.tasks import choose_task, read_task
-from retriever.base import Hit, open_searcher
-from retriever.batching import MicroBatcher
-from retriever.errors import RetrieverError
+from agentrl.envs.scoring import answer_key
+from agentrl.envs.spaces import AnyText
+from agentrl.envs.tasks import choose_task, read_task
+from agentrl.retriever.base import Hit, open_searcher
+from agentrl.retriever.batching import MicroBatcher
+from agentrl.retriever.errors import RetrieverError
 
 __all__ = ["INVALID", "PROMPT", "ParsedAction", "SearchEnv", "defuse", "parse_action"]
 
@@ -247,9 +247,9 @@ DEFAULT_TASK = {"question": "What is the capital of Portugal?", "golden_answers"
 @lru_cache(maxsize=1)
 def _world() -> tuple[Any, list[dict[str, Any]]]:
     """(index, questions) of the made-up encyclopedia that is played where nothing else is given."""
-    from envs.worlds.search import SearchWorld
-    from retriever.bm25 import Bm25Index
-    from retriever.corpus import Passage
+    from agentrl.envs.worlds.search import SearchWorld
+    from agentrl.retriever.bm25 import Bm25Index
+    from agentrl.retriever.corpus import Passage
 
     world = SearchWorld(0, people=24, companies=12, cities=8, regions=6)
     passages = (Passage(p["id"], p["title"], p["text"]) for p in world.passages)

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from envs.errors import TaskError
+from agentrl.envs.errors import TaskError
 
 
 def choose_task(options: dict[str, Any] | None, tasks: Sequence[dict[str, Any]], rng: Generator) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from envs.errors import TaskError, ToolFailure
-from envs.protocol import ParsedAction
-from envs.search import SearchEnv, Step
-from retriever.base import Hit, open_searcher
-from retriever.errors import RetrieverError
+from agentrl.envs.errors import TaskError, ToolFailure
+from agentrl.envs.protocol import ParsedAction
+from agentrl.envs.search import SearchEnv, Step
+from agentrl.retriever.base import Hit, open_searcher
+from agentrl.retriever.errors import RetrieverError
 
 
 class _Member(SearchEnv):

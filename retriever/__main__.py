@@ -1,8 +1,8 @@
-"""`python -m retriever build | serve | query`."""
+"""`python -m agentrl.retriever build | serve | query`."""
 
 import sys
 
-from retriever.cli import main
+from agentrl.retriever.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

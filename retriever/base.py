@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from retriever.corpus import Passage
-from retriever.errors import BadQuery, IndexOpenError
+from agentrl.retriever.corpus import Passage
+from agentrl.retriever.errors import BadQuery, IndexOpenError
 
 MAX_QUERY_CHARS = 4096
 """A longer query is cut here, by the index as by the client, so that both give the same passages."""
@@ -61,12 +61,12 @@ def open_searcher(spec: str | Path | Searcher) -> Searcher:
             )
         return spec
     if isinstance(spec, str) and spec.lower().startswith(("http://", "https://")):
-        from retriever.client import RetrieverClient
+        from agentrl.retriever.client import RetrieverClient
 
         key: tuple[object, ...] = (spec,)
         with _lock:
             return _opened.get(key) or _opened.setdefault(key, RetrieverClient(spec))
-    from retriever.bm25 import Bm25Index
+    from agentrl.retriever.bm25 import Bm25Index
 
     path = Path(spec).expanduser().resolve()
     with _lock:

@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from collections.abc import Sequence
 
-from retriever.base import Hit, Searcher, check_request
+from agentrl.retriever.base import Hit, Searcher, check_request
 
 _Waiting = dict[int, dict[str, list[asyncio.Future[list[Hit]]]]]  # topk → query → who waits for it
 

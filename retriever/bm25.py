@@ -6,7 +6,7 @@ and more, lower case, fold accents, English stems (can be turned off). Languages
 A query is data, never a query language: its distinct terms become a disjunction. Equal scores keep the corpus order.
 With English stems, a query's function words are searched only where it has no other words: they hardly change the
 ranking, and their postings are most of the work on a large corpus (tantivy's bindings do not skip within them).
-An index folder holds `meta.json`, the passages (`retriever.store`) and tantivy's own files in `tantivy/`.
+An index folder holds `meta.json`, the passages (`agentrl.retriever.store`) and tantivy's own files in `tantivy/`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any, Protocol, Self, cast
 
 import tantivy
 
-from retriever.base import MAX_QUERY_CHARS, Hit, check_request, open_searcher
-from retriever.corpus import Passage
-from retriever.errors import IndexBuildError, IndexOpenError, RetrieverError
-from retriever.store import PassageStore, PassageWriter
+from agentrl.retriever.base import MAX_QUERY_CHARS, Hit, check_request, open_searcher
+from agentrl.retriever.corpus import Passage
+from agentrl.retriever.errors import IndexBuildError, IndexOpenError, RetrieverError
+from agentrl.retriever.store import PassageStore, PassageWriter
 
 MAX_QUERY_TERMS = 128
 """Distinct terms of a query that are searched; a longer one is a run-away generation, not a question."""

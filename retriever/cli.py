@@ -1,4 +1,4 @@
-"""`retriever build | serve | query`, mounted as `agentrl retriever …` and run alone by `python -m retriever`.
+"""`retriever build | serve | query`, mounted as `agentrl retriever …` and run alone by `python -m agentrl.retriever`.
 
 Imports nothing but argparse at load, so that `--help` is instant.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retriever.base import Hit
+    from agentrl.retriever.base import Hit
 
 _SHOWN_CHARS = 300  # of a passage, for people
 
@@ -57,8 +57,8 @@ def add_arguments(subparsers: Any) -> None:
 
 def build(corpus: str, out: str, *, force: bool = False, stemming: bool = True, as_json: bool = False) -> None:
     """Index the file `corpus` into the folder `out`, with a progress line on stderr."""
-    from retriever.bm25 import build_index
-    from retriever.corpus import CorpusReader
+    from agentrl.retriever.bm25 import build_index
+    from agentrl.retriever.corpus import CorpusReader
 
     reader = CorpusReader(corpus)
     progress = _Progress(reader)
@@ -76,9 +76,9 @@ def build(corpus: str, out: str, *, force: bool = False, stemming: bool = True, 
 
 def serve(index: str, *, host: str = "127.0.0.1", port: int = 8000, topk: int = 3) -> None:
     """Serve the folder `index` until interrupted."""
-    from retriever.errors import BadQuery
-    from retriever.server import Limits
-    from retriever.server import serve as run_server
+    from agentrl.retriever.errors import BadQuery
+    from agentrl.retriever.server import Limits
+    from agentrl.retriever.server import serve as run_server
 
     if not 1 <= topk <= Limits.max_topk:
         raise BadQuery(f"--topk {topk}: must be between 1 and {Limits.max_topk}")
@@ -87,7 +87,7 @@ def serve(index: str, *, host: str = "127.0.0.1", port: int = 8000, topk: int = 
 
 def query(queries: Sequence[str], where: str, *, topk: int = 3, as_json: bool = False) -> None:
     """Search `where`, a folder or a url, and print the hits of each query."""
-    from retriever.base import open_searcher
+    from agentrl.retriever.base import open_searcher
 
     for text, hits in zip(queries, open_searcher(where).search_batch(queries, topk)):
         if as_json:
@@ -150,7 +150,7 @@ def _printable(text: str) -> str:
 
 def _guarded(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
-        from retriever.errors import RetrieverError
+        from agentrl.retriever.errors import RetrieverError
 
         try:
             command(arguments)

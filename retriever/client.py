@@ -20,8 +20,8 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from retriever.base import MAX_QUERY_CHARS, Hit, check_request
-from retriever.errors import (
+from agentrl.retriever.base import MAX_QUERY_CHARS, Hit, check_request
+from agentrl.retriever.errors import (
     BadQuery,
     RetrieverBadResponse,
     RetrieverError,
@@ -29,7 +29,7 @@ from retriever.errors import (
     RetrieverTimeout,
     RetrieverUnavailable,
 )
-from retriever.wire import TOKEN_VARIABLE, checked_token, environment_token, is_loopback, parse_response
+from agentrl.retriever.wire import TOKEN_VARIABLE, checked_token, environment_token, is_loopback, parse_response
 
 _T = TypeVar("_T")
 _BACKOFF_S, _MAX_BACKOFF_S = 0.1, 2.0

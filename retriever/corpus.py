@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from retriever.errors import CorpusError
+from agentrl.retriever.errors import CorpusError
 
 REMEDY = 'write each line as {"id": ..., "contents": "\\"Title\\"\\ntext"} or {"id": ..., "title": ..., "text": ...}'
 

@@ -26,13 +26,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from retriever.base import MAX_QUERY_CHARS, Searcher
-from retriever.bm25 import Bm25Index
-from retriever.corpus import json_kind
-from retriever.errors import ServeError
-from retriever.wire import TOKEN_VARIABLE, dump_json, environment_token, is_loopback, render_response
+from agentrl.retriever.base import MAX_QUERY_CHARS, Searcher
+from agentrl.retriever.bm25 import Bm25Index
+from agentrl.retriever.corpus import json_kind
+from agentrl.retriever.errors import ServeError
+from agentrl.retriever.wire import TOKEN_VARIABLE, dump_json, environment_token, is_loopback, render_response
 
-_log = logging.getLogger("retriever.server")
+_log = logging.getLogger("agentrl.retriever.server")
 
 
 @dataclass(frozen=True)

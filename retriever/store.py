@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from retriever.corpus import Passage
-from retriever.errors import IndexOpenError
+from agentrl.retriever.corpus import Passage
+from agentrl.retriever.errors import IndexOpenError
 
 PASSAGES, OFFSETS = "passages.jsonl", "offsets.u64"
 _CACHED_PASSAGES = 16_384  # of about 1 kB each

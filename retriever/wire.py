@@ -9,9 +9,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from retriever.base import Hit
-from retriever.corpus import parse_passage
-from retriever.errors import BadQuery, RetrieverBadResponse
+from agentrl.retriever.base import Hit
+from agentrl.retriever.corpus import parse_passage
+from agentrl.retriever.errors import BadQuery, RetrieverBadResponse
 
 TOKEN_VARIABLE = "AGENTRL_RETRIEVER_TOKEN"
 """Environment variable with the bearer token, for the server as for the client."""

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from envs.search import SearchEnv
-from envs.vector import SearchVectorEnv
-from envs.worlds.search import SearchWorld
-from retriever.base import Hit
-from retriever.corpus import Passage
+from agentrl.envs.search import SearchEnv
+from agentrl.envs.vector import SearchVectorEnv
+from agentrl.envs.worlds.search import SearchWorld
+from agentrl.retriever.base import Hit
+from agentrl.retriever.corpus import Passage
 
 ROUNDS = 5
 TARGET_US = 4.0

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retriever.batching import MicroBatcher
-from retriever.bm25 import Bm25Index, build_index
-from retriever.client import RetrieverClient
-from retriever.corpus import Passage
+from agentrl.retriever.batching import MicroBatcher
+from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.client import RetrieverClient
+from agentrl.retriever.corpus import Passage
 
 TOPK = 3
 ROUNDS = 5

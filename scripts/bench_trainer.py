@@ -110,12 +110,12 @@ def agentrl_step(tok: Any, folder: str) -> Any:
 
     from agentrl.config import RunConfig
     from agentrl.engines.local.engine import LocalEngine
+    from agentrl.envs.spaces import AnyText
     from agentrl.rollouts.chat import ChatFormat
     from agentrl.runs.log import RunLog
     from agentrl.train.build import Job
     from agentrl.train.trainer import Trainer
     from agentrl.types import Task
-    from envs.spaces import AnyText
 
     class EvenWords(gymnasium.Env[str, str]):
         observation_space = action_space = AnyText()

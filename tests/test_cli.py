@@ -11,7 +11,7 @@ import pytest
 from agentrl import cli
 from agentrl.commands import COMMANDS
 from agentrl.errors import AgentRLError, ConfigError, NonFiniteError, RunError
-from retriever.errors import CorpusError
+from agentrl.retriever.errors import CorpusError
 
 SLOW_TO_IMPORT = ("torch", "numpy", "transformers", "pydantic", "gymnasium", "httpx", "matplotlib")
 

@@ -145,7 +145,9 @@ def light_modules() -> list[str]:
 
 def test_light_modules_load_no_torch():
     modules = light_modules()
-    assert {"agentrl.cli", "agentrl.config", "agentrl.runs.log", "agentrl.monitors", "envs.search"} <= set(modules)
+    assert {"agentrl.cli", "agentrl.config", "agentrl.runs.log", "agentrl.monitors", "agentrl.envs.search"} <= set(
+        modules
+    )
     code = (
         "import importlib, sys\n"
         "for name in sys.argv[1:]:\n"

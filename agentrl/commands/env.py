@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     from agentrl.console import color, print_json
-    from envs import list_envs
+    from agentrl.envs import list_envs
 
     found = list_envs()
     if args.json:
@@ -54,7 +54,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from agentrl.console import color, print_json
-    from envs.checker import check
+    from agentrl.envs.checker import check
 
     findings = list(dict.fromkeys(check(args.env, **_values(args.set))))
     errors = sum(f.level == "error" for f in findings)
@@ -72,8 +72,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _play(args: argparse.Namespace) -> int:
+    from agentrl.envs.play import play
     from agentrl.errors import AgentRLError, ConfigError
-    from envs.play import play
 
     if bool(args.question) != bool(args.answer):
         raise ConfigError(["--question and --answer belong together: the reward needs both"])
@@ -91,8 +91,8 @@ def _play(args: argparse.Namespace) -> int:
 def _make(env_id: str, values: dict[str, Any]) -> gymnasium.Env[Any, Any]:
     import gymnasium
 
+    from agentrl.envs import list_envs
     from agentrl.errors import AgentRLError, nearest
-    from envs import list_envs
 
     known = {e.id: e for e in list_envs()}
     try:

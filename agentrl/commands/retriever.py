@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from retriever import cli
+from agentrl.retriever import cli
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from agentrl.envs.grading import last_boxed
 from agentrl.errors import DataError
-from envs.grading import last_boxed
 
 Row = Mapping[str, Any]
 Answer = Callable[[Row], "str | None"]

@@ -19,12 +19,12 @@ import gymnasium
 import httpx
 
 from agentrl.config import RolloutConfig
+from agentrl.envs.errors import ToolFailure
+from agentrl.retriever.errors import RetrieverError
 from agentrl.rollouts.chat import ChatFormat, PromptTooLong, parts_of
 from agentrl.rollouts.pool import EnvHandle, EnvPool
 from agentrl.rollouts.spans import token_span
 from agentrl.types import Task, Trajectory, Turn
-from envs.errors import ToolFailure
-from retriever.errors import RetrieverError
 
 if TYPE_CHECKING:
     from agentrl.engines.base import Sampler

@@ -128,7 +128,7 @@ def build_world(config: RunConfig) -> Any:
     """The built-in world that the config names, or None."""
     if config.world is None:
         return None
-    from envs.worlds import make_world
+    from agentrl.envs.worlds import make_world
 
     parameters = config.world.model_dump(exclude={"kind", "seed"})
     seed = config.seed if config.world.seed is None else config.world.seed
@@ -142,7 +142,7 @@ def environment_maker(
     config: RunConfig, world: Any, work_dir: Path, say: Say = print
 ) -> Callable[[], gymnasium.Env[str, str]]:
     """A function that makes one environment; a search server is waited for here, aloud, before anything is sampled."""
-    import envs
+    from agentrl import envs
 
     envs.register_envs()
     kwargs = dict(world.env_kwargs) if world is not None else {}
@@ -152,13 +152,13 @@ def environment_maker(
         if world.passages:
             kwargs["retriever"] = _world_index(world, work_dir)
     elif config.retriever.url:
-        from retriever.client import RetrieverClient
+        from agentrl.retriever.client import RetrieverClient
 
         client = RetrieverClient(config.retriever.url, timeout_s=config.retriever.timeout_s)
         client.wait_until_ready(config.retriever.wait_s, say=say)
         kwargs["retriever"] = client
     elif config.retriever.index:
-        from retriever.base import open_searcher
+        from agentrl.retriever.base import open_searcher
 
         kwargs["retriever"] = open_searcher(config.retriever.index)
     elif env_id == "agentrl/Search-v0" and "retriever" not in config.env.kwargs:
@@ -183,9 +183,9 @@ def environment_maker(
 
 def _world_index(world: Any, work_dir: Path) -> Any:
     """The world's passages as an index on disk, built once."""
-    from retriever.base import open_searcher
-    from retriever.bm25 import build_index
-    from retriever.corpus import Passage
+    from agentrl.retriever.base import open_searcher
+    from agentrl.retriever.bm25 import build_index
+    from agentrl.retriever.corpus import Passage
 
     path = work_dir / "index"
     if not path.exists():

@@ -7,13 +7,13 @@ from typing import Any
 
 
 def _search(seed: int, **parameters: Any) -> Any:
-    from envs.worlds.search import SearchWorld
+    from agentrl.envs.worlds.search import SearchWorld
 
     return SearchWorld(seed, **parameters)
 
 
 def _arithmetic(seed: int, **parameters: Any) -> Any:
-    from envs.worlds.arithmetic import ArithmeticWorld
+    from agentrl.envs.worlds.arithmetic import ArithmeticWorld
 
     return ArithmeticWorld(seed, **parameters)
 

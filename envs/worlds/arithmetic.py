@@ -154,7 +154,7 @@ class ArithmeticWorld:
 
     def tokenizer(self) -> Any:
         """A word-level Hugging Face tokenizer of the world's words."""
-        from envs.worlds.vocabulary import word_tokenizer
+        from agentrl.envs.worlds.vocabulary import word_tokenizer
 
         return word_tokenizer(self.vocabulary, SPECIALS)
 

@@ -201,7 +201,7 @@ class SearchWorld:
 
     def tokenizer(self) -> Any:
         """A word-level Hugging Face tokenizer of the world's words."""
-        from envs.worlds.vocabulary import word_tokenizer
+        from agentrl.envs.worlds.vocabulary import word_tokenizer
 
         return word_tokenizer(self.vocabulary, SPECIALS)
 
@@ -281,8 +281,8 @@ class SearchWorld:
 
     def _search(self, query: str) -> list[Fact]:
         if self._index is None:
-            from retriever.bm25 import Bm25Index
-            from retriever.corpus import Passage
+            from agentrl.retriever.bm25 import Bm25Index
+            from agentrl.retriever.corpus import Passage
 
             mine = {n for names in self.entities["train"].values() for n in names} - set(YEARS)
             rows = [p for p in self.passages if p["title"] in mine]

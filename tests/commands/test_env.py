@@ -7,7 +7,7 @@ import gymnasium
 import pytest
 
 from agentrl.cli import main
-from envs.spaces import AnyText
+from agentrl.envs.spaces import AnyText
 
 
 class Numbers(gymnasium.Env):

@@ -50,7 +50,7 @@ def test_a_model_folder_needs_a_config(finished_run, capsys):
 
 
 def test_another_test_set_becomes_a_suite(finished_run, tmp_path, capsys):
-    from envs.worlds import make_world
+    from agentrl.envs.worlds import make_world
 
     world = make_world("search", 3, people=24, companies=10, cities=8, regions=6)
     rows = list(world.questions("test"))[:3]

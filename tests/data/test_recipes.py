@@ -5,8 +5,8 @@ import json
 import pytest
 
 from agentrl.data.recipes import CATALOGUE, EVALUATION_SUITES, RECIPES, boxed_in
+from agentrl.envs.grading import grade_response
 from agentrl.errors import DataError
-from envs.grading import grade_response
 
 ROWS = {
     "math": {"problem": "P", "level": "Level 1", "type": "Algebra", "solution": r"so $\boxed{\frac{1}{2}}$."},

@@ -8,10 +8,10 @@ import pytest
 
 from agentrl.config.files import load_config
 from agentrl.errors import RunError
+from agentrl.retriever.bm25 import build_index
+from agentrl.retriever.corpus import Passage
 from agentrl.runs.log import read_evals, read_info, read_metrics, read_rollouts
 from agentrl.train.start import resume_run
-from retriever.bm25 import build_index
-from retriever.corpus import Passage
 from tests.distributed.processes import core_of, pid_of
 from tests.retriever.helpers import server_process
 from tests.small import small_config, train_until
@@ -93,7 +93,7 @@ def test_an_asynchronous_run_resumes_after_an_engine_died_at_a_hand_over(ray_her
 
 
 def test_a_retriever_dies_in_mid_step_and_a_frozen_reference_does_not_move(ray_here, warm_model, tmp_path):
-    from envs.worlds import make_world
+    from agentrl.envs.worlds import make_world
 
     changes = {
         "engine": "openrlhf",

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.config import RolloutConfig
+from agentrl.envs.calculator import PROMPT, CalculatorEnv, calculate
+from agentrl.envs.errors import ToolFailure
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool, collect
 from agentrl.types import Task
-from envs.calculator import PROMPT, CalculatorEnv, calculate
-from envs.errors import ToolFailure
 from tests.fakes import ScriptedSampler, tiny_tokenizer
 
 WRONG = "not an expression of whole numbers, + - * / and brackets"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as check_with_gymnasium
 
-import envs
-from envs.calculator import CalculatorEnv
-from envs.checker import CHECKS, Finding, check, check_env
-from envs.hostile import GOLD
-from envs.search import SearchEnv
+from agentrl import envs
+from agentrl.envs.calculator import CalculatorEnv
+from agentrl.envs.checker import CHECKS, Finding, check, check_env
+from agentrl.envs.hostile import GOLD
+from agentrl.envs.search import SearchEnv
 from tests.envs.test_mcp import SERVER
 
 KWARGS = {"agentrl/Mcp-v0": {"server": SERVER}}  # the others need nothing
@@ -215,7 +215,7 @@ def test_tasks_of_another_form_are_warned_of():
     class Own(CalculatorEnv):
         def reset(self, *, seed=None, options=None):
             if options and "level" not in options:
-                raise envs.errors.TaskError("give a level")
+                raise agentrl.envs.errors.TaskError("give a level")
             return super().reset(seed=seed)
 
     assert "give a level" in faults(Own)["warning", "tasks"][0]
@@ -298,7 +298,7 @@ def test_a_broken_tool_that_is_hidden():
         def step(self, action):
             try:
                 return super().step(action)
-            except envs.errors.ToolFailure:
+            except agentrl.envs.errors.ToolFailure:
                 return "", 0.0, True, False, {}
 
     assert faults(Hiding) == {("error", "tool failure"): ["a broken tool is hidden"]}
@@ -316,7 +316,7 @@ def test_the_list_of_environments():
     listed = {e.id: e for e in envs.list_envs()}
     assert set(envs.ENVS) <= set(listed) and not any("CartPole" in name for name in listed)
     search = listed["agentrl/Search-v0"]
-    assert search.entry_point == "envs.search:SearchEnv" and search.summary.startswith(
+    assert search.entry_point == "agentrl.envs.search:SearchEnv" and search.summary.startswith(
         "Questions answered by searching"
     )
     assert search.parameters["topk"] == "3" and search.parameters["retriever"] == "None"
@@ -328,14 +328,14 @@ def test_plug_ins_are_listed_also_where_they_cannot_be_imported():
     gymnasium.register("test/Gone-v0", entry_point="no_such_module:Env")
     try:
         listed = {e.id: e for e in envs.list_envs()}
-        assert listed["test/Own-v0"].entry_point == "envs.calculator:CalculatorEnv"
+        assert listed["test/Own-v0"].entry_point == "agentrl.envs.calculator:CalculatorEnv"
         assert "ModuleNotFoundError" in listed["test/Gone-v0"].summary
     finally:
         del gymnasium.registry["test/Own-v0"], gymnasium.registry["test/Gone-v0"]
 
 
 def test_the_package_is_imported_by_the_name_of_an_environment():
-    code = "import gymnasium; print(gymnasium.make('envs:agentrl/Search-v0').unwrapped.topk)"
+    code = "import gymnasium; print(gymnasium.make('agentrl.envs:agentrl/Search-v0').unwrapped.topk)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("3\n", "")
 

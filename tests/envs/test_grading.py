@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs import grading
-from envs.grading import grade, grade_response, last_boxed, normalize
+from agentrl.envs import grading
+from agentrl.envs.grading import grade, grade_response, last_boxed, normalize
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_whole_response_is_graded_by_its_last_box():
 
 def test_workers_that_cannot_start_are_a_tool_failure_and_no_wrong_answer(tmp_path):
     script = tmp_path / "unguarded.py"  # each worker runs it again, and cannot start workers of its own
-    script.write_text("from envs.grading import grade\nprint(grade('1/2', ['0.5']))\n")
+    script.write_text("from agentrl.envs.grading import grade\nprint(grade('1/2', ['0.5']))\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "Grade(" not in done.stdout
     assert "ToolFailure: answers cannot be graded" in done.stderr and '`if __name__ == "__main__":`' in done.stderr

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from envs.errors import TaskError
-from envs.math import PROMPT, MathEnv
+from agentrl.envs.errors import TaskError
+from agentrl.envs.math import PROMPT, MathEnv
 
 TASK = {"id": "m", "question": "What is 7 * 6?", "golden_answers": ["42"]}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from envs.errors import ToolFailure
+from agentrl.envs.errors import ToolFailure
 
 pytest.importorskip("mcp")
-from envs.mcp import McpEnv, connection
+from agentrl.envs.mcp import McpEnv, connection
 
 SERVER = [sys.executable, str(Path(__file__).with_name("mcp_server.py"))]
 TASK = {"question": "2 + 3?", "golden_answers": ["5"]}

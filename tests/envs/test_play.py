@@ -3,11 +3,11 @@
 import gymnasium
 import pytest
 
-from envs.calculator import CalculatorEnv
-from envs.errors import ToolFailure
-from envs.play import MAX_SHOWN, play, printable
-from envs.search import SearchEnv
-from retriever.errors import RetrieverUnavailable
+from agentrl.envs.calculator import CalculatorEnv
+from agentrl.envs.errors import ToolFailure
+from agentrl.envs.play import MAX_SHOWN, play, printable
+from agentrl.envs.search import SearchEnv
+from agentrl.retriever.errors import RetrieverUnavailable
 from tests.retriever.helpers import Fake
 
 TASK = {"question": "Who?", "golden_answers": ["Edda"]}

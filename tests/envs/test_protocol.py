@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from envs.protocol import PASSAGE, PROMPT, ParsedAction, defuse, parse_action, passage_format
+from agentrl.envs.protocol import PASSAGE, PROMPT, ParsedAction, defuse, parse_action, passage_format
 
 TAGS = [f"<{c}{tag}>" for tag in ("think", "search", "information", "answer") for c in ("", "/")]
 MESSY = st.lists(st.one_of(st.sampled_from([*TAGS, "<", ">", " ", "\n", "x"]), st.text(max_size=5)), max_size=25).map(

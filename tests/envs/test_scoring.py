@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.scoring import exact_match, f1, normalize_answer
+from agentrl.envs.scoring import exact_match, f1, normalize_answer
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.config import RolloutConfig
+from agentrl.envs.errors import TaskError, ToolFailure
+from agentrl.envs.protocol import INVALID, MAX_BODY_CHARACTERS, PROMPT
+from agentrl.envs.search import SearchEnv
+from agentrl.envs.worlds.search import SearchWorld
+from agentrl.retriever.base import Hit
+from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.client import RetrieverClient
+from agentrl.retriever.corpus import Passage
+from agentrl.retriever.errors import RetrieverUnavailable
 from agentrl.rollouts.chat import ChatFormat, parts_of
 from agentrl.rollouts.play import EnvPool, collect
 from agentrl.types import Task
-from envs.errors import TaskError, ToolFailure
-from envs.protocol import INVALID, MAX_BODY_CHARACTERS, PROMPT
-from envs.search import SearchEnv
-from envs.worlds.search import SearchWorld
-from retriever.base import Hit
-from retriever.bm25 import Bm25Index, build_index
-from retriever.client import RetrieverClient
-from retriever.corpus import Passage
-from retriever.errors import RetrieverUnavailable
 from tests.fakes import ScriptedSampler, tiny_tokenizer
 from tests.retriever.helpers import PASSAGES, Fake, server_process
 

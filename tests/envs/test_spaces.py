@@ -2,7 +2,7 @@
 
 import pytest
 
-from envs.spaces import AnyText
+from agentrl.envs.spaces import AnyText
 
 
 @pytest.mark.parametrize("text", ["", "naïve ∑ 東京", "\x00\ud800\u202e", "a" * 1000])

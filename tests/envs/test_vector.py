@@ -7,12 +7,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs  # noqa: F401 (registers)
-from envs.errors import TaskError, ToolFailure
-from envs.search import SearchEnv
-from envs.vector import SearchVectorEnv
-from retriever.bm25 import Bm25Index
-from retriever.errors import RetrieverUnavailable
+from agentrl import envs  # noqa: F401 (registers)
+from agentrl.envs.errors import TaskError, ToolFailure
+from agentrl.envs.search import SearchEnv
+from agentrl.envs.vector import SearchVectorEnv
+from agentrl.retriever.bm25 import Bm25Index
+from agentrl.retriever.errors import RetrieverUnavailable
 from tests.retriever.helpers import PASSAGES, Fake
 
 INDEX = Bm25Index.from_passages(PASSAGES)

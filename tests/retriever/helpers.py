@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from retriever.base import Hit
-from retriever.corpus import Passage
+from agentrl.retriever.base import Hit
+from agentrl.retriever.corpus import Passage
 
 PASSAGES = [
     Passage("a", "Vesna Oll", "Vesna Oll was born in Torvik. She runs the company Brightkiln."),
@@ -43,7 +43,7 @@ class Fake:
 def server_process(
     index: Path, *arguments: str, env: dict[str, str] | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`python -m retriever serve` on a free loopback port: its url and the process."""
+    """`python -m agentrl.retriever serve` on a free loopback port: its url and the process."""
     command = [sys.executable, "-m", "retriever", "serve", str(index), "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     assert process.stdout is not None

@@ -3,10 +3,10 @@ import sys
 
 import pytest
 
-from retriever.base import Searcher, open_searcher
-from retriever.bm25 import Bm25Index, build_index
-from retriever.client import RetrieverClient
-from retriever.errors import IndexOpenError
+from agentrl.retriever.base import Searcher, open_searcher
+from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.client import RetrieverClient
+from agentrl.retriever.errors import IndexOpenError
 from tests.retriever.helpers import PASSAGES, Fake
 
 
@@ -40,9 +40,11 @@ def test_errors_say_how_to_build_one(tmp_path):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, retriever.server, retriever.client, retriever.batching, retriever.cli\n"
+        "import sys, agentrl.retriever.server, agentrl.retriever.client, agentrl.retriever.batching, agentrl.retriever.cli\n"
         "assert not {'torch', 'agentrl', 'numpy', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    code = "import sys, retriever.cli\nassert not {'tantivy', 'httpx', 'starlette', 'uvicorn'} & set(sys.modules)"
+    code = (
+        "import sys, agentrl.retriever.cli\nassert not {'tantivy', 'httpx', 'starlette', 'uvicorn'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

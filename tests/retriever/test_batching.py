@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from retriever.batching import MicroBatcher
-from retriever.client import RetrieverClient
-from retriever.errors import BadQuery, RetrieverUnavailable
+from agentrl.retriever.batching import MicroBatcher
+from agentrl.retriever.client import RetrieverClient
+from agentrl.retriever.errors import BadQuery, RetrieverUnavailable
 from tests.retriever.helpers import Fake, raw_server, respond
 
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import retriever.bm25 as bm25
-from retriever.bm25 import Bm25Index, build_index
-from retriever.corpus import CorpusReader, Passage
-from retriever.errors import BadQuery, CorpusError, IndexBuildError, IndexOpenError
+import agentrl.retriever.bm25 as bm25
+from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.corpus import CorpusReader, Passage
+from agentrl.retriever.errors import BadQuery, CorpusError, IndexBuildError, IndexOpenError
 from tests.retriever.helpers import PASSAGES
 
 WORDS = ["glass", "kiln", "torvik", "edda", "north", "river"]
@@ -161,7 +161,7 @@ def test_build_open_and_search_in_a_fresh_process(tmp_path):
     assert seen == [len(PASSAGES)]
     assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["index"]
     code = (
-        "import sys, json; from retriever.base import open_searcher\n"
+        "import sys, json; from agentrl.retriever.base import open_searcher\n"
         "found = open_searcher(sys.argv[1]).search_batch(['Brightkiln', 'hostile'], 2)\n"
         "print(json.dumps([[(h.passage.id, h.passage.contents, h.score) for h in hits] for hits in found]))"
     )

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from retriever.cli import main
+from agentrl.retriever.cli import main
 from tests.retriever.helpers import PASSAGES, server_process
 
 

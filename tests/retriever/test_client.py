@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from retriever.base import MAX_QUERY_CHARS
-from retriever.bm25 import Bm25Index, build_index
-from retriever.client import RetrieverClient
-from retriever.errors import (
+from agentrl.retriever.base import MAX_QUERY_CHARS
+from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.client import RetrieverClient
+from agentrl.retriever.errors import (
     BadQuery,
     RetrieverBadResponse,
     RetrieverError,

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retriever.corpus import CorpusReader, Passage, parse_passage
-from retriever.errors import CorpusError
+from agentrl.retriever.corpus import CorpusReader, Passage, parse_passage
+from agentrl.retriever.errors import CorpusError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from retriever.base import Hit
-from retriever.bm25 import Bm25Index, build_index
-from retriever.corpus import Passage
-from retriever.errors import IndexOpenError, ServeError
-from retriever.server import Limits, create_app, serve
+from agentrl.retriever.base import Hit
+from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.corpus import Passage
+from agentrl.retriever.errors import IndexOpenError, ServeError
+from agentrl.retriever.server import Limits, create_app, serve
 from tests.retriever.helpers import PASSAGES, Fake, server_process
 
 LIMITS = Limits(max_topk=7, max_queries=4, max_query_chars=50, max_passages=20, max_body_bytes=2000)

@@ -10,11 +10,11 @@ import pytest
 
 from agentrl.batch import pack
 from agentrl.config import RolloutConfig
+from agentrl.envs.errors import ToolFailure
+from agentrl.retriever.errors import RetrieverError
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool, collect, play, play_all
 from agentrl.types import Task
-from envs.errors import ToolFailure
-from retriever.errors import RetrieverError
 from tests.fakes import ScriptedSampler, tiny_tokenizer
 from tests.rollouts.worlds import Awaitable, Blocking
 

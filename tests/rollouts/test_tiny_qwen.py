@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from transformers import AutoTokenizer
 
-import envs
+from agentrl import envs
 from agentrl.batch import pack
 from agentrl.config import ModelConfig, OptimConfig, RolloutConfig
+from agentrl.retriever.base import Hit
+from agentrl.retriever.corpus import Passage
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool, collect
 from agentrl.types import Task
-from retriever.base import Hit
-from retriever.corpus import Passage
 from tests.fakes import ScriptedSampler, save_tiny_model
 from tests.rollouts.test_encode import hostile
 

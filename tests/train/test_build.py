@@ -15,15 +15,15 @@ import torch
 
 from agentrl.config import EnvConfig, RunConfig
 from agentrl.engines.shared.loading import pick_device
+from agentrl.envs.protocol import PROMPT
+from agentrl.envs.worlds import make_world
 from agentrl.errors import AgentRLError, ConfigError, DataError, ModelError, RunError
+from agentrl.retriever.bm25 import build_index
+from agentrl.retriever.corpus import CorpusReader
+from agentrl.retriever.errors import IndexOpenError, RetrieverUnavailable
 from agentrl.runs.log import read_evals, read_metrics, read_rollouts
 from agentrl.train.build import build_job
 from agentrl.train.start import resume_run, train_run
-from envs.protocol import PROMPT
-from envs.worlds import make_world
-from retriever.bm25 import build_index
-from retriever.corpus import CorpusReader
-from retriever.errors import IndexOpenError, RetrieverUnavailable
 from tests.fakes import save_tiny_model, tiny_model, tiny_tokenizer
 from tests.retriever.helpers import server_process
 from tests.small import SMALL, merged, small_config, train_until

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.math import MathEnv
-from envs.worlds.arithmetic import DIGITS, LARGEST, LEVELS, ArithmeticWorld, Errors, apply, perfect
+from agentrl.envs.math import MathEnv
+from agentrl.envs.worlds.arithmetic import DIGITS, LARGEST, LEVELS, ArithmeticWorld, Errors, apply, perfect
 
 PERFECT = perfect(Errors())
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs  # noqa: F401 (registers)
-from envs.worlds import make_world
-from envs.worlds import search as search_module
-from envs.worlds.search import RELATIONS, SPECIALS, YEARS, Errors, SearchWorld
-from retriever.bm25 import Bm25Index
-from retriever.corpus import Passage
+from agentrl import envs  # noqa: F401 (registers)
+from agentrl.envs.worlds import make_world
+from agentrl.envs.worlds import search as search_module
+from agentrl.envs.worlds.search import RELATIONS, SPECIALS, YEARS, Errors, SearchWorld
+from agentrl.retriever.bm25 import Bm25Index
+from agentrl.retriever.corpus import Passage
 
 SMALL = {"people": 18, "companies": 9, "cities": 8, "regions": 6}
 BY_ASKED = {r.asked: r for r in RELATIONS}
