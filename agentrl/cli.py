@@ -56,6 +56,7 @@ def build_parser(only: str | None = None) -> Parser:
         description="Train language-model search agents with reinforcement learning, and see their collapse coming.",
         epilog=_EPILOG,
     )
+    parser.set_defaults(whole_parser=build_parser)  # `completion` describes all commands
     parser.add_argument("--version", action="version", version=f"agentrl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, (module, text) in COMMANDS.items():

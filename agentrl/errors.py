@@ -23,6 +23,10 @@ class ConfigError(AgentRLError):
         super().__init__("\n".join(problems))
 
 
+class PluginError(AgentRLError):
+    """No plug-in has this name, or it cannot be imported (`agentrl.plugins`)."""
+
+
 class DataError(AgentRLError):
     """A dataset or corpus row is malformed; the message names file and line."""
 

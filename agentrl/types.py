@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 Stop = Literal["stop", "length"]
 
@@ -24,6 +25,35 @@ class Sample:
     logprobs: list[float]  # nats, under the policy and temperature that sampled them
     text: str
     stop: Stop  # "stop": a stop string or the end-of-text token ended it; "length": the budget did
+
+
+class Sampler(Protocol):
+    """The half of an engine that rollouts see."""
+
+    @property
+    def policy_version(self) -> int:
+        """Number of times it was given new weights."""
+        ...
+
+    async def sample(
+        self,
+        ids: Sequence[int],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 1.0,
+        session: int | None = None,
+    ) -> Sample:
+        """Continue `ids` (the whole context) by at most `max_tokens`; ends with the token that completes a stop string.
+
+        `session` names a conversation: its key/value cache is kept between calls, and only the new tokens are fed.
+        `temperature` 0 is greedy. Log-probabilities are of the distribution sampled from.
+        """
+        ...
+
+    def release(self, session: int) -> None:
+        """Forget a conversation; unknown sessions are ignored."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,10 @@ from agentrl.envs.protocol import (
 from agentrl.envs.scoring import answer_key
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
-from agentrl.retriever.base import Hit, open_searcher
+from agentrl.retriever.base import Hit
 from agentrl.retriever.batching import MicroBatcher
 from agentrl.retriever.errors import RetrieverError
+from agentrl.retriever.opening import open_searcher
 
 __all__ = ["INVALID", "PROMPT", "ParsedAction", "SearchEnv", "defuse", "parse_action"]
 

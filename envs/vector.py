@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from agentrl.envs.errors import TaskError, ToolFailure
 from agentrl.envs.protocol import ParsedAction
 from agentrl.envs.search import SearchEnv, Step
-from agentrl.retriever.base import Hit, open_searcher
+from agentrl.retriever.base import Hit
 from agentrl.retriever.errors import RetrieverError
+from agentrl.retriever.opening import open_searcher
 
 
 class _Member(SearchEnv):

@@ -1,15 +1,15 @@
-"""What a searcher is, and how to open one from a url, a folder or an object."""
+"""What a searcher is, and the words that index, server and client share."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from agentrl.retriever.corpus import Passage
-from agentrl.retriever.errors import BadQuery, IndexOpenError
+from agentrl.retriever.errors import BadQuery
 
 MAX_QUERY_CHARS = 4096
 """A longer query is cut here, by the index as by the client, so that both give the same passages."""
@@ -47,35 +47,22 @@ def check_request(queries: Sequence[str], topk: int) -> None:
             raise BadQuery(f"a query is {query!r:.40}, of type {type(query).__name__}; queries must be strings")
 
 
-def open_searcher(spec: str | Path | Searcher) -> Searcher:
-    """The searcher that `spec` names: an http(s) url, a folder written by `build_index`, or a searcher itself.
+S = TypeVar("S", bound=Searcher)
 
-    A folder is opened once per process for as long as anybody uses it, and anew after it was rebuilt; so is a url.
-    `IndexOpenError` where there is no such folder or it is not an index.
+
+def once(path: str | Path, opened: Callable[[Path], S]) -> S:
+    """The index in the folder `path`, opened once per process for as long as anybody uses it, and anew after a rebuild.
+
+    `opened(path)` opens it, and raises where there is none.
     """
-    if not isinstance(spec, str | Path):
-        if not isinstance(spec, Searcher):
-            raise IndexOpenError(
-                f"{spec!r:.80} is no searcher: give a url, an index folder, or an object with "
-                "search_batch(queries, topk)"
-            )
-        return spec
-    if isinstance(spec, str) and spec.lower().startswith(("http://", "https://")):
-        from agentrl.retriever.client import RetrieverClient
-
-        key: tuple[object, ...] = (spec,)
-        with _lock:
-            return _opened.get(key) or _opened.setdefault(key, RetrieverClient(spec))
-    from agentrl.retriever.bm25 import Bm25Index
-
-    path = Path(spec).expanduser().resolve()
+    path = Path(path).expanduser().resolve()
     with _lock:
         try:
             manifest = (path / "meta.json").stat()
         except OSError:
-            return Bm25Index.open(path)  # raises with the reason
+            return opened(path)  # raises with the reason
         key = (path, manifest.st_ino, manifest.st_mtime_ns)
-        return _opened.get(key) or _opened.setdefault(key, Bm25Index.open(path))
+        return cast(S, _opened.get(key) or _opened.setdefault(key, opened(path)))
 
 
 _lock = threading.Lock()

@@ -26,7 +26,7 @@ from typing import Any, Protocol, Self, cast
 
 import tantivy
 
-from agentrl.retriever.base import MAX_QUERY_CHARS, Hit, check_request, open_searcher
+from agentrl.retriever.base import MAX_QUERY_CHARS, Hit, check_request, once
 from agentrl.retriever.corpus import Passage
 from agentrl.retriever.errors import IndexBuildError, IndexOpenError, RetrieverError
 from agentrl.retriever.store import PassageStore, PassageWriter
@@ -114,7 +114,7 @@ class Bm25Index:
         """Pickled as the path of its folder, opened (once per process) where it arrives."""
         if not isinstance(self._passages, PassageStore):
             raise TypeError("an index in memory cannot be sent to another process: write it with build_index")
-        return open_searcher, (self.name,)
+        return _reopened, (self.name,)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself, because it never changes: Gymnasium copies an environment's arguments."""
@@ -302,3 +302,8 @@ def _clean(text: str) -> str:
     if text.isascii():
         return text
     return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def _reopened(name: str) -> Bm25Index:
+    """What a pickled index becomes where it arrives."""
+    return once(name, Bm25Index.open)

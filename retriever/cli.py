@@ -87,7 +87,7 @@ def serve(index: str, *, host: str = "127.0.0.1", port: int = 8000, topk: int = 
 
 def query(queries: Sequence[str], where: str, *, topk: int = 3, as_json: bool = False) -> None:
     """Search `where`, a folder or a url, and print the hits of each query."""
-    from agentrl.retriever.base import open_searcher
+    from agentrl.retriever.opening import open_searcher
 
     for text, hits in zip(queries, open_searcher(where).search_batch(queries, topk)):
         if as_json:

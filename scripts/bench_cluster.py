@@ -66,7 +66,8 @@ class Bench:
 
     def measure(self, steps: int, *, asynchronous: bool) -> dict[str, float]:
         """Mean seconds of each phase, and of a whole step; a first step is not counted."""
-        from agentrl.runs.log import RunLog, read_metrics
+        from agentrl.runs.log import RunLog
+        from agentrl.runs.read import read_metrics
         from agentrl.train.trainer import Trainer
 
         self.count += 1

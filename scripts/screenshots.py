@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from agentrl.runs.log import find_run, read_rollouts, rollout_steps
+from agentrl.runs.read import find_run, read_rollouts, rollout_steps
 
 SCALE = 1.5
 COLORS = 256  # of the palette: a third of the file, nearly no pixel off by more than 16 of 255

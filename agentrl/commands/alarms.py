@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """Acknowledge what was asked, then list."""
     from agentrl.console import color, print_json
     from agentrl.monitors.guard import in_words
-    from agentrl.runs.log import acknowledge, find_run, read_alarms, read_guard
+    from agentrl.runs.read import acknowledge, find_run, read_alarms, read_guard
 
     path = find_run(args.run)
     for ids, value in ((args.ack, True), (args.unack, False)):

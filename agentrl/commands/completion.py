@@ -21,9 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the script."""
     import shtab
 
-    from agentrl.cli import build_parser
-
-    parser = build_parser()
+    parser = args.whole_parser()
     for action in _actions(parser):
         if action.dest in PATHS and action.nargs != 0 and action.choices is None:
             action.complete = shtab.FILE  # type: ignore[attr-defined]

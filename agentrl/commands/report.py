@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     from agentrl.dashboard.library import Library
     from agentrl.dashboard.report import render_report
     from agentrl.runs.files import atomic_write
-    from agentrl.runs.log import find_run
+    from agentrl.runs.read import find_run
 
     folder = find_run(args.run).resolve()
     text = render_report(Library(folder.parent), folder.name)

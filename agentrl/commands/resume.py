@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resume."""
     from agentrl.commands.train import report
-    from agentrl.runs.log import find_run
+    from agentrl.runs.read import find_run
 
     path = find_run(args.run)  # a wrong path is told before torch is loaded
     from agentrl.train.start import resume_run

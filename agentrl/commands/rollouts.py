@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Choose and print."""
     from agentrl.console import print_json
     from agentrl.errors import RunError, nearest
-    from agentrl.runs.log import find_run, read_rollouts, rollout_steps
+    from agentrl.runs.read import find_run, read_rollouts, rollout_steps
 
     path, kind = find_run(args.run), "eval" if args.eval else "step"
     steps = rollout_steps(path, kind)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentrl.runs.log import RunInfo
+    from agentrl.runs.read import RunInfo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """List the runs, the latest first."""
     from agentrl.console import print_json, table
-    from agentrl.runs.log import list_runs
+    from agentrl.runs.read import list_runs
 
     runs = list_runs(args.runs_dir)
     if args.json:

@@ -1,0 +1,51 @@
+"""The run configuration: schema, rules over the whole, files. No torch.
+
+The rules are imported with the schema, so that a `RunConfig` built in Python is checked like one from a file.
+"""
+
+from agentrl.config import checks as checks
+from agentrl.config.cluster import OpenRLHFConfig
+from agentrl.config.schema import (
+    AlgorithmConfig,
+    DataConfig,
+    EnvConfig,
+    EvalConfig,
+    GuardConfig,
+    LLDSConfig,
+    LogConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    NTHRConfig,
+    OptimConfig,
+    RetrieverConfig,
+    RolloutConfig,
+    RunConfig,
+    TinyModelConfig,
+    TrainConfig,
+    WarmStartConfig,
+    WorldConfig,
+)
+
+__all__ = [
+    "AlgorithmConfig",
+    "DataConfig",
+    "EnvConfig",
+    "EvalConfig",
+    "GuardConfig",
+    "LLDSConfig",
+    "LogConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "NTHRConfig",
+    "OpenRLHFConfig",
+    "OptimConfig",
+    "RetrieverConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "TinyModelConfig",
+    "TrainConfig",
+    "WarmStartConfig",
+    "WorldConfig",
+]

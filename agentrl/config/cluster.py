@@ -1,15 +1,12 @@
-"""The cluster engine's part of the configuration, and what a whole configuration must not ask of it. No torch."""
+"""The cluster engine's part of the configuration. No torch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from agentrl.config.base import Part, PositiveInt, Share
-
-if TYPE_CHECKING:
-    from agentrl.config import RunConfig
 
 
 class OpenRLHFConfig(Part):
@@ -72,36 +69,3 @@ class OpenRLHFConfig(Part):
         if self.staleness > 1 and not self.asynchronous:
             raise ValueError(f"staleness is {self.staleness} but asynchronous is off; switch it on, or drop staleness")
         return self
-
-
-def cluster_problems(run: RunConfig) -> list[str]:
-    """What the cluster engine cannot do, each with a value that would work."""
-    c, out = run.openrlhf, []
-    responses = run.rollout.prompts_per_step * run.rollout.group_size
-    rows = responses // run.train.mini_batches
-    if rows < c.workers:
-        out.append(
-            f"a mini-batch has {rows} responses ({run.rollout.prompts_per_step} x {run.rollout.group_size} in "
-            f"{run.train.mini_batches} mini-batches) but openrlhf has {c.workers} policy workers: set "
-            f"train.mini_batches to {max(1, responses // c.workers)} or less"
-        )
-    if run.rollout.prompts_per_step < c.workers and run.algorithm.nthr.enabled:
-        out.append(
-            f"NTHR scores whole groups and rollout.prompts_per_step = {run.rollout.prompts_per_step} leaves some "
-            f"of the {c.workers} policy workers without one: set rollout.prompts_per_step to {c.workers} or more"
-        )
-    if run.model.lora is not None and c.zero_stage == 3:
-        out.append("model.lora with openrlhf.zero_stage 3 is not supported: set openrlhf.zero_stage to 2")
-    if c.adam_offload and c.colocate:
-        out.append("openrlhf.adam_offload is of no use with openrlhf.colocate, which offloads all: set it to false")
-    if c.asynchronous and run.algorithm.loss.tis_cap is None:
-        out.append(
-            "openrlhf.asynchronous trains on samples of older weights, which truncated importance weights correct: "
-            "set algorithm.loss.tis_cap to 2.0"
-        )
-    if c.asynchronous and run.guard.enabled and run.guard.on_critical == "rollback":
-        out.append(
-            "guard.on_critical rollback would go back behind samples that are already in flight: "
-            "set guard.on_critical to stop, or openrlhf.asynchronous to false"
-        )
-    return out

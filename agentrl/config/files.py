@@ -81,7 +81,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConf
 
 def shipped_configs() -> dict[str, Path]:
     """Name to path of the configs that come with the package."""
-    beside = Path(__file__).resolve().parent.parent / "configs"
+    beside = Path(__file__).resolve().parents[2] / "configs"
     installed = Path(sysconfig.get_path("data")) / "share" / "agentrl" / "configs"
     folder = beside if beside.is_dir() else installed
     return {p.stem: p for p in sorted(folder.glob("*.yaml"))}

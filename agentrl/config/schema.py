@@ -1,18 +1,20 @@
 """The run configuration: one pydantic model per part, unknown keys refused. No torch.
 
-A config file is YAML of `RunConfig`; `agentrl.config.files` reads it, applies `--set` and explains what is wrong with it.
-Each option lives in one place. Units are in the name or the description.
+A config file is YAML of `RunConfig`; `agentrl.config.files` reads it, applies `--set` and explains what is wrong with
+it. Rules over several parts are in `agentrl.config.checks`. Each option lives in one place. Units are in the name or
+the description.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from agentrl.config.base import Part, PositiveInt, Share
-from agentrl.config.cluster import OpenRLHFConfig, cluster_problems
+from agentrl.config.cluster import OpenRLHFConfig
 
 AdvantageName = Literal[
     "grpo", "pos_only", "rloo", "skew_r", "rloo_k", "grpo_tilde_k", "grpo_k", "dr_grpo", "reinforce"
@@ -371,56 +373,19 @@ class RunConfig(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        problems = []
-        if self.world is None and self.data.train is None:
-            problems.append("neither world nor data.train is set: say where questions come from")
-        if self.world is not None and self.data.train is not None:
-            problems.append("both world and data.train are set: keep the one you mean")
-        if self.world is None and self.warm_start is not None:
-            problems.append("warm_start needs a built-in world, which writes the demonstrations: drop it or set world")
-        if self.model.path == "builtin:tiny" and self.world is None:
-            problems.append(
-                "model.path builtin:tiny speaks only the built-in worlds' words: set world, or another model"
-            )
-        llds = self.algorithm.loss.llds
-        if llds.enabled and self.train.mini_batches * self.train.epochs == 1:
-            problems.append(
-                "algorithm.loss.llds is zero on the first update of a batch and train makes only one: "
-                "set train.mini_batches or train.epochs to 2 or more"
-            )
-        single_turn = (self.world is not None and self.world.kind == "arithmetic") or "Math-v0" in self.env.id
-        if (llds.enabled or self.guard.protects) and llds.answer_weight == "schedule" and single_turn:
-            problems.append(
-                "algorithm.loss.llds.answer_weight schedule is min(V_s/2, 1), and a single turn has no searches: the "
-                "answer's weight would be 0; set it to 1.0, or another number"
-            )
-        if self.guard.protects and self.train.mini_batches * self.train.epochs == 1:
-            problems.append(
-                "guard.enabled protects with LLDS, which is zero where train makes only one update per batch: "
-                "set train.mini_batches or train.epochs to 2 or more"
-            )
-        if self.guard.protects and self.algorithm.name in ("pos_only", "reinforce"):
-            problems.append(
-                f"guard.enabled protects with LLDS, which with algorithm.name {self.algorithm.name} would hold up "
-                "incorrect responses, too: set algorithm.name to grpo, or guard.enabled to false"
-            )
-        if self.guard.enabled and self.guard.on_critical == "rollback" and not self.log.checkpoint_every:
-            problems.append("guard.on_critical is rollback but log.checkpoint_every is 0: set it to 10, for example")
-        if self.algorithm.k > self.rollout.group_size:
-            problems.append(
-                f"algorithm.k = {self.algorithm.k} is larger than rollout.group_size = {self.rollout.group_size}"
-            )
-        if self.train.mini_batches > self.rollout.prompts_per_step * self.rollout.group_size:
-            problems.append(
-                f"train.mini_batches = {self.train.mini_batches} is more than the responses of a step "
-                f"({self.rollout.prompts_per_step} x {self.rollout.group_size})"
-            )
-        if self.rollout.temperature == 0:
-            problems.append(
-                "rollout.temperature is 0: all responses of a group are equal and nothing is learned; use 1.0"
-            )
-        if self.engine == "openrlhf":
-            problems += cluster_problems(self)
+        problems = [problem for check in RULES for problem in check(self)]
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+
+Rule = Callable[[RunConfig], Iterable[str]]
+
+#: Rules over a whole config; `agentrl.config.checks` fills the list. Each yields one line for each problem.
+RULES: list[Rule] = []
+
+
+def rule(check: Rule) -> Rule:
+    """Decorator: the rule holds for every RunConfig that is made, from a file or in Python."""
+    RULES.append(check)
+    return check

@@ -20,7 +20,7 @@ from agentrl.monitors.alarms import SCALES
 from agentrl.monitors.phases import PhaseClassifier, PhaseState
 from agentrl.monitors.stats import Series
 from agentrl.runs.files import parse_line
-from agentrl.runs.log import METRICS, read_guard
+from agentrl.runs.read import METRICS, read_guard
 
 WHOLE = 24 << 20  # bytes: about 12 000 steps; reading and sending them takes about a second
 TAIL = 6 << 20  # bytes at the end of a larger file that are read whole

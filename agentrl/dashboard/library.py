@@ -18,7 +18,7 @@ from agentrl.config import RunConfig
 from agentrl.dashboard.history import History
 from agentrl.errors import AgentRLError, nearest
 from agentrl.runs.files import read_json
-from agentrl.runs.log import (
+from agentrl.runs.read import (
     ALARMS,
     CONFIG,
     EVALS,

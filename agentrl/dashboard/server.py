@@ -27,7 +27,7 @@ from agentrl.dashboard.history import columns, nonfinite_steps
 from agentrl.dashboard.library import Library, UnknownRun, info_of, run_state
 from agentrl.errors import AgentRLError
 from agentrl.monitors.signals import SIGNALS
-from agentrl.runs import log as runlog
+from agentrl.runs import read
 from agentrl.runs.files import strict_json
 
 STATIC = Path(__file__).parent / "static"
@@ -62,7 +62,7 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
         body = await _body(request)
         path = await anyio.to_thread.run_sync(library.path, str(body.get("run", "")))
         seen = body.get("acknowledged", True) is True
-        await anyio.to_thread.run_sync(runlog.acknowledge, path, str(body.get("id", "")), seen)
+        await anyio.to_thread.run_sync(read.acknowledge, path, str(body.get("id", "")), seen)
         return JSONResponse({"acknowledged": seen})
 
     async def metrics(_: Request) -> Response:

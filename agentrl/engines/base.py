@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from agentrl.batch import TokenBatch
-from agentrl.config import LossConfig, NTHRConfig
+from agentrl.config import LossConfig, ModelConfig, NTHRConfig
 from agentrl.errors import AgentRLError
-from agentrl.types import Sample
+from agentrl.types import Sampler
 
 
 @dataclass
@@ -37,35 +38,6 @@ def check_request(ids: Sequence[int], max_tokens: int, limit: int) -> None:
             f"{len(ids)} context tokens + max_tokens {max_tokens} exceed the engine's {limit} positions; "
             "lower rollout.max_context or rollout.max_tokens_per_turn"
         )
-
-
-class Sampler(Protocol):
-    """The half of an engine that rollouts see."""
-
-    @property
-    def policy_version(self) -> int:
-        """Number of times it was given new weights."""
-        ...
-
-    async def sample(
-        self,
-        ids: Sequence[int],
-        *,
-        max_tokens: int,
-        stop: Sequence[str] = (),
-        temperature: float = 1.0,
-        session: int | None = None,
-    ) -> Sample:
-        """Continue `ids` (the whole context) by at most `max_tokens`; ends with the token that completes a stop string.
-
-        `session` names a conversation: its key/value cache is kept between calls, and only the new tokens are fed.
-        `temperature` 0 is greedy. Log-probabilities are of the distribution sampled from.
-        """
-        ...
-
-    def release(self, session: int) -> None:
-        """Forget a conversation; unknown sessions are ignored."""
-        ...
 
 
 class Engine(Sampler, Protocol):
@@ -142,4 +114,29 @@ class Engine(Sampler, Protocol):
 
     def close(self) -> None:
         """End what was started; the engine is of no use afterwards."""
+        ...
+
+
+class Scorer(Protocol):
+    """What the shared scoring pass needs of an engine whose model is in this process."""
+
+    config: ModelConfig
+    device: torch.device
+    head: Any  # engines.shared.head.OutputHead
+    micro_batch_tokens: int
+
+    def hidden(self, ids: Tensor, attention_mask: Tensor, model: Any = None) -> Tensor:
+        """Right-padded ids (B, C) to the input of the output head (B, C, d)."""
+        ...
+
+    def logprobs(
+        self,
+        batch: TokenBatch,
+        temperature: float = 1.0,
+        *,
+        entropy: bool = False,
+        entropy_gradient: bool = True,
+        model: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """log π of the action tokens (B, S), 0 elsewhere, and their entropy when asked; differentiable."""
         ...

@@ -10,7 +10,8 @@ from typing import Any
 from agentrl.config import RunConfig
 from agentrl.lab.methods import method_config
 from agentrl.lab.plots import SERIES, figure, legend_above, save
-from agentrl.runs.log import RunLog, read_metrics
+from agentrl.runs.log import RunLog
+from agentrl.runs.read import read_metrics
 from agentrl.train.build import build_job
 from agentrl.train.trainer import Trainer
 from agentrl.types import StepRecord

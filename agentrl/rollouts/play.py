@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 import httpx
@@ -24,10 +24,7 @@ from agentrl.retriever.errors import RetrieverError
 from agentrl.rollouts.chat import ChatFormat, PromptTooLong, parts_of
 from agentrl.rollouts.pool import EnvHandle, EnvPool
 from agentrl.rollouts.spans import token_span
-from agentrl.types import Task, Trajectory, Turn
-
-if TYPE_CHECKING:
-    from agentrl.engines.base import Sampler
+from agentrl.types import Sampler, Task, Trajectory, Turn
 
 __all__ = ["EnvPool", "collect", "play", "play_all"]
 

@@ -1,11 +1,11 @@
-"""The run directory: what a run appends to, and what everything else reads. No torch.
+"""The writer of a run directory. No torch.
 
     runs/NAME/  config.yaml  meta.json  status.json  metrics.jsonl  evals.jsonl  alarms.jsonl
                 rollouts/step-000012.jsonl.gz  rollouts/eval-000050.jsonl.gz
                 checkpoints/  reference/  index/  dumps/  events/
 
-Steps are counted from 0; "after n steps" means that the rows of the steps 0 to n - 1 exist. The reading functions
-tolerate a line that a killed writer has torn; only the writer mends files.
+Steps are counted from 0; "after n steps" means that the rows of the steps 0 to n - 1 exist. The readers are in
+`agentrl.runs.read`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ import json
 import math
 import os
 import platform
-import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -29,27 +27,35 @@ from typing import Any, Literal, Self
 
 from agentrl.config import RunConfig
 from agentrl.config.files import config_hash, to_yaml
-from agentrl.errors import RunError, nearest
+from agentrl.errors import RunError
 from agentrl.runs.checkpoint import clean_leftovers, list_checkpoints
 from agentrl.runs.files import (
     RunLock,
     append_line,
     atomic_write,
-    lock_holder,
     parse_line,
     read_json,
-    read_last_lines,
     read_lines,
     strict_json,
     writing,
+)
+from agentrl.runs.read import (
+    ALARMS,
+    CONFIG,
+    EVALS,
+    GUARD,
+    LOCK,
+    META,
+    METRICS,
+    ROLLOUTS,
+    STATUS,
+    find_run,
+    rollout_files,
 )
 from agentrl.types import Alarm, StepRecord
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
-CONFIG, META, STATUS, LOCK = "config.yaml", "meta.json", "status.json", "run.lock"
-METRICS, EVALS, ALARMS, ROLLOUTS = "metrics.jsonl", "evals.jsonl", "alarms.jsonl", "rollouts"
-GUARD = "guard.jsonl"
 PACKAGES = (
     "agentrl",
     "torch",
@@ -61,7 +67,6 @@ PACKAGES = (
     "tantivy",
     "pydantic",
 )
-_ROLLOUT_FILE = re.compile(r"(step|eval)-(\d{6,})\.jsonl\.gz")
 
 
 class RunLog:
@@ -232,7 +237,7 @@ class RunLog:
         self._keep(EVALS, lambda row: row["step"] <= steps)
         self._keep(ALARMS, lambda row: row["step"] < steps if "step" in row else True)
         self._keep(GUARD, lambda row: row["step"] < steps)
-        for kind, step, path in _rollout_files(self.path):
+        for kind, step, path in rollout_files(self.path):
             if step >= steps + (kind == "eval"):
                 path.unlink()
         if dropped:
@@ -321,134 +326,3 @@ def _meta(config: RunConfig, argv: Sequence[str] | None) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
     }
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def read_metrics(path: str | Path, tail: int | None = None) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl in the order they were written; only the last `tail` where given."""
-    file = Path(path) / METRICS
-    return read_lines(file) if tail is None else read_last_lines(file, tail)
-
-
-def read_evals(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of evals.jsonl."""
-    return read_lines(Path(path) / EVALS)
-
-
-def read_guard(path: str | Path) -> list[dict[str, Any]]:
-    """What the guard did, in order."""
-    return read_lines(Path(path) / GUARD)
-
-
-def read_alarms(path: str | Path) -> list[dict[str, Any]]:
-    """Alarms in the order they were raised, `acknowledged` filled in from the lines that say so."""
-    rows = read_lines(Path(path) / ALARMS)
-    acknowledged = {row.get("id"): row["acknowledged"] for row in rows if "rule" not in row and "acknowledged" in row}
-    return [
-        row | {"acknowledged": acknowledged.get(row.get("id"), row.get("acknowledged", False))}
-        for row in rows
-        if "rule" in row
-    ]
-
-
-def acknowledge(path: str | Path, alarm_id: str, acknowledged: bool = True) -> None:
-    """Note that somebody has seen an alarm; works beside a running writer. RunError for an id that is not there."""
-    ids = [str(row.get("id")) for row in read_alarms(path)]
-    if alarm_id not in ids:
-        raise RunError(f"{path} has no alarm {alarm_id!r}{nearest(alarm_id, ids)}")
-    append_line(Path(path) / ALARMS, {"id": alarm_id, "acknowledged": acknowledged, "time": round(time.time(), 3)})
-
-
-def rollout_steps(path: str | Path, kind: Literal["step", "eval"] = "step") -> list[int]:
-    """Steps whose trajectories were stored, ascending."""
-    return sorted(step for k, step, _ in _rollout_files(Path(path)) if k == kind)
-
-
-def read_rollouts(path: str | Path, step: int, kind: Literal["step", "eval"] = "step") -> list[dict[str, Any]]:
-    """Trajectories of one step (or of the evaluation after `step` steps). RunError where they were not stored."""
-    file = Path(path) / ROLLOUTS / f"{kind}-{step:06d}.jsonl.gz"
-    try:
-        data = gzip.decompress(file.read_bytes())
-    except FileNotFoundError:
-        steps = rollout_steps(path, kind)
-        known = f"stored are {steps[0]} to {steps[-1]}" if steps else "none are stored"
-        raise RunError(f"{path} has no rollouts of {kind} {step}: {known}") from None
-    except (OSError, EOFError) as error:
-        raise RunError(f"{file} is damaged ({error}); other steps are not affected") from error
-    return [row for row in map(parse_line, data.split(b"\n")) if row is not None]
-
-
-def read_eval_rollouts(path: str | Path, step: int | None = None) -> list[dict[str, Any]]:
-    """Trajectories of the last evaluation, or of the one after `step` steps; empty where none was stored."""
-    steps = rollout_steps(path, "eval")
-    if not steps:
-        return []
-    return read_rollouts(path, steps[-1] if step is None else step, "eval")
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """A run as a list shows it. `status` is "stopped" for one that says "running" while its process is gone."""
-
-    path: Path
-    name: str
-    status: str
-    step: int
-    steps: int | None
-    updated: float
-    message: str
-    metrics: dict[str, Any] = field(default_factory=dict)  # the last row of metrics.jsonl
-
-
-def read_info(path: str | Path) -> RunInfo:
-    """State of one run, whatever is missing or torn."""
-    path = Path(path)
-    row = read_json(path / STATUS)
-    status, message = str(row.get("status", "unknown")), str(row.get("message") or "")
-    if status == "running" and lock_holder(path / LOCK) is None:
-        status, message = "stopped", f"its process is gone; {row.get('resume') or f'agentrl resume {path}'}"
-    last = read_metrics(path, tail=1)
-    step, steps = row.get("step"), row.get("steps")
-    done = int(last[0].get("step", -1)) + 1 if last else 0  # status.json is not rewritten at every step
-    return RunInfo(
-        path=path,
-        name=path.name,
-        status=status,
-        step=max(done, step if isinstance(step, int) else 0),
-        steps=steps if isinstance(steps, int) else None,
-        updated=float(last[0].get("time") or 0.0) if last else float(row.get("updated") or 0.0),
-        message=message,
-        metrics=last[0] if last else {},
-    )
-
-
-def list_runs(runs_dir: str | Path) -> list[RunInfo]:
-    """Every run directory directly under `runs_dir`, the most recently updated first."""
-    folder = Path(runs_dir)
-    found = folder.iterdir() if folder.is_dir() else ()
-    runs = [
-        read_info(p)
-        for p in found
-        if not p.name.startswith(".") and p.is_dir() and ((p / STATUS).exists() or (p / CONFIG).exists())
-    ]
-    return sorted(runs, key=lambda r: (-r.updated, r.name))
-
-
-def find_run(path: str | Path) -> Path:
-    """`path`, if it is a run directory; RunError with the nearest name otherwise."""
-    path = Path(path).expanduser()
-    if (path / CONFIG).is_file():
-        return path
-    if not path.is_dir():
-        around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise RunError(f"{path} does not exist{nearest(path.name, around)}; a run is a folder like runs/NAME")
-    raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
-
-
-def _rollout_files(path: Path) -> Iterator[tuple[str, int, Path]]:
-    folder = path / ROLLOUTS
-    for file in folder.iterdir() if folder.is_dir() else ():
-        if m := _ROLLOUT_FILE.fullmatch(file.name):
-            yield m[1], int(m[2]), file

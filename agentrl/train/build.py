@@ -158,7 +158,7 @@ def environment_maker(
         client.wait_until_ready(config.retriever.wait_s, say=say)
         kwargs["retriever"] = client
     elif config.retriever.index:
-        from agentrl.retriever.base import open_searcher
+        from agentrl.retriever.opening import open_searcher
 
         kwargs["retriever"] = open_searcher(config.retriever.index)
     elif env_id == "agentrl/Search-v0" and "retriever" not in config.env.kwargs:
@@ -183,9 +183,9 @@ def environment_maker(
 
 def _world_index(world: Any, work_dir: Path) -> Any:
     """The world's passages as an index on disk, built once."""
-    from agentrl.retriever.base import open_searcher
     from agentrl.retriever.bm25 import build_index
     from agentrl.retriever.corpus import Passage
+    from agentrl.retriever.opening import open_searcher
 
     path = work_dir / "index"
     if not path.exists():

@@ -31,7 +31,8 @@ from agentrl.rollouts.play import EnvPool, collect
 from agentrl.runs.checkpoint import save_checkpoint
 from agentrl.runs.episodes import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
 from agentrl.runs.files import writing
-from agentrl.runs.log import RunLog, Status, read_evals
+from agentrl.runs.log import RunLog, Status
+from agentrl.runs.read import read_evals
 from agentrl.train import measure as M
 from agentrl.train.build import Job
 from agentrl.train.evaluate import evaluate

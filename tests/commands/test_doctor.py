@@ -5,8 +5,8 @@ from importlib import metadata
 
 import pytest
 
-from agentrl import doctor
 from agentrl.cli import main
+from agentrl.commands import doctor
 
 
 def by_name(findings):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from agentrl.cli import main
-from agentrl.runs.log import read_evals
+from agentrl.runs.read import read_evals
 
 
 def results(capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.runs.log import read_eval_rollouts, read_evals, read_info, read_metrics, read_rollouts
+from agentrl.runs.read import read_eval_rollouts, read_evals, read_info, read_metrics, read_rollouts
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from agentrl.cli import main
 from agentrl.commands.rollouts import conversation
-from agentrl.runs.log import read_rollouts
+from agentrl.runs.read import read_rollouts
 
 
 def shown(capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from agentrl.cli import main
 from agentrl.runs.files import append_line
-from agentrl.runs.log import ALARMS, STATUS, read_alarms
+from agentrl.runs.read import ALARMS, STATUS, read_alarms
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 
 from agentrl.config import RunConfig, WorldConfig
 from agentrl.dashboard.server import STATIC
-from agentrl.runs.log import RunLog, read_alarms, read_rollouts
+from agentrl.runs.log import RunLog
+from agentrl.runs.read import read_alarms, read_rollouts
 from tests.dashboard.conftest import serving
 from tests.dashboard.payloads import PAYLOADS
 from tests.dashboard.runs import append_rows, long_trajectory, make_run, trajectories

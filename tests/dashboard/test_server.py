@@ -9,7 +9,8 @@ from starlette.testclient import TestClient
 from agentrl.dashboard.library import Library
 from agentrl.dashboard.server import create_app
 from agentrl.monitors.signals import SIGNALS
-from agentrl.runs.log import RunLog, read_alarms
+from agentrl.runs.log import RunLog
+from agentrl.runs.read import read_alarms
 from tests.dashboard.runs import append_rows, config, make_run, trajectories
 
 TOKEN = "a-token-of-some-length"

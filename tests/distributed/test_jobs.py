@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from agentrl.runs.log import read_info, read_metrics
+from agentrl.runs.read import read_info, read_metrics
 from tests.distributed.processes import MARK, wait_until_gone
 
 pytestmark = pytest.mark.timeout(900)

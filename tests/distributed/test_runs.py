@@ -10,7 +10,7 @@ from agentrl.config.files import load_config
 from agentrl.errors import RunError
 from agentrl.retriever.bm25 import build_index
 from agentrl.retriever.corpus import Passage
-from agentrl.runs.log import read_evals, read_info, read_metrics, read_rollouts
+from agentrl.runs.read import read_evals, read_info, read_metrics, read_rollouts
 from agentrl.train.start import resume_run
 from tests.distributed.processes import core_of, pid_of
 from tests.retriever.helpers import server_process

@@ -215,7 +215,7 @@ def test_tasks_of_another_form_are_warned_of():
     class Own(CalculatorEnv):
         def reset(self, *, seed=None, options=None):
             if options and "level" not in options:
-                raise agentrl.envs.errors.TaskError("give a level")
+                raise envs.errors.TaskError("give a level")
             return super().reset(seed=seed)
 
     assert "give a level" in faults(Own)["warning", "tasks"][0]
@@ -298,7 +298,7 @@ def test_a_broken_tool_that_is_hidden():
         def step(self, action):
             try:
                 return super().step(action)
-            except agentrl.envs.errors.ToolFailure:
+            except envs.errors.ToolFailure:
                 return "", 0.0, True, False, {}
 
     assert faults(Hiding) == {("error", "tool failure"): ["a broken tool is hidden"]}

@@ -4,7 +4,7 @@ import pytest
 
 from agentrl.config.files import load_config
 from agentrl.lab.spiral import PANELS, SpiralResult, half_fall, plot_spiral, run_spiral
-from agentrl.runs.log import read_metrics, read_rollouts
+from agentrl.runs.read import read_metrics, read_rollouts
 from tests.small import small_config
 
 

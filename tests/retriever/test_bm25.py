@@ -161,7 +161,7 @@ def test_build_open_and_search_in_a_fresh_process(tmp_path):
     assert seen == [len(PASSAGES)]
     assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["index"]
     code = (
-        "import sys, json; from agentrl.retriever.base import open_searcher\n"
+        "import sys, json; from agentrl.retriever.opening import open_searcher\n"
         "found = open_searcher(sys.argv[1]).search_batch(['Brightkiln', 'hostile'], 2)\n"
         "print(json.dumps([[(h.passage.id, h.passage.contents, h.score) for h in hits] for hits in found]))"
     )

@@ -10,9 +10,9 @@ import pytest
 
 from agentrl.config.files import config_hash, load_config
 from agentrl.errors import RunError
-from agentrl.runs import log as runlog
-from agentrl.runs.log import (
-    RunLog,
+from agentrl.runs import log
+from agentrl.runs.log import RunLog
+from agentrl.runs.read import (
     acknowledge,
     find_run,
     list_runs,
@@ -151,7 +151,7 @@ def test_on_a_full_disk_the_first_error_is_shown(create, monkeypatch, said):
         raise RunError("second")
 
     with pytest.raises(ValueError, match="first"), create() as run:
-        monkeypatch.setattr(runlog, "atomic_write", full)
+        monkeypatch.setattr(log, "atomic_write", full)
         raise ValueError("first")
     assert said == ["second"]
     RunLog.open(run.path).close()

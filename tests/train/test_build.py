@@ -21,7 +21,7 @@ from agentrl.errors import AgentRLError, ConfigError, DataError, ModelError, Run
 from agentrl.retriever.bm25 import build_index
 from agentrl.retriever.corpus import CorpusReader
 from agentrl.retriever.errors import IndexOpenError, RetrieverUnavailable
-from agentrl.runs.log import read_evals, read_metrics, read_rollouts
+from agentrl.runs.read import read_evals, read_metrics, read_rollouts
 from agentrl.train.build import build_job
 from agentrl.train.start import resume_run, train_run
 from tests.fakes import save_tiny_model, tiny_model, tiny_tokenizer

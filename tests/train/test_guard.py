@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from agentrl.cli import main
 from agentrl.config.files import load_config
 from agentrl.monitors import Alarm, Monitor
-from agentrl.runs.log import read_alarms, read_guard, read_info, read_metrics
+from agentrl.runs.read import read_alarms, read_guard, read_info, read_metrics
 from agentrl.train.start import resume_run, train_run
 from tests.small import small_config, train_until, without_times
 

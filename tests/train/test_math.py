@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.runs.log import read_metrics
+from agentrl.runs.read import read_metrics
 
 
 @pytest.mark.slow

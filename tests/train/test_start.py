@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from agentrl.config.files import to_yaml
 from agentrl.errors import DataError, RunError
 from agentrl.runs.checkpoint import list_checkpoints
-from agentrl.runs.log import RunLog, list_runs, read_evals, read_info, read_metrics, rollout_steps
+from agentrl.runs.log import RunLog
+from agentrl.runs.read import list_runs, read_evals, read_info, read_metrics, rollout_steps
 from agentrl.train.start import resume_run, train_run
 from tests.small import files_of, small_config, train_until, without_times
 

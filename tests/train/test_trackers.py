@@ -7,7 +7,7 @@ import types
 import pytest
 
 from agentrl.errors import ConfigError
-from agentrl.runs.log import read_metrics
+from agentrl.runs.read import read_metrics
 from agentrl.train import trackers as writers
 from agentrl.train.start import resume_run
 from agentrl.train.trackers import make_writers

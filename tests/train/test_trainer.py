@@ -12,7 +12,8 @@ from agentrl.config.files import load_config
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.monitors import Monitor
 from agentrl.runs.checkpoint import list_checkpoints
-from agentrl.runs.log import RunLog, read_evals, read_info, read_metrics, read_rollouts
+from agentrl.runs.log import RunLog
+from agentrl.runs.read import read_evals, read_info, read_metrics, read_rollouts
 from agentrl.train.build import build_job
 from agentrl.train.start import resume_run, train_run
 from agentrl.train.trainer import Trainer

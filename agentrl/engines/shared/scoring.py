@@ -8,7 +8,7 @@ one pass over the output head yields everything. Only (N,) results leave the dev
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,9 @@ from agentrl.algorithms.head import Head, HeadPass
 from agentrl.algorithms.nthr import Agreement, Layout, NTHRResult, nthr_pass
 from agentrl.batch import TokenBatch, micro_batches
 from agentrl.config import NTHRConfig
-from agentrl.engines.base import ScoreResult
+from agentrl.engines.base import Scorer, ScoreResult
+from agentrl.engines.shared.head import OutputHead
 from agentrl.errors import ModelError
-
-if TYPE_CHECKING:
-    from agentrl.engines.local.engine import LocalEngine
-    from agentrl.engines.shared.head import OutputHead
 
 HELD = 4  # hidden states are collected over this many micro-batches at most,
 HELD_BYTES = 32 * 1024 * 1024  # and up to this size, or of one group where that is more
@@ -30,7 +27,7 @@ HELD_BYTES = 32 * 1024 * 1024  # and up to this size, or of one group where that
 
 @torch.no_grad()
 def score_batch(
-    engine: LocalEngine, batch: TokenBatch, temperature: float, nthr: NTHRConfig | None, entropy: bool
+    engine: Scorer, batch: TokenBatch, temperature: float, nthr: NTHRConfig | None, entropy: bool
 ) -> ScoreResult:
     """See `engines.base.Engine.score`."""
     if nthr is not None:
@@ -48,7 +45,7 @@ def score_batch(
 
 
 def _score_with_nthr(
-    engine: LocalEngine, batch: TokenBatch, temperature: float, nthr: NTHRConfig, entropy: bool
+    engine: Scorer, batch: TokenBatch, temperature: float, nthr: NTHRConfig, entropy: bool
 ) -> ScoreResult:
     shape = batch.action_mask.shape
     scores, selected, factor = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool), torch.ones(shape)
@@ -128,7 +125,7 @@ def _whole_groups(batch: TokenBatch, most: int) -> Iterator[Tensor]:
         yield order[start:end]
 
 
-def _hidden_of_actions(engine: LocalEngine, part: TokenBatch) -> Tensor:
+def _hidden_of_actions(engine: Scorer, part: TokenBatch) -> Tensor:
     """The head's input at the action tokens of `part`, (N, d) in the order of rows and positions, on the device."""
     mask = part.action_mask
     place = (mask.flatten().cumsum(0) - 1).view_as(mask)
