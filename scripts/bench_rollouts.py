@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agentrl.config import RolloutConfig
 from agentrl.rollouts.chat import ChatFormat
-from agentrl.rollouts.play import EnvPool, collect
+from agentrl.rollouts.play import EnvPool, Player
 from agentrl.types import Task
 from tests.fakes import ScriptedSampler, tiny_tokenizer
 
@@ -87,7 +87,7 @@ def measure(env: type[Blocking], style: str, episodes: int, delay_s: float, repe
             sampler.calls.clear()
             fresh = [Task(t.id, {"question": f"{t.options['question']} {i}"}) for t in tasks]  # nothing cached
             start, start_cpu = time.perf_counter(), time.process_time()
-            done = collect(sampler, pool, fresh, 8, chat=chat, config=config, prefix=f"{i}/")
+            done = Player(sampler, pool, chat, config).collect(fresh, 8, prefix=f"{i}/")
             wall.append(time.perf_counter() - start)
             cpu.append(time.process_time() - start_cpu)
             assert len(done) == episodes

@@ -7,6 +7,7 @@ occurs where Δ(x) ≤ ε. The group hidden-embedding score that predicts it, GW
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +16,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Displacement:
-    """One entry per group that has a correct response, in ascending order of its id."""
+    """Γ groups that have a correct response, in ascending order of their ids; their R correct responses, as given."""
 
     groups: Tensor  # (Γ,) ids
     per_response: Tensor  # (Γ,) nats per response: Δ(x)
     per_token: Tensor  # (Γ,) nats per token: mean over correct responses of their mean change
     per_turn: Tensor | None  # (Γ, turns) nats: Δ_t; its sum over turns is Δ(x); NaN where no correct response acted
+    rows: Tensor  # (R,) of the batch
+    change: Tensor  # (R, S) nats, 0 off action
+    row_per_token: Tensor  # (R,) nats per token
+    of_group: dict[int, float]  # group id -> Δ per token, unrounded
 
     def share(self, epsilon: float = 0.0) -> float | None:
         """Share of groups with Δ(x) ≤ epsilon; None without groups."""
@@ -44,24 +49,31 @@ def displacement(
     """
     rows = correct.nonzero()[:, 0]
     mask = action_mask[rows]
-    change = (new_logprobs[rows] - old_logprobs[rows]).double().masked_fill(~mask, 0.0)  # (R, S)
+    change = (new_logprobs[rows] - old_logprobs[rows]).masked_fill(~mask, 0.0)  # (R, S)
     groups, slot, n = torch.unique(group_ids[rows], return_inverse=True, return_counts=True)
 
     def mean_over_correct(x: Tensor) -> Tensor:
-        out = x.new_zeros((len(groups), *x.shape[1:])).index_add_(0, slot, x)
-        return out / n.view(-1, *[1] * (x.dim() - 1))
+        out = torch.zeros((len(groups), *x.shape[1:]), dtype=torch.float64, device=x.device)
+        return out.index_add_(0, slot, x.double()) / n.view(-1, *[1] * (x.dim() - 1))
 
-    total = change.sum(1)
-    per_turn = None
-    if turn_ids is not None:
-        turn = (turn_ids[rows] + 1).clamp(min=0)  # column 0 gathers what is off action
-        shape = (len(rows), int(turn.max()) + 1 if turn.numel() else 1)
-        sums = change.new_zeros(shape).scatter_add_(1, turn, change)[:, 1:]
-        acted = change.new_zeros(shape).scatter_(1, turn, 1.0)[:, 1:]
-        per_turn = mean_over_correct(sums).masked_fill(mean_over_correct(acted) == 0, float("nan")).float()
+    row_per_token = change.sum(1) / mask.sum(1).clamp(min=1)
+    per_token = mean_over_correct(row_per_token)
     return Displacement(
         groups,
-        mean_over_correct(total).float(),
-        mean_over_correct(total / mask.sum(1).clamp(min=1)).float(),
-        per_turn,
+        mean_over_correct(change.sum(1)).float(),
+        per_token.float(),
+        None if turn_ids is None else _per_turn(change, turn_ids[rows], mean_over_correct),
+        rows,
+        change,
+        row_per_token,
+        dict(zip(groups.tolist(), per_token.tolist())),
     )
+
+
+def _per_turn(change: Tensor, turn_ids: Tensor, mean_over_correct: Callable[[Tensor], Tensor]) -> Tensor:
+    """(R, S) change to Δ_t (Γ, turns)."""
+    turn = (turn_ids + 1).clamp(min=0)  # column 0 gathers what is off action
+    shape = (len(change), int(turn.max()) + 1 if turn.numel() else 1)
+    sums = change.new_zeros(shape).scatter_add_(1, turn, change)[:, 1:]
+    acted = change.new_zeros(shape).scatter_(1, turn, 1.0)[:, 1:]
+    return mean_over_correct(sums).masked_fill(mean_over_correct(acted) == 0, float("nan")).float()

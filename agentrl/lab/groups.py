@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from agentrl.algorithms import advantages as compute_advantages
+from agentrl.algorithms import displacement as likelihood_displacement
 from agentrl.algorithms import with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.config import AlgorithmConfig, OptimConfig
 from agentrl.data.tasks import TaskStream
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.errors import AgentRLError, NonFiniteError
-from agentrl.rollouts.play import EnvPool, collect
+from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
 from agentrl.train.measure import mixed_rows, valid_searches
 from agentrl.types import Task, Trajectory
@@ -78,19 +79,10 @@ def mixed_groups(
     found: list[Group] = []
     drawn = 0
     with EnvPool(job.make_env) as pool:
+        player = job.player(pool, seed=seed)
         while len(found) < n and drawn < max_draws * n:
             tasks = stream.take(max(8, n // 2))
-            episodes = collect(
-                job.engine,
-                pool,
-                tasks,
-                size,
-                chat=job.chat,
-                config=config.rollout,
-                prefix=f"lab{drawn}/",
-                seed=seed,
-                correct_threshold=config.algorithm.correct_threshold,
-            )
+            episodes = player.collect(tasks, size, prefix=f"lab{drawn}/")
             drawn += len(tasks)
             for i, task in enumerate(tasks):
                 group = [t for t in episodes[i * size : (i + 1) * size] if t.error is None]
@@ -179,6 +171,5 @@ def displacement(
 def delta_of(batch: TokenBatch, before: Tensor, after: Tensor) -> tuple[float, float]:
     """Δ(x) of NTHR §4.2 over the correct responses of one group: per token, and per response."""
     rows = batch.correct & mixed_rows(batch)
-    change = ((after - before) * batch.action_mask)[rows]
-    tokens = batch.action_mask[rows].sum(1)
-    return float((change.sum(1) / tokens).mean()), float(change.sum(1).mean())
+    moved = likelihood_displacement(before, after, batch.action_mask, batch.group_ids, rows)
+    return float(moved.row_per_token.mean()), float(moved.change.sum(1).mean())

@@ -1,4 +1,4 @@
-"""Playing episodes: one with `play`, many at once with `collect`.
+"""Playing episodes: a `Player` holds what they share, and plays one, or groups of many at once.
 
 What is sampled is kept as token ids; what the environment says is encoded by `ChatFormat` and appended. A failure of a
 tool, a network or an environment's time limit ends the episode as data (`Trajectory.error`); any other exception is a
@@ -12,10 +12,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
 
-import gymnasium
 import httpx
 
 from agentrl.config import RolloutConfig
@@ -26,7 +26,7 @@ from agentrl.rollouts.pool import EnvHandle, EnvPool
 from agentrl.rollouts.spans import token_span
 from agentrl.types import Sampler, Task, Trajectory, Turn
 
-__all__ = ["EnvPool", "collect", "play", "play_all"]
+__all__ = ["EnvPool", "Player"]
 
 T = TypeVar("T")
 TOOL_ERRORS = (ToolFailure, RetrieverError, httpx.HTTPError, OSError)  # the last includes TimeoutError
@@ -49,138 +49,152 @@ async def _guarded(call: Awaitable[T], timeout_s: float) -> T:
         raise _Failed(f"{type(error).__name__}: {error}") from error
 
 
-async def play(
-    env: gymnasium.Env[Any, Any] | EnvHandle,
-    task: Task,
-    sampler: Sampler,
-    chat: ChatFormat,
-    config: RolloutConfig,
-    *,
-    sample_id: str,
-    group_id: str,
-    session: int,
-    seed: int = 0,
-    temperature: float | None = None,
-    correct_threshold: float = 1.0,
-) -> Trajectory:
-    """Play one episode of `task`.
+@dataclass(frozen=True)
+class Player:
+    """What all episodes of a run, or of an evaluation, have in common."""
 
-    `session` names the conversation to the sampler and is released at the end. `seed` goes to `env.reset`;
-    `temperature` defaults to the config's. The episode is truncated after `max_turns` actions, or where the context has
-    no room for another action of `max_tokens_per_turn`. It is correct where the environment's last info says so
-    (`correct`), else where the reward reaches `correct_threshold`. Where a tool fails, the trajectory has an `error`,
-    the turns so far, and a reward of NaN: nobody knows what it would have earned.
-    """
-    handle = env if isinstance(env, EnvHandle) else EnvHandle(env)
-    turns: list[Turn] = []
-    reward, correct, terminated, truncated, error = 0.0, False, False, False, None
-    try:
-        terminated, truncated, correct = await _episode(
-            handle,
-            task,
-            sampler,
-            chat,
-            config,
-            turns,
-            session=session,
-            seed=seed,
-            temperature=config.temperature if temperature is None else temperature,
-            threshold=correct_threshold,
-        )
-        reward = math.fsum(t.reward for t in turns)
-    except _Failed as failure:
-        reward, error = math.nan, str(failure)
-    finally:
-        sampler.release(session)
-        if handle is not env:
-            handle.detach()
-    return Trajectory(
-        sample_id=sample_id,
-        group_id=group_id,
-        env_id=handle.id,
-        policy_version=min((t.policy_version for t in turns), default=sampler.policy_version),
-        turns=tuple(turns),
-        reward=reward,
-        correct=correct,
-        terminated=terminated,
-        truncated=truncated,
-        error=error,
-    )
+    sampler: Sampler
+    pool: EnvPool
+    chat: ChatFormat
+    config: RolloutConfig
+    seed: int = 0  # sessions and the environments' seeds follow from it and the sample's id alone
+    temperature: float | None = None  # None: the config's
+    concurrency: int | None = None  # episodes at once; None: the config's
+    correct_threshold: float = 1.0  # reward from which an episode is correct where its environment does not say
 
+    def collect(self, tasks: Sequence[Task], group_size: int, *, prefix: str = "") -> list[Trajectory]:
+        """`play_groups` for callers without an event loop: runs it on the pool's. Ctrl-C leaves nothing behind."""
+        return self.pool.run(self.play_groups(tasks, group_size, prefix=prefix))
 
-async def _episode(
-    handle: EnvHandle,
-    task: Task,
-    sampler: Sampler,
-    chat: ChatFormat,
-    config: RolloutConfig,
-    turns: list[Turn],
-    *,
-    session: int,
-    seed: int,
-    temperature: float,
-    threshold: float,
-) -> tuple[bool, bool, bool]:
-    """Append to `turns` until the episode ends; (terminated, truncated, correct). Raises _Failed."""
-    timeout_s, max_tokens = config.tool_timeout_s, config.max_tokens_per_turn
-    stop = tuple(config.stop) or handle.stop_strings
-    observation, info = await _guarded(handle.reset(seed=seed, options=task.options), timeout_s)
-    try:
-        new = chat.start(parts_of(_text(observation, handle), info))
-    except PromptTooLong as error:
-        raise _Failed(f"context: {error}") from error
-    context = list(new)
-    while True:
-        version = sampler.policy_version
-        sample = await sampler.sample(
-            context, max_tokens=max_tokens, stop=stop, temperature=temperature, session=session
-        )
-        if not sample.ids or len(sample.ids) != len(sample.logprobs):
-            raise AssertionError(
-                f"the engine returned {len(sample.ids)} tokens and {len(sample.logprobs)} log-probabilities"
-            )
-        context += sample.ids
-        record: dict[str, Any] = {
-            "prompt_ids": new,
-            "action_ids": sample.ids,
-            "logprobs": sample.logprobs,
-            "action": sample.text,
-            "stop": sample.stop,
-            "policy_version": version,
-        }
-        began = time.perf_counter()
+    async def play_groups(self, tasks: Sequence[Task], group_size: int, *, prefix: str = "") -> list[Trajectory]:
+        """Play `group_size` episodes of each task.
+
+        The result is ordered by task, then by sample, whatever finished first. Group ids are `{prefix}{task.id}` (with
+        `.2` and so on for a task that occurs again, so that its groups stay apart), sample ids `{group id}-{i}`. Equal
+        arguments of equal players give equal episodes. The first exception cancels the other episodes and is raised as
+        it is.
+        """
+        seen: Counter[str] = Counter()
+        jobs: list[tuple[Task, str, str]] = []
+        for task in tasks:
+            seen[task.id] += 1
+            group_id = f"{prefix}{task.id}" + (f".{seen[task.id]}" if seen[task.id] > 1 else "")
+            jobs += [(task, group_id, f"{group_id}-{i}") for i in range(group_size)]
+        done: list[Trajectory | None] = [None] * len(jobs)
+        todo = iter(range(len(jobs)))
+
+        async def work() -> None:
+            for k in todo:
+                handle = self.pool.take()
+                try:
+                    done[k] = await self.play(handle, *jobs[k])
+                finally:
+                    self.pool.give(handle)
+
         try:
-            answer = await _guarded(handle.step(sample.text), timeout_s)
-            latency_s = time.perf_counter() - began
-            observation, reward, terminated, truncated, info = answer
-            if not math.isfinite(reward):
-                raise _Failed(f"reward: {handle.id} returned {reward!r} for an action")
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(min(self.concurrency or self.config.concurrency, len(jobs))):
+                    workers.create_task(work())
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None  # the others were cancelled because of it, or came after it
+        return [t for t in done if t is not None]
+
+    async def play(self, handle: EnvHandle, task: Task, group_id: str, sample_id: str) -> Trajectory:
+        """Play one episode of `task`.
+
+        The conversation's session is released at the end. The episode is truncated after `max_turns` actions, or where
+        the context has no room for another action of `max_tokens_per_turn`. It is correct where the environment's last
+        info says so (`correct`), else where the reward reaches `correct_threshold`. Where a tool fails, the trajectory
+        has an `error`, the turns so far, and a reward of NaN: nobody knows what it would have earned.
+        """
+        session = session_of(self.seed, sample_id)
+        turns: list[Turn] = []
+        reward, correct, terminated, truncated, error = 0.0, False, False, False, None
+        try:
+            terminated, truncated, correct = await self._episode(handle, task, session, turns)
+            reward = math.fsum(t.reward for t in turns)
         except _Failed as failure:
-            latency_s = time.perf_counter() - began
-            turns.append(
-                Turn(**record, observation="", reward=math.nan, info={"error": str(failure), "latency_s": latency_s})
-            )
-            raise
-        parts = parts_of(_text(observation, handle), info)
-        span = info.get("answer_span")
-        turn_info = {k: v for k, v in info.items() if k not in ("observation_parts", "answer_span")}
-        turn_info.setdefault("latency_s", latency_s)
-        turns.append(
-            Turn(
-                **record,
-                observation=chat.shown(parts),
-                reward=float(reward),
-                info=turn_info,
-                answer_span=None if span is None else token_span(chat.tokenizer, sample.ids, sample.text, span),
-            )
+            reward, error = math.nan, str(failure)
+        finally:
+            self.sampler.release(session)
+        return Trajectory(
+            sample_id=sample_id,
+            group_id=group_id,
+            env_id=handle.id,
+            policy_version=min((t.policy_version for t in turns), default=self.sampler.policy_version),
+            turns=tuple(turns),
+            reward=reward,
+            correct=correct,
+            terminated=terminated,
+            truncated=truncated,
+            error=error,
         )
-        if not (terminated or truncated):
-            new = chat.extend(sample.ids, sample.stop, parts)
-            context += new
-            truncated = len(turns) >= config.max_turns or len(context) + max_tokens > config.max_context
-        if terminated or truncated:
-            total = math.fsum(t.reward for t in turns)
-            return bool(terminated), bool(truncated), bool(info.get("correct", total >= threshold))
+
+    async def _episode(self, handle: EnvHandle, task: Task, session: int, turns: list[Turn]) -> tuple[bool, bool, bool]:
+        """Append to `turns` until the episode ends; (terminated, truncated, correct). Raises _Failed."""
+        config, chat, sampler = self.config, self.chat, self.sampler
+        timeout_s, max_tokens = config.tool_timeout_s, config.max_tokens_per_turn
+        temperature = config.temperature if self.temperature is None else self.temperature
+        stop = tuple(config.stop) or handle.stop_strings
+        observation, info = await _guarded(handle.reset(seed=session & 0x7FFFFFFF, options=task.options), timeout_s)
+        try:
+            new = chat.start(parts_of(_text(observation, handle), info))
+        except PromptTooLong as error:
+            raise _Failed(f"context: {error}") from error
+        context = list(new)
+        while True:
+            version = sampler.policy_version
+            sample = await sampler.sample(
+                context, max_tokens=max_tokens, stop=stop, temperature=temperature, session=session
+            )
+            if not sample.ids or len(sample.ids) != len(sample.logprobs):
+                raise AssertionError(
+                    f"the engine returned {len(sample.ids)} tokens and {len(sample.logprobs)} log-probabilities"
+                )
+            context += sample.ids
+            record: dict[str, Any] = {
+                "prompt_ids": new,
+                "action_ids": sample.ids,
+                "logprobs": sample.logprobs,
+                "action": sample.text,
+                "stop": sample.stop,
+                "policy_version": version,
+            }
+            began = time.perf_counter()
+            try:
+                answer = await _guarded(handle.step(sample.text), timeout_s)
+                latency_s = time.perf_counter() - began
+                observation, reward, terminated, truncated, info = answer
+                if not math.isfinite(reward):
+                    raise _Failed(f"reward: {handle.id} returned {reward!r} for an action")
+            except _Failed as failure:
+                latency_s = time.perf_counter() - began
+                turns.append(
+                    Turn(
+                        **record, observation="", reward=math.nan, info={"error": str(failure), "latency_s": latency_s}
+                    )
+                )
+                raise
+            parts = parts_of(_text(observation, handle), info)
+            span = info.get("answer_span")
+            turn_info = {k: v for k, v in info.items() if k not in ("observation_parts", "answer_span")}
+            turn_info.setdefault("latency_s", latency_s)
+            turns.append(
+                Turn(
+                    **record,
+                    observation=chat.shown(parts),
+                    reward=float(reward),
+                    info=turn_info,
+                    answer_span=None if span is None else token_span(chat.tokenizer, sample.ids, sample.text, span),
+                )
+            )
+            if not (terminated or truncated):
+                new = chat.extend(sample.ids, sample.stop, parts)
+                context += new
+                truncated = len(turns) >= config.max_turns or len(context) + max_tokens > config.max_context
+            if terminated or truncated:
+                total = math.fsum(t.reward for t in turns)
+                return bool(terminated), bool(truncated), bool(info.get("correct", total >= self.correct_threshold))
 
 
 def _text(observation: Any, handle: EnvHandle) -> str:
@@ -192,100 +206,7 @@ def _text(observation: Any, handle: EnvHandle) -> str:
     return observation
 
 
-async def play_all(
-    sampler: Sampler,
-    pool: EnvPool,
-    tasks: Sequence[Task],
-    group_size: int,
-    *,
-    chat: ChatFormat,
-    config: RolloutConfig,
-    prefix: str = "",
-    seed: int = 0,
-    temperature: float | None = None,
-    concurrency: int | None = None,
-    correct_threshold: float = 1.0,
-) -> list[Trajectory]:
-    """Play `group_size` episodes of each task, at most `concurrency` at once (default: the config's).
-
-    The result is ordered by task, then by sample, whatever finished first. Group ids are `{prefix}{task.id}` (with
-    `.2` and so on for a task that occurs again, so that its groups stay apart), sample ids `{group id}-{i}`. Sessions
-    and the environments' seeds follow from `seed` and the sample id alone, so equal arguments give equal episodes. The
-    first exception cancels the other episodes and is raised as it is.
-    """
-    seen: Counter[str] = Counter()
-    jobs: list[tuple[Task, str, str]] = []
-    for task in tasks:
-        seen[task.id] += 1
-        group_id = f"{prefix}{task.id}" + (f".{seen[task.id]}" if seen[task.id] > 1 else "")
-        jobs += [(task, group_id, f"{group_id}-{i}") for i in range(group_size)]
-    done: list[Trajectory | None] = [None] * len(jobs)
-    todo = iter(range(len(jobs)))
-
-    async def work() -> None:
-        for k in todo:
-            task, group_id, sample_id = jobs[k]
-            session = _number(seed, sample_id)
-            handle = pool.take()
-            try:
-                done[k] = await play(
-                    handle,
-                    task,
-                    sampler,
-                    chat,
-                    config,
-                    sample_id=sample_id,
-                    group_id=group_id,
-                    session=session,
-                    seed=session & 0x7FFFFFFF,
-                    temperature=temperature,
-                    correct_threshold=correct_threshold,
-                )
-            finally:
-                pool.give(handle)
-
-    try:
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(min(config.concurrency if concurrency is None else concurrency, len(jobs))):
-                workers.create_task(work())
-    except BaseExceptionGroup as several:
-        raise several.exceptions[0] from None  # the others were cancelled because of it, or came after it
-    return [t for t in done if t is not None]
-
-
-def collect(
-    sampler: Sampler,
-    pool: EnvPool,
-    tasks: Sequence[Task],
-    group_size: int,
-    *,
-    chat: ChatFormat,
-    config: RolloutConfig,
-    prefix: str = "",
-    seed: int = 0,
-    temperature: float | None = None,
-    concurrency: int | None = None,
-    correct_threshold: float = 1.0,
-) -> list[Trajectory]:
-    """`play_all` for callers without an event loop: runs it on the pool's. Ctrl-C leaves nothing behind."""
-    return pool.run(
-        play_all(
-            sampler,
-            pool,
-            tasks,
-            group_size,
-            chat=chat,
-            config=config,
-            prefix=prefix,
-            seed=seed,
-            temperature=temperature,
-            concurrency=concurrency,
-            correct_threshold=correct_threshold,
-        )
-    )
-
-
-def _number(seed: int, sample_id: str) -> int:
-    """A number of 63 bits: the same for the same run and sample, on every machine."""
+def session_of(seed: int, sample_id: str) -> int:
+    """The name of a conversation to the sampler: 63 bits, the same for the same run and sample on every machine."""
     digest = blake2b(f"{seed}:{sample_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

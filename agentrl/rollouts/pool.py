@@ -103,7 +103,7 @@ class _Thread:
 class EnvHandle:
     """One environment, blocking or not, behind two coroutines."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], returns: _Returns | None = None) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], returns: _Returns) -> None:
         inner = env.unwrapped
         self.env = env
         self.id: str = env.spec.id if env.spec is not None else type(inner).__name__
@@ -112,7 +112,7 @@ class EnvHandle:
         self.aclose: Callable[[], Coroutine[Any, Any, None]] | None = getattr(inner, "aclose", None)
         self._areset = getattr(inner, "areset", None)
         self._astep = getattr(inner, "astep", None)
-        self._returns = returns or _Returns()
+        self._returns = returns
         self._thread: _Thread | None = None
 
     def reset(self, *, seed: int, options: dict[str, Any]) -> Coroutine[Any, Any, tuple[str, dict[str, Any]]]:
@@ -145,12 +145,6 @@ class EnvHandle:
             self.env.close()
         else:
             self._thread.finish(self.env.close, 0.0 if self.abandoned else CLOSE_S)
-
-    def detach(self) -> None:
-        """End the thread, if there is one; the environment stays open."""
-        if self._thread is not None:
-            self._thread.finish(lambda: None, 0.0)
-            self._thread = None
 
 
 class EnvPool:

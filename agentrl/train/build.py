@@ -16,6 +16,7 @@ from agentrl.engines.local.engine import LocalEngine
 from agentrl.engines.shared.loading import BUILTIN, is_adapter, load_model, load_tokenizer, load_weights
 from agentrl.errors import ConfigError
 from agentrl.rollouts.chat import ChatFormat
+from agentrl.rollouts.play import EnvPool, Player
 from agentrl.types import Task
 
 Say = Callable[[str], None]
@@ -33,6 +34,13 @@ class Job:
     train_tasks: list[Task]
     test_tasks: list[Task]
     world: Any = None
+
+    def player(
+        self, pool: EnvPool, *, seed: int, temperature: float | None = None, concurrency: int | None = None
+    ) -> Player:
+        """Plays this job's environments with its engine; where None, as the config's `rollout` says."""
+        threshold = self.config.algorithm.correct_threshold
+        return Player(self.engine, pool, self.chat, self.config.rollout, seed, temperature, concurrency, threshold)
 
     @property
     def local(self) -> LocalEngine:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentrl.rollouts.play import EnvPool, collect
+from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
 from agentrl.types import Task, Trajectory
 
@@ -26,36 +26,32 @@ def evaluate(
 ) -> EvalResult:
     """Play `config.eval.samples` episodes of each of the first `config.eval.questions` tasks.
 
-    `em` is the mean reward over responses that did not fail; failed rollouts are counted beside it.
+    `em` is the share of correct responses, `reward` their mean reward; both leave out responses that failed, which are
+    counted beside them. `em_{h}hop` and `em_level_{l}` are `em` of the tasks that say so.
     """
     config = job.config
     chosen = list(tasks if tasks is not None else job.test_tasks)[: config.eval.questions]
     start = time.perf_counter()
-    episodes = collect(
-        job.engine,
-        pool,
-        chosen,
-        config.eval.samples,
-        chat=job.chat,
-        config=config.rollout,
-        prefix=f"eval{step}/",
-        seed=config.seed,
-        temperature=config.eval.temperature,
-        concurrency=config.eval.batch,
-        correct_threshold=config.algorithm.correct_threshold,
-    )
+    player = job.player(pool, seed=config.seed, temperature=config.eval.temperature, concurrency=config.eval.batch)
+    episodes = player.collect(chosen, config.eval.samples, prefix=f"eval{step}/")
     good = [t for t in episodes if t.error is None]
     summary: dict[str, Any] = {"step": step, "split": split, "n": len(chosen), "failed": len(episodes) - len(good)}
     if good:
-        summary["em"] = sum(t.reward for t in good) / len(good)
+        summary["em"] = exact_match(good)
+        summary["reward"] = sum(t.reward for t in good) / len(good)
         summary["turns"] = sum(len(t.turns) for t in good) / len(good)
         summary["response_length"] = sum(t.action_tokens for t in good) / len(good)
     for key, name in (("hops", "em_{}hop"), ("level", "em_level_{}")):
-        rewards: dict[int, list[float]] = defaultdict(list)
+        of: dict[int, list[Trajectory]] = defaultdict(list)
         for i, t in enumerate(episodes):
             value = chosen[i // config.eval.samples].options.get(key)
             if isinstance(value, int) and t.error is None:
-                rewards[value].append(t.reward)
-        summary |= {name.format(value): sum(r) / len(r) for value, r in sorted(rewards.items())}
+                of[value].append(t)
+        summary |= {name.format(value): exact_match(these) for value, these in sorted(of.items())}
     summary["seconds"] = time.perf_counter() - start
     return EvalResult(summary, episodes)
+
+
+def exact_match(trajectories: Sequence[Trajectory]) -> float:
+    """Share of correct responses; what is correct, the environment says, else the reward and `correct_threshold`."""
+    return sum(t.correct for t in trajectories) / len(trajectories)

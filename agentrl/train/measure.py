@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agentrl.algorithms import Displacement
 from agentrl.batch import TokenBatch
 from agentrl.types import Task, Trajectory
 
@@ -160,28 +161,17 @@ def mixed_rows(batch: TokenBatch) -> Tensor:
     return ((right > 0) & (right < total))[batch.group_ids]
 
 
-def delta_metrics(batch: TokenBatch, old: Tensor, new: Tensor) -> tuple[dict[str, float], dict[int, float]]:
-    """Likelihood displacement (NTHR Def. 4.1) of the rows of `batch`, all of them correct responses of mixed groups.
-
-    old, new (B, S). Returns signals, and Δ per group id (per token).
-    """
-    mask = batch.action_mask
-    change = (new - old) * mask
-    tokens = mask.sum(1).clamp(min=1)
-    per_token = change.sum(1) / tokens  # (B,)
-    groups: dict[int, list[float]] = defaultdict(list)
-    for g, d in zip(batch.group_ids.tolist(), per_token.tolist()):
-        groups[g].append(d)
-    delta = {g: sum(d) / len(d) for g, d in groups.items()}
-    first, later = mask & (batch.turn_ids == 0), mask & (batch.turn_ids > 0)
+def delta_metrics(batch: TokenBatch, moved: Displacement) -> dict[str, float]:
+    """Signals of how far an update moved the correct responses of mixed groups of `batch`."""
+    turn = batch.turn_ids[moved.rows]  # (R, S), -1 off action
     out = {
-        "delta_correct": _mean(per_token),
-        "delta_correct_seq": _mean(change.sum(1)),
-        "delta_negative_share": sum(d <= 0 for d in delta.values()) / len(delta) if delta else None,
-        "delta_first": _mean(change[first]),
-        "delta_later": _mean(change[later]),
+        "delta_correct": _mean(moved.row_per_token),
+        "delta_correct_seq": _mean(moved.change.sum(1)),
+        "delta_negative_share": sum(d <= 0 for d in moved.of_group.values()) / len(moved.of_group),
+        "delta_first": _mean(moved.change[turn == 0]),
+        "delta_later": _mean(moved.change[turn > 0]),
     }
-    return present(out), delta
+    return present(out)
 
 
 def group_rows(

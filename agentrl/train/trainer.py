@@ -1,4 +1,4 @@
-"""The training loop: one step is rollouts, scores, advantages, updates, and the record of what happened.
+"""The training loop: one step is rollouts, pack, score, advantages, update, sync, and the record of what happened.
 
 Everything a step draws at random depends on the run's seed and the step number alone, so that a resumed run continues
 bit for bit on a CPU without any generator state in the checkpoint.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from agentrl.algorithms import advantages as compute_advantages
-from agentrl.algorithms import with_answer_weight
+from agentrl.algorithms import displacement, with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.config import LossConfig
 from agentrl.data.tasks import TaskStream
@@ -27,7 +27,7 @@ from agentrl.engines.base import ScoreResult
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.monitors import Monitor
 from agentrl.rollouts.ahead import Ahead
-from agentrl.rollouts.play import EnvPool, collect
+from agentrl.rollouts.play import EnvPool
 from agentrl.runs.checkpoint import save_checkpoint
 from agentrl.runs.episodes import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
 from agentrl.runs.files import writing
@@ -58,7 +58,25 @@ class Rollouts:
     task_of: dict[str, Task]  # by group id
     all: list[Trajectory]
     used: list[Trajectory]  # no failed ones, no groups that cannot be compared
-    batch: TokenBatch
+
+
+@dataclass
+class Step:
+    """What one step works on. Each method of the loop adds its part; the comment says which."""
+
+    number: int
+    rollouts: Rollouts
+    sampled: int  # tokens
+    batch: TokenBatch = field(init=False)  # pack
+    fused: bool = field(init=False)  # score: the one update of this batch fills `scores` from its own forward pass
+    scores: ScoreResult = field(init=False)  # score, or update where fused; its log-probabilities are π_old
+    reference: Tensor | None = field(init=False)  # score: (B, S) log π of the frozen initial policy
+    advantages: Tensor = field(init=False)  # advantages: (B, S), 0 off action
+    updates: dict[str, float] = field(init=False)  # update
+    delta: dict[str, float] = field(default_factory=dict)  # displacement, as signals
+    delta_of: dict[int, float] = field(default_factory=dict)  # displacement: Δ(x) per token by group id of the batch
+    change: Tensor | None = None  # displacement: (B, S) of log π by the update, NaN where it was not measured
+    seconds: dict[str, float] = field(default_factory=dict)  # by part, as signals
 
 
 class Trainer:
@@ -78,6 +96,7 @@ class Trainer:
         self.job, self.run, self.config, self.engine = job, run, job.config, job.engine
         self.stream = TaskStream(job.train_tasks, self.config.seed)
         self.pool = EnvPool(job.make_env)
+        self.player = job.player(self.pool, seed=self.config.seed)
         self.monitor = monitor  # saved with the run, so that a resumed run raises the same alarms
         self.observe = observe or (monitor.observe if monitor is not None else None)
         self.progress, self.say, self.writers = progress, say, writers
@@ -88,8 +107,12 @@ class Trainer:
         self.nonfinite_in_a_row = 0
         self.probe: list[Trajectory] = []
         self.stop_requested = False
-        depth = self.config.openrlhf.staleness if self.asynchronous else 0
-        self.ahead = Ahead(lambda n: self.collect(n), self.stream.state_dict, depth=depth, last=self.config.train.steps)
+        self.ahead = Ahead(
+            lambda n: self.rollouts(n),
+            self.stream.state_dict,
+            depth=self.engine.samples_ahead,
+            last=self.config.train.steps,
+        )
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
@@ -102,7 +125,7 @@ class Trainer:
             begins = self.step_number == 0 and not read_evals(self.run.path)  # a resume may come back to step 0
             if begins and config.eval.questions and self.job.test_tasks:
                 evaluations.append(self.evaluate())
-            if self.step_number == 0 and (self.guard is not None or config.engine == "openrlhf"):
+            if self.step_number == 0 and (self.guard is not None or self.engine.needs_first_checkpoint):
                 self.save()  # there must be something to go back to, after a worker's death too
             while self.step_number < config.train.steps and not self.stop_requested:
                 self.step()
@@ -127,68 +150,34 @@ class Trainer:
             w.close()
 
     def step(self) -> StepRecord:
-        """One training step; see the module docstring."""
-        config, engine, n = self.config, self.engine, self.step_number
+        """One training step: the README's picture, from left to right, then what it did is measured and recorded."""
         clock = _Clock()
-        sampled_before = engine.sampled_tokens
-        rollouts = self.ahead.take(n)
-        batch = rollouts.batch
+        before = self.engine.sampled_tokens
+        rollouts = self.ahead.take(self.step_number)
+        step = Step(self.step_number, rollouts, sampled=self.engine.sampled_tokens - before)
+        if self.engine.samples_ahead:  # the engine has counted the next steps', too
+            step.sampled = sum(t.action_tokens for t in rollouts.all)
+        self.pack(step)
         clock.lap("t_rollout_s")
-        nthr = config.algorithm.nthr
-        once = config.train.mini_batches * config.train.epochs == 1 and not nthr.enabled
-        if once and engine.scores_while_updating:  # π_old is the policy of the update's own forward pass
-            scored = ScoreResult(torch.zeros(batch.action_mask.shape), torch.zeros(batch.action_mask.shape))
-        else:
-            once = False
-            scored = engine.score(
-                batch, temperature=config.rollout.temperature, nthr=nthr if nthr.enabled else None, entropy=True
-            )
+        self.score(step)
         clock.lap("t_score_s")
-        adv = self.advantages(batch, scored)
-        reference = None
-        if config.algorithm.loss.kl_coef > 0:
-            reference = engine.score(batch, temperature=config.rollout.temperature, reference=True).logprobs
-        loss = self._loss_config(rollouts.used)
-        updates = self.update(n, batch, adv, scored.logprobs, reference, loss=loss, fill=scored if once else None)
-        engine.sync()
+        self.advantages(step)
+        self.update(step)
+        self.sync()
         clock.lap("t_update_s")
-        delta, delta_by_group, new_logprobs = self.delta(n, batch, scored.logprobs)
-        probe = self.probe_logprob(n, rollouts.used)
+        self.displacement(step)
+        probe = self.probe_logprob(step)
         clock.lap("t_delta_s")
-        sampled = engine.sampled_tokens - sampled_before
-        if self.asynchronous:  # the engine has counted the next step's, too
-            sampled = sum(t.action_tokens for t in rollouts.all)
-        self.tokens += sampled
-        values = M.rollout_metrics(rollouts.all) | M.group_metrics(batch) | scored.metrics | updates | delta | probe
-        values |= M.score_metrics(batch, scored.logprobs, scored.entropy) | clock.result()
-        values["tokens_per_s"] = sampled / values["t_step_s"]
-        failed = [t for t in rollouts.all if t.error is not None]
-        groups = M.group_rows(batch, rollouts.used, scored.logprobs, delta_by_group, rollouts.task_of, failed)
-        record = StepRecord(n, values, groups)
-        self.run.append(record, tokens=self.tokens)
-        for w in self.writers:
-            w.write(record)
-        alarms = self.observe(record) if self.observe else []
-        for alarm in alarms:
-            self.run.alarm(alarm)
-        named = {group for alarm in alarms for group in alarm.groups}
-        self.run.write_rollouts(n, self._trace(rollouts, adv, scored, new_logprobs, named))
-        self.step_number += 1
-        if self.progress:
-            self.progress(record, config.train.steps)
-        if self.guard is not None and self.guard.after(record, alarms):
-            self.stop_requested = True
-        return record
+        step.seconds = clock.result()
+        return self.record(step, probe)
 
-    @property
-    def asynchronous(self) -> bool:
-        """Whether the next step is sampled while this one trains."""
-        return self.config.engine == "openrlhf" and self.config.openrlhf.asynchronous
+    # --------------------------------------------------------------------------------------- the six parts of a step
 
-    # --------------------------------------------------------------------------------------------------- parts of it
+    def rollouts(self, n: int) -> Rollouts:
+        """Play step n's episodes; with dynamic sampling draw prompts until enough groups have contrast.
 
-    def collect(self, n: int) -> Rollouts:
-        """Play the step's episodes; with dynamic sampling draw prompts until enough groups have contrast."""
+        It reads nothing of the step before: an engine that samples ahead plays it while that one trains.
+        """
         config = self.config
         want, size = config.rollout.prompts_per_step, config.rollout.group_size
         budget = want * (config.algorithm.dynamic_sampling_max if config.algorithm.dynamic_sampling else 1)
@@ -199,17 +188,7 @@ class Trainer:
         while drawn < budget:
             have = len({t.group_id for t in used})
             fresh = self.stream.take(min(want - have if config.algorithm.dynamic_sampling else want, budget - drawn))
-            episodes = collect(
-                self.engine,
-                self.pool,
-                fresh,
-                size,
-                chat=self.job.chat,
-                config=config.rollout,
-                prefix=f"{n}.{drawn}/",
-                seed=config.seed,
-                correct_threshold=config.algorithm.correct_threshold,
-            )
+            episodes = self.player.collect(fresh, size, prefix=f"{n}.{drawn}/")
             drawn += len(fresh)
             task_of |= {t.group_id: fresh[i // size] for i, t in enumerate(episodes)}
             everything += episodes
@@ -224,85 +203,111 @@ class Trainer:
                 f"step {n}: all {len(everything)} rollouts failed ({'; '.join(errors)}). "
                 "Mend the tool or server, then resume the run."
             )
-        return Rollouts(task_of, everything, used, pack(used, self.engine.tokenizer.pad_token_id))
+        return Rollouts(task_of, everything, used)
 
-    def advantages(self, batch: TokenBatch, scored: ScoreResult) -> Tensor:
-        """(B, S): `algorithm.name`'s, softened by NTHR where it is on."""
-        a = self.config.algorithm
+    def pack(self, step: Step) -> None:
+        """The episodes that are learned from, as tensors."""
+        step.batch = pack(step.rollouts.used, self.engine.tokenizer.pad_token_id)
+
+    def score(self, step: Step) -> None:
+        """log π_old, with NTHR where it is on, and log π of the reference where the loss has a KL term.
+
+        Where the batch gets one update alone, its forward pass is under the same weights: nothing is scored twice.
+        """
+        config, engine, batch = self.config, self.engine, step.batch
+        nthr = config.algorithm.nthr if config.algorithm.nthr.enabled else None
+        updates = config.train.mini_batches * config.train.epochs
+        step.fused = updates == 1 and nthr is None and engine.scores_while_updating
+        if step.fused:
+            step.scores = ScoreResult(torch.zeros(batch.action_mask.shape), torch.zeros(batch.action_mask.shape))
+        else:
+            step.scores = engine.score(batch, temperature=config.rollout.temperature, nthr=nthr, entropy=True)
+        step.reference = None
+        if config.algorithm.loss.kl_coef > 0:
+            step.reference = engine.score(batch, temperature=config.rollout.temperature, reference=True).logprobs
+
+    def advantages(self, step: Step) -> None:
+        """`algorithm.name`'s, softened by NTHR where it is on."""
+        a, batch, factor = self.config.algorithm, step.batch, step.scores.nthr_factor
         per_response = compute_advantages(a.name, batch.rewards, batch.group_ids, k=a.k, correct=batch.correct)
         adv = per_response[:, None] * batch.action_mask
-        return adv if scored.nthr_factor is None else adv * scored.nthr_factor
+        step.advantages = adv if factor is None else adv * factor
 
-    def update(
-        self,
-        n: int,
-        batch: TokenBatch,
-        adv: Tensor,
-        old: Tensor,
-        reference: Tensor | None,
-        *,
-        loss: LossConfig,
-        fill: ScoreResult | None = None,
-    ) -> dict[str, float]:
-        """All optimiser steps on this batch; means of their metrics, and largest values where the name says so.
-
-        `fill`: scores that the one update of the batch is to fill.
-        """
-        config = self.config
+    def update(self, step: Step) -> None:
+        """All optimiser steps on the batch; means of their metrics, and largest values where the name says so."""
+        train, loss = self.config.train, self._loss_config(step.rollouts.used)
         rows: list[dict[str, float]] = []
-        for epoch in range(config.train.epochs):
-            generator = torch.Generator().manual_seed(_mix(config.seed, n, epoch))
-            order = torch.randperm(len(batch), generator=generator) if fill is None else torch.arange(len(batch))
-            for index in order.chunk(config.train.mini_batches):
-                part = batch.rows(index)
-                S = part.action_mask.shape[1]
-                rows.append(
-                    self.engine.update(
-                        part,
-                        adv[index, :S],
-                        old[index, :S],
-                        loss=loss,
-                        temperature=config.rollout.temperature,
-                        reference_logprobs=None if reference is None else reference[index, :S],
-                        **({} if fill is None else {"scores": fill}),
-                    )
-                )
+        for epoch in range(train.epochs):
+            for index in self._order(step, epoch).chunk(train.mini_batches):
+                rows.append(self._update_rows(step, index, loss))
         skipped = sum("nonfinite" in r for r in rows)
-        self._watch_nonfinite(n, skipped, batch, adv, old)
+        self._watch_nonfinite(step, skipped)
         out: dict[str, float] = {"skipped_updates": float(skipped)}
         for name in {k for r in rows for k in r if k != "nonfinite"}:
             values = [r[name] for r in rows if name in r]
             out[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
         out["grad_norm_max"] = max(r["grad_norm"] for r in rows)
-        return out
+        step.updates = out
 
-    def delta(self, n: int, batch: TokenBatch, old: Tensor) -> tuple[dict[str, float], dict[int, float], Tensor | None]:
+    def sync(self) -> None:
+        """Hand the new weights to the sampler."""
+        self.engine.sync()
+
+    # ------------------------------------------------------------------------------------------- what the step has done
+
+    def displacement(self, step: Step) -> None:
         """Likelihood displacement of correct responses of mixed groups, from a second scoring pass."""
-        if not self.config.train.delta_every or n % self.config.train.delta_every:
-            return {}, {}, None
+        batch, old, every = step.batch, step.scores.logprobs, self.config.train.delta_every
+        if not every or step.number % every:
+            return
         index = (M.mixed_rows(batch) & batch.correct).nonzero()[:, 0]
         if not len(index):
-            return {}, {}, None
+            return
         part = batch.rows(index)
         S = part.action_mask.shape[1]
         new = self.engine.score(part, temperature=self.config.rollout.temperature).logprobs
-        values, by_group = M.delta_metrics(part, old[index, :S], new)
-        full = torch.full(old.shape, float("nan"))
-        full[index, :S] = new - old[index, :S]
-        return values, by_group, full
+        moved = displacement(old[index, :S], new, part.action_mask, part.group_ids, part.correct)
+        step.delta, step.delta_of = M.delta_metrics(part, moved), moved.of_group
+        step.change = torch.full(old.shape, float("nan"))
+        step.change[index, :S] = new - old[index, :S]
 
-    def probe_logprob(self, n: int, trajectories: list[Trajectory]) -> dict[str, float]:
+    def probe_logprob(self, step: Step) -> dict[str, float]:
         """Mean log π per action token of a fixed set of stored correct responses (LLDS §5)."""
         size, every = self.config.train.probe_size, self.config.train.probe_every
         if not size or not every:
             return {}
         if len(self.probe) < size:
-            self.probe += [t for t in trajectories if t.correct][: size - len(self.probe)]
-        if len(self.probe) < size or n % every:
+            self.probe += [t for t in step.rollouts.used if t.correct][: size - len(self.probe)]
+        if len(self.probe) < size or step.number % every:
             return {}
         batch = pack(self.probe, self.engine.tokenizer.pad_token_id)
         logp = self.engine.score(batch, temperature=self.config.rollout.temperature).logprobs
         return {"probe_logprob": float(logp[batch.action_mask].mean())}
+
+    def record(self, step: Step, probe: dict[str, float]) -> StepRecord:
+        """Write the step down, show it to the monitors and the guard, and count it."""
+        rollouts, batch, scores = step.rollouts, step.batch, step.scores
+        self.tokens += step.sampled
+        values = M.rollout_metrics(rollouts.all) | M.group_metrics(batch) | scores.metrics | step.updates
+        values |= step.delta | probe | M.score_metrics(batch, scores.logprobs, scores.entropy) | step.seconds
+        values["tokens_per_s"] = step.sampled / values["t_step_s"]
+        failed = [t for t in rollouts.all if t.error is not None]
+        groups = M.group_rows(batch, rollouts.used, scores.logprobs, step.delta_of, rollouts.task_of, failed)
+        record = StepRecord(step.number, values, groups)
+        self.run.append(record, tokens=self.tokens)
+        for w in self.writers:
+            w.write(record)
+        alarms = self.observe(record) if self.observe else []
+        for alarm in alarms:
+            self.run.alarm(alarm)
+        named = {group for alarm in alarms for group in alarm.groups}
+        self.run.write_rollouts(step.number, self._trace(step, named))
+        self.step_number += 1
+        if self.progress:
+            self.progress(record, self.config.train.steps)
+        if self.guard is not None and self.guard.after(record, alarms):
+            self.stop_requested = True
+        return record
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out evaluation under the current weights, written to the run directory."""
@@ -310,9 +315,9 @@ class Trainer:
         self.run.evaluation(result.summary)
         rows = eval_rows(result.trajectories, self.job.test_tasks, self.config.eval.samples)
         self.run.write_eval_rollouts(self.step_number, rows)
-        em = result.summary.get("em")
-        if em is not None:
-            self.say(f"held-out after {self.step_number} steps: {em:.3f} on {result.summary['n']} questions")
+        if "em" in result.summary:
+            em, reward, n = (result.summary[key] for key in ("em", "reward", "n"))
+            self.say(f"held-out after {self.step_number} steps: {em:.3f} correct, reward {reward:.3f}, {n} questions")
         return result.summary
 
     # ------------------------------------------------------------------------------------------------- saving, resuming
@@ -354,36 +359,60 @@ class Trainer:
             loss = self.guard.loss(loss)
         return with_answer_weight(loss, M.valid_searches(used))
 
-    def _watch_nonfinite(self, n: int, skipped: int, batch: TokenBatch, adv: Tensor, old: Tensor) -> None:
+    def _order(self, step: Step, epoch: int) -> Tensor:
+        """The batch's rows in the order that this epoch's mini-batches take them."""
+        if step.fused:
+            return torch.arange(len(step.batch))
+        generator = torch.Generator().manual_seed(_mix(self.config.seed, step.number, epoch))
+        return torch.randperm(len(step.batch), generator=generator)
+
+    def _update_rows(self, step: Step, index: Tensor, loss: LossConfig) -> dict[str, float]:
+        """One optimiser step on the rows `index`."""
+        part = step.batch.rows(index)
+        S = part.action_mask.shape[1]
+        return self.engine.update(
+            part,
+            step.advantages[index, :S],
+            step.scores.logprobs[index, :S],
+            loss=loss,
+            temperature=self.config.rollout.temperature,
+            reference_logprobs=None if step.reference is None else step.reference[index, :S],
+            scores=step.scores if step.fused else None,
+        )
+
+    def _watch_nonfinite(self, step: Step, skipped: int) -> None:
         if not skipped:
             self.nonfinite_in_a_row = 0
             return
         self.nonfinite_in_a_row += 1
         from safetensors.torch import save_file
 
-        tensors = {k: v.contiguous() for k, v in vars(batch).items()} | {"advantages": adv, "old_logprobs": old}
+        tensors = {k: v.contiguous() for k, v in vars(step.batch).items()}
+        tensors |= {"advantages": step.advantages, "old_logprobs": step.scores.logprobs}
         folder = self.run.path / "dumps"
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            save_file(tensors, str(folder / f"step-{n:06d}.safetensors"))
+            save_file(tensors, str(folder / f"step-{step.number:06d}.safetensors"))
         if self.nonfinite_in_a_row >= self.config.train.max_nonfinite:
-            self.run.set_status("failed", step=n, steps=self.config.train.steps, message="non-finite gradients")
+            self.run.set_status(
+                "failed", step=step.number, steps=self.config.train.steps, message="non-finite gradients"
+            )
             raise NonFiniteError(
                 f"loss or gradient was not finite in {self.nonfinite_in_a_row} steps in a row; the batches are in "
                 f"{folder}. Nothing of them was saved: lower optim.lr (now {self.config.optim.lr:g}) in "
                 f"{self.run.path / 'config.yaml'} and resume"
             )
 
-    def _trace(
-        self, rollouts: Rollouts, adv: Tensor, scored: ScoreResult, change: Tensor | None, named: set[str]
-    ) -> list[dict[str, Any]]:
+    def _trace(self, step: Step, named: set[str]) -> list[dict[str, Any]]:
         """The rows of the step's rollout file: whole groups, failed rollouts included; a sample and those `named`."""
+        rollouts, scores = step.rollouts, step.scores
         tokens = self.engine.tokenizer.convert_ids_to_tokens
         return rollout_rows(
             rollouts.all, rollouts.used, rollouts.task_of, tokens, groups=self.config.log.rollout_groups,
             also=named, columns={
-                "old_logprobs": scored.logprobs, "advantages": adv, "entropy": scored.entropy,
-                "nthr_scores": scored.nthr_scores, "nthr_selected": scored.nthr_selected, "delta_logprobs": change,
+                "old_logprobs": scores.logprobs, "advantages": step.advantages, "entropy": scores.entropy,
+                "nthr_scores": scores.nthr_scores, "nthr_selected": scores.nthr_selected,
+                "delta_logprobs": step.change,
             },
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ from agentrl.batch import pack
 from agentrl.config import LossConfig, NTHRConfig
 from agentrl.engines.local.engine import learning_rate
 from agentrl.errors import RunError
-from agentrl.rollouts.play import EnvPool, collect
+from agentrl.rollouts.play import EnvPool, Player
 from agentrl.train.build import build_job
 from tests.small import merged, small_config
 
@@ -42,7 +42,7 @@ def rolled(warm_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("agreement")
     job = build_job(small_config(folder, warm_model), folder)
     with EnvPool(job.make_env) as pool:
-        episodes = collect(job.engine, pool, job.train_tasks[:5], 4, chat=job.chat, config=job.config.rollout, seed=1)
+        episodes = Player(job.engine, pool, job.chat, job.config.rollout, seed=1).collect(job.train_tasks[:5], 4)
     batch = pack(episodes, job.chat.tokenizer.pad_token_id)
     assert 0 < int(batch.correct.sum()) < len(batch)
     generator = torch.Generator().manual_seed(0)

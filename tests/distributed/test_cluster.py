@@ -12,7 +12,7 @@ from agentrl.batch import pack
 from agentrl.config import LossConfig, NTHRConfig
 from agentrl.errors import RunError
 from agentrl.rollouts.chat import parts_of
-from agentrl.rollouts.play import EnvPool, collect
+from agentrl.rollouts.play import EnvPool, Player
 from agentrl.train.build import build_job
 from tests.distributed.processes import core_of, pid_of
 from tests.small import small_config
@@ -40,9 +40,7 @@ def two_by_two(ray_here, warm_model, tmp_path_factory):
 
 def episodes(job, tasks=5, **options):
     with EnvPool(job.make_env) as pool:
-        return collect(
-            job.engine, pool, job.train_tasks[:tasks], 4, chat=job.chat, config=job.config.rollout, **options
-        )
+        return Player(job.engine, pool, job.chat, job.config.rollout, **options).collect(job.train_tasks[:tasks], 4)
 
 
 def test_the_cluster_and_the_local_engine_agree(two_by_two):

@@ -113,7 +113,7 @@ def test_a_retriever_dies_in_mid_step_and_a_frozen_reference_does_not_move(ray_h
         again = server_process(tmp_path / "index", "--port", port)
 
         def meddle(trainer):
-            engine, collect, score, turn = trainer.engine, trainer.collect, trainer.engine.score, trainer.engine._turn
+            engine, rollouts, score, turn = trainer.engine, trainer.rollouts, trainer.engine.score, trainer.engine._turn
             turns = []
 
             async def deadly(*args):
@@ -127,7 +127,7 @@ def test_a_retriever_dies_in_mid_step_and_a_frozen_reference_does_not_move(ray_h
                 if n == 2:
                     first.wait()
                     again.__enter__()
-                return collect(n)
+                return rollouts(n)
 
             def scored(batch, **options):
                 out = score(batch, **options)
@@ -137,7 +137,7 @@ def test_a_retriever_dies_in_mid_step_and_a_frozen_reference_does_not_move(ray_h
                     frozen.append((score(probe, temperature=1.0, reference=True).logprobs, now))
                 return out
 
-            trainer.collect, engine.score, engine._turn = collected, scored, deadly
+            trainer.rollouts, engine.score, engine._turn = collected, scored, deadly
 
         try:
             run = train_until(config, meddle=meddle)

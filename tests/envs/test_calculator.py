@@ -12,7 +12,7 @@ from agentrl.config import RolloutConfig
 from agentrl.envs.calculator import PROMPT, CalculatorEnv, calculate
 from agentrl.envs.errors import ToolFailure
 from agentrl.rollouts.chat import ChatFormat
-from agentrl.rollouts.play import EnvPool, collect
+from agentrl.rollouts.play import EnvPool, Player
 from agentrl.types import Task
 from tests.fakes import ScriptedSampler, tiny_tokenizer
 
@@ -94,7 +94,7 @@ def test_it_is_played_by_rollouts_as_it_is():
     config = RolloutConfig(style="tag", prompt="raw", max_context=1000, max_tokens_per_turn=60)
     sampler = ScriptedSampler(tokenizer, ["<calc> 2 + 2 </calc>", "so <answer> 4 </answer>"])
     with EnvPool(lambda: gymnasium.make("agentrl/Calculator-v0")) as pool:
-        [t] = collect(sampler, pool, [Task("t", TASK)], 1, chat=ChatFormat(tokenizer, config), config=config)
+        [t] = Player(sampler, pool, ChatFormat(tokenizer, config), config).collect([Task("t", TASK)], 1)
     assert (t.env_id, t.reward, t.correct, t.error) == ("agentrl/Calculator-v0", 1.0, True, None)
     assert [u.observation for u in t.turns] == ["\n<result>4</result>\n", ""]
     a, b = t.turns[1].answer_span

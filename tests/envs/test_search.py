@@ -19,7 +19,7 @@ from agentrl.retriever.client import RetrieverClient
 from agentrl.retriever.corpus import Passage
 from agentrl.retriever.errors import RetrieverUnavailable
 from agentrl.rollouts.chat import ChatFormat, parts_of
-from agentrl.rollouts.play import EnvPool, collect
+from agentrl.rollouts.play import EnvPool, Player
 from agentrl.types import Task
 from tests.fakes import ScriptedSampler, tiny_tokenizer
 from tests.retriever.helpers import PASSAGES, Fake, server_process
@@ -304,7 +304,7 @@ def test_a_rollout_whose_retriever_dies_is_a_failed_one(tmp_path):
         client = RetrieverClient(url, timeout_s=5, retries=1)
         with EnvPool(lambda: SearchEnv(retriever=client)) as pool:
             sampler = Sampler(tokenizer, [SEARCH, SEARCH, ANSWER])
-            [t] = collect(sampler, pool, [Task("q", TASK)], 1, chat=ChatFormat(tokenizer, config), config=config)
+            [t] = Player(sampler, pool, ChatFormat(tokenizer, config), config).collect([Task("q", TASK)], 1)
     assert t.error is not None and t.error.startswith("ToolFailure") and not t.correct
     assert math.isnan(t.reward) and [u.info.get("kind") for u in t.turns] == ["search", None]
 

@@ -13,7 +13,7 @@ from agentrl.config import RolloutConfig
 from agentrl.envs.errors import ToolFailure
 from agentrl.retriever.errors import RetrieverError
 from agentrl.rollouts.chat import ChatFormat
-from agentrl.rollouts.play import EnvPool, collect, play, play_all
+from agentrl.rollouts.play import EnvPool, Player, session_of
 from agentrl.types import Task
 from tests.fakes import ScriptedSampler, tiny_tokenizer
 from tests.rollouts.worlds import Awaitable, Blocking
@@ -32,19 +32,19 @@ def one(env, options=None, sampler=None, style="tag", threshold=1.0, **config):
     config, chat = setting(style, **config)
     sampler = sampler or ScriptedSampler(TOKENIZER, SAID)
     task = Task("t", {"question": "who?", "reward": 1.0} | (options or {}))
-    t = asyncio.run(
-        play(env, task, sampler, chat, config, sample_id="s", group_id="g", session=7, correct_threshold=threshold)
-    )
+    with EnvPool(lambda: env) as pool:
+        player = Player(sampler, pool, chat, config, correct_threshold=threshold)
+        t = pool.run(player.play(pool.take(), task, "g", "s"))
     return t, sampler
 
 
-def many(make, tasks=3, group_size=2, sampler=None, options=None, **kwargs):
+def many(make, tasks=3, group_size=2, sampler=None, options=None, prefix="", **kwargs):
     config, chat = setting(**(options or {}))
     if isinstance(tasks, int):
         tasks = [Task(str(i), {"question": f"who {i}?", "reward": float(i % 2)}) for i in range(tasks)]
     sampler = sampler or ScriptedSampler(TOKENIZER, SAID)
     with EnvPool(make) as pool:
-        return collect(sampler, pool, tasks, group_size, chat=chat, config=config, **kwargs)
+        return Player(sampler, pool, chat, config, **kwargs).collect(tasks, group_size, prefix=prefix)
 
 
 # ------------------------------------------------------------------------------------------------------ one episode
@@ -78,7 +78,7 @@ def test_the_record_of_an_episode():
     assert t.turns[0].answer_span is None
     a, b = t.turns[2].answer_span
     assert TOKENIZER.decode(t.turns[2].action_ids[a:b]) == " Port Ellis"  # the token of " Port" holds the space too
-    assert sampler.released == [7]
+    assert sampler.released == [session_of(0, "s")]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_question_that_does_not_fit_is_a_failed_rollout():
     t, sampler = one(Blocking(), {"question": "long " * 500}, max_context=300)
     assert t.error.startswith("context: the prompt has")
     assert "rollout.max_context is 300" in t.error
-    assert (t.turns, sampler.calls, sampler.released) == ((), [], [7])
+    assert (t.turns, sampler.calls, sampler.released) == ((), [], [session_of(0, "s")])
 
 
 def test_an_action_cut_by_its_length_goes_on():
@@ -171,7 +171,7 @@ def test_a_failing_tool_is_data(env, failure, text):
     assert [u.action for u in t.turns] == SAID[:2]
     assert t.turns[1].info["error"] == text
     assert math.isnan(t.turns[1].reward)
-    assert sampler.released == [7]
+    assert sampler.released == [session_of(0, "s")]
     with pytest.raises(ValueError, match="failed rollouts are kept out of the loss"):
         pack([t])
 
@@ -334,9 +334,8 @@ def test_collect_inside_a_running_loop_has_an_async_form():
     async def main():
         config, chat = setting()
         pool = EnvPool(Awaitable)
-        return await play_all(
-            ScriptedSampler(TOKENIZER, SAID), pool, [Task("t", {"question": "?"})], 2, chat=chat, config=config
-        )
+        player = Player(ScriptedSampler(TOKENIZER, SAID), pool, chat, config)
+        return await player.play_groups([Task("t", {"question": "?"})], 2)
 
     assert len(asyncio.run(main())) == 2
 
@@ -347,12 +346,13 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_behind(env):
     sampler = ScriptedSampler(TOKENIZER, SAID)
     slow = [Task(str(i), {"question": "?", "slow_s": 20.0}) for i in range(4)]
     with EnvPool(env) as pool:
+        player = Player(sampler, pool, chat, config)
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         start = time.perf_counter()
         with pytest.raises(KeyboardInterrupt):
-            collect(sampler, pool, slow, 1, chat=chat, config=config)
+            player.collect(slow, 1)
         assert time.perf_counter() - start < 10
         assert len(sampler.released) == 4
         assert not asyncio.all_tasks(pool.loop)
-        again = collect(sampler, pool, [Task("t", {"question": "?", "reward": 1.0})], 1, chat=chat, config=config)
+        again = player.collect([Task("t", {"question": "?", "reward": 1.0})], 1)
         assert again[0].reward == 1.0

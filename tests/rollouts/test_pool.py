@@ -5,7 +5,7 @@ import time
 import gymnasium
 import pytest
 
-from agentrl.rollouts.pool import EnvHandle, EnvPool
+from agentrl.rollouts.pool import EnvPool
 from tests.rollouts.worlds import Awaitable, Blocking
 
 TASK = {"question": "who?"}
@@ -144,11 +144,3 @@ def test_connections_of_asynchronous_environments_are_closed_on_the_loop():
         pool.give(handle)
         loop = pool.loop
     assert closed_on == [loop]
-
-
-def test_a_handle_can_be_detached_without_closing():
-    env = Blocking()
-    handle = EnvHandle(env)
-    asyncio.run(episode(handle))
-    handle.detach()
-    assert not env.closed

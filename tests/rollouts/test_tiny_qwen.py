@@ -12,7 +12,7 @@ from agentrl.config import ModelConfig, OptimConfig, RolloutConfig
 from agentrl.retriever.base import Hit
 from agentrl.retriever.corpus import Passage
 from agentrl.rollouts.chat import ChatFormat
-from agentrl.rollouts.play import EnvPool, collect
+from agentrl.rollouts.play import EnvPool, Player
 from agentrl.types import Task
 from tests.fakes import ScriptedSampler, save_tiny_model
 from tests.rollouts.test_encode import hostile
@@ -52,7 +52,7 @@ def play_script(tokenizer, style, shelf, actions, reps=1):
     config = RolloutConfig(style=style, max_context=3000, max_tokens_per_turn=100, max_observation_tokens=80)
     chat = ChatFormat(tokenizer, config)
     with pool(shelf) as envs_:
-        return collect(ScriptedSampler(tokenizer, actions), envs_, [TASK], reps, chat=chat, config=config)
+        return Player(ScriptedSampler(tokenizer, actions), envs_, chat, config).collect([TASK], reps)
 
 
 @pytest.mark.parametrize("style", ["tag", "chat"])
@@ -98,9 +98,8 @@ def test_the_engine_scores_what_it_sampled(folder, tokenizer, style):
     config = RolloutConfig(style=style, max_context=1000, max_tokens_per_turn=12)
     chat = ChatFormat(tokenizer, config)
     with pool(Shelf("nothing")) as envs_:
-        first = collect(engine, envs_, [TASK], 4, chat=chat, config=config, prefix="0/", seed=1)
-        again = collect(engine, envs_, [TASK], 4, chat=chat, config=config, prefix="0/", seed=1)
-        other = collect(engine, envs_, [TASK], 4, chat=chat, config=config, prefix="1/", seed=1)
+        player = Player(engine, envs_, chat, config, seed=1)
+        first, again, other = (player.collect([TASK], 4, prefix=prefix) for prefix in ("0/", "0/", "1/"))
     assert all(len(t.turns) == 4 and t.truncated and t.error is None for t in first)
     for u in (u for t in first for u in t.turns):
         assert tokenizer.decode(u.action_ids).removesuffix("<|im_end|>") == u.action

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from agentrl.algorithms import displacement
 from agentrl.batch import TokenBatch
 from agentrl.monitors.signals import SIGNALS
 from agentrl.train import measure as M
@@ -207,9 +208,16 @@ def test_score_metrics(random_batch):
     assert "entropy" not in M.score_metrics(b, old, None)
 
 
+def delta(b, old, new):
+    """The signals, and Δ per token by group."""
+    moved = displacement(old, new, b.action_mask, b.group_ids, b.correct)
+    return M.delta_metrics(b, moved), moved.of_group
+
+
 def test_delta_metrics(random_batch):
     b, old, new = random_batch
-    got, by_group = M.delta_metrics(b, old, new)
+    b.correct[:] = True  # the trainer gives correct responses of mixed groups alone
+    got, by_group = delta(b, old, new)
     change = {i: [float(new[j, s] - old[j, s]) for j, s in tokens(b) if j == i] for i in range(len(b))}
     per_token = {i: mean(c) for i, c in change.items()}
     groups = sorted(set(b.group_ids.tolist()))
@@ -233,7 +241,7 @@ def test_delta_weighs_responses_and_not_tokens():
     b = batch([1, 1], [0, 0], [[1, 0, 0], [1, 1, 1]])
     old = torch.zeros(2, 3)
     new = torch.tensor([[-1.0, 9.0, 9.0], [0.1, 0.1, 0.1]])  # the nines are off action
-    got, by_group = M.delta_metrics(b, old, new)
+    got, by_group = delta(b, old, new)
     assert got["delta_correct"] == pytest.approx((-1 + 0.1) / 2) == by_group[0]
     assert got["delta_correct_seq"] == pytest.approx((-1 + 0.3) / 2)
     assert got["delta_negative_share"] == 1.0 and "delta_later" not in got
@@ -269,6 +277,6 @@ def test_failed_rollouts_are_named_with_their_question():
 
 def test_names_are_canonical(random_batch):
     b, old, new = random_batch
-    made = M.score_metrics(b, old, new) | M.delta_metrics(b, old, new)[0] | M.group_metrics(b)
+    made = M.score_metrics(b, old, new) | delta(b, old, new)[0] | M.group_metrics(b)
     made |= M.rollout_metrics([trajectory("a", search("q", "d"), ANSWER, reward=1.0)])
     assert set(made) - set(SIGNALS) == set()

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def test_dynamic_sampling_keeps_groups_with_contrast(started):
     trainer = started(**SAMPLING)
     dropped = position = 0
     for step in range(6):  # not every step meets a group without contrast
-        rollouts = trainer.collect(step)
+        rollouts = trainer.rollouts(step)
         groups = {}
         for t in rollouts.used:
             groups.setdefault(t.group_id, set()).add(t.reward)
@@ -182,7 +183,7 @@ def test_dynamic_sampling_keeps_groups_with_contrast(started):
         equal = {g for g in drawn if len({t.reward for t in rollouts.all if t.group_id == g}) == 1}
         assert equal.isdisjoint(groups) and equal | set(groups) == drawn
         assert 3 <= len(drawn) <= 9 and (len(groups) == 3 or len(drawn) == 9)
-        assert len(rollouts.batch) == len(rollouts.used) == 4 * len(groups)
+        assert len(rollouts.used) == 4 * len(groups)
         position += len(drawn)
         assert trainer.stream.position == position  # questions that were drawn are used up
         dropped += len(equal)
@@ -214,16 +215,16 @@ def test_failed_rollouts_and_groups_of_one_are_left_out(started, monkeypatch):
         for i in range(4)
         for failed in [i in failures]
     ]
-    monkeypatch.setattr("agentrl.train.trainer.collect", lambda *a, **k: episodes)
-    rollouts = trainer.collect(0)
+    trainer.player = SimpleNamespace(collect=lambda *a, **k: episodes)
+    rollouts = trainer.rollouts(0)
     assert [t.sample_id for t in rollouts.used] == ["g0-0", "g0-1", "g0-2", "g0-3", "g1-0", "g1-2", "g1-3"]
     assert len(rollouts.all) == 16 and rollouts.task_of["g2"] is tasks[2]
 
 
-def test_a_step_in_which_everything_failed_says_why(started, monkeypatch):
+def test_a_step_in_which_everything_failed_says_why(started):
     trainer = started()
     broken = [trajectory(f"g{i // 4}-{i}", f"g{i // 4}", math.nan, "ToolFailure: no route") for i in range(16)]
-    monkeypatch.setattr("agentrl.train.trainer.collect", lambda *a, **k: broken)
+    trainer.player = SimpleNamespace(collect=lambda *a, **k: broken)
     with pytest.raises(RunError, match=r"step 0: all 16 rollouts failed .*no route.*Mend"):
         trainer.step()
 
@@ -255,8 +256,8 @@ def test_sampler_and_scorer_agree_after_updates(tmp_path, warm_model, fast_path)
 def test_probe_and_displacement_against_plain_loops(started):
     trainer = started(train={"probe_size": 3, "delta_every": 1}, optim={"lr": 3e-3})
     taken = []
-    collect = trainer.collect
-    trainer.collect = lambda n: taken.append(collect(n)) or taken[-1]
+    rollouts = trainer.rollouts
+    trainer.rollouts = lambda n: taken.append(rollouts(n)) or taken[-1]
     for _ in range(10):
         before = copy.deepcopy(trainer.engine.model)
         record = trainer.step()
@@ -300,8 +301,8 @@ def test_no_probe_value_before_the_set_is_full_and_only_when_due(started):
 def test_the_scheduled_answer_weight_counts_executed_searches(started, monkeypatch):
     trainer = started(**LLDS)
     seen, weights = [], set()
-    collect, update = trainer.collect, trainer.engine.update
-    monkeypatch.setattr(trainer, "collect", lambda n: seen.append(collect(n)) or seen[-1])
+    rollouts, update = trainer.rollouts, trainer.engine.update
+    monkeypatch.setattr(trainer, "rollouts", lambda n: seen.append(rollouts(n)) or seen[-1])
     monkeypatch.setattr(
         trainer.engine, "update", lambda *a, **k: weights.add(k["loss"].llds.answer_weight) or update(*a, **k)
     )

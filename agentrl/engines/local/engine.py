@@ -39,6 +39,8 @@ class LocalEngine:
     """See `engines.base.Engine`."""
 
     scores_while_updating = True
+    samples_ahead = 0
+    needs_first_checkpoint = False
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class OpenRLHFEngine:
     """See `engines.base.Engine`."""
 
     scores_while_updating = False
+    needs_first_checkpoint = True
     reference: Any = None  # it is a worker's: the run has nothing to keep
 
     def __init__(
@@ -70,6 +71,7 @@ class OpenRLHFEngine:
         self.context_length, self._eos = _about(model_path, config, tokenizer)
         self.text = TokenText(tokenizer)
         c = config.openrlhf
+        self.samples_ahead = c.staleness if c.asynchronous else 0
         self.router = Router(c.engines)
         self.calls = Calls(Watchdog(say, c.warn_after_s))
         self.calls.watchdog.start()
