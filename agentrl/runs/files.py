@@ -47,7 +47,7 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(message) from error
 
 
-#: What a full disk is called, by kind. The texts of the errors are not read: they depend on the library and the language.
+#: What a full disk is called, by kind. The errors' texts are not read: they depend on the library and the language.
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk is full for this user: the quota is used up",

@@ -150,7 +150,11 @@ def save():
     with writing(out): save_file({"a": big}, str(out / "a.safetensors"))
 def old():
     with writing(out): torch.save(big, str(out / "a.pt"))
-for act in (save, old, lambda: atomic_write(out / "b", bytes(4 << 20)), lambda: append_line(out / "c", {"x": "x" * (4 << 20)})):
+def whole():
+    atomic_write(out / "b", bytes(4 << 20))
+def line():
+    append_line(out / "c", {"x": "x" * (4 << 20)})
+for act in (save, old, whole, line):
     try:
         act()
         print("no error")
