@@ -2,23 +2,28 @@
 
 A row needs a `question` and its `golden_answers` (a list or one string; `answer` and `answers` mean the same). Rows as
 Search-R1 released them (`prompt`, `reward_model.ground_truth.target`, `data_source`, `extra_info`) work unchanged. All
-other columns travel along in `Task.options`. Local files are read here, not by `datasets`, so that an error can name
-the line and nothing asks the network. No torch.
+other columns travel along in `Task.options`, as plain JSON (`agentrl.data.values`). Local files are read here, not by
+`datasets`, so that an error can name the line and nothing asks the network. No torch.
 """
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import gzip
+import hashlib
 import json
 import random
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from agentrl.config import DataConfig
 from agentrl.data.recipes import RECIPES
+from agentrl.data.values import NoForm, as_plain, parquet_rows
 from agentrl.errors import DataError, nearest
 from agentrl.types import Task
 
@@ -31,11 +36,11 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 SHOWN = 5  # malformed rows named in one message
 
 
-def load_tasks(data: DataConfig, split: Split) -> list[Task]:
+def load_tasks(data: DataConfig, split: Split, say: Callable[[str], None] | None = None) -> list[Task]:
     """The questions of `data.train` or `data.test`, at most `data.limit`, in the order they are written.
 
-    Raises DataError naming file and line of rows that are malformed or have no question or gold answer, and where there
-    is no row at all.
+    Columns that can be no text are left out, with a line through `say` (default: stderr). Raises DataError naming file
+    and line of rows that are malformed or have no question or gold answer, and where there is no row at all.
     """
     source = data.train if split == "train" else data.test
     name = data.train_split if split == "train" else data.test_split
@@ -44,25 +49,51 @@ def load_tasks(data: DataConfig, split: Split) -> list[Task]:
         raise DataError(f"{key} is not set: give a JSONL or Parquet file, a folder, or a hub id")
     tasks: list[Task] = []
     problems: list[str] = []
-    ids: Counter[str] = Counter()
+    left_out: dict[str, str] = {}
     for n, (where, row) in enumerate(islice(_rows(source, name, key), data.limit), 1):
         try:
-            task = _task(row, str(n))
+            tasks.append(_task(row, str(n), left_out))
         except DataError as problem:
             problems.append(f"{where}: {problem}")
             if len(problems) == SHOWN:
                 problems.append("the rows after these were not checked")
                 break
-            continue
-        ids[task.id] += 1
-        if ids[task.id] > 1:  # merged sets number their rows from 0 each
-            task = Task(f"{task.id}#{ids[task.id]}", task.options)
-        tasks.append(task)
     if problems:
         raise DataError("\n".join(problems))
     if not tasks:
         raise DataError(f"{key}: {source} has no rows; give a set with at least one question")
-    return tasks
+    if left_out:
+        columns = ", ".join(f"{column} ({kind})" for column, kind in left_out.items())
+        line = f"{key}: columns that can be no text are left out: {columns}"
+        print(line, file=sys.stderr) if say is None else say(line)
+    return unique(tasks)
+
+
+def unique(tasks: Sequence[Task]) -> list[Task]:
+    """The same tasks, each with an id of its own: doubled ones get `#2`, `#3`, ... that no other task has.
+
+    Merged sets number their rows from 0 each. A row keeps its id where it is the first to have it.
+    """
+    taken = {task.id for task in tasks}
+    seen: Counter[str] = Counter()
+    out = []
+    for task in tasks:
+        seen[task.id] += 1
+        id = task.id
+        if seen[task.id] > 1:
+            while (id := f"{task.id}#{seen[task.id]}") in taken:
+                seen[task.id] += 1
+            taken.add(id)
+        out.append(task if id == task.id else Task(id, task.options))
+    return out
+
+
+def questions_hash(tasks: Sequence[Task]) -> str:
+    """SHA-256 of ids, questions, answers and all else that the environment is handed, in their order."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(json.dumps([task.id, task.options], sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def tasks_from_world(world: Any, split: Split) -> list[Task]:
@@ -70,14 +101,17 @@ def tasks_from_world(world: Any, split: Split) -> list[Task]:
     tasks = [Task(str(q["id"]), dict(q)) for q in world.questions(split)]
     if not tasks:
         raise DataError(f"the built-in world has no {split} questions; raise world.people or add to world.hops")
-    return tasks
+    return unique(tasks)
 
 
 # ------------------------------------------------------------------------------------------------------- one row
 
 
-def _task(row: Any, fallback_id: str) -> Task:
-    """One row as a task. Raises DataError that says what is wrong with it, without its place."""
+def _task(row: Any, fallback_id: str, left_out: dict[str, str]) -> Task:
+    """One row as a task; `left_out` gets the columns that can be no text, with their type.
+
+    Raises DataError that says what is wrong with the row, without its place.
+    """
     if isinstance(row, DataError):  # a line that is no row at all
         raise row
     if not isinstance(row, Mapping):
@@ -86,11 +120,17 @@ def _task(row: Any, fallback_id: str) -> Task:
     answers = _answers(row)
     extra = row.get("extra_info")
     id = row.get("id")
-    if id is None and isinstance(extra, Mapping):
-        id = extra.get("index")
+    if id is None or id != id:  # what a table of pandas has for "none" is NaN
+        id = extra.get("index") if isinstance(extra, Mapping) else None
     dropped = (*SEARCH_R1_COLUMNS, *ANSWER_COLUMNS) if "reward_model" in row else ANSWER_COLUMNS
     id = str(fallback_id if id is None else id).replace("/", "_")  # ids become parts of group ids and paths
-    options = {k: v for k, v in row.items() if k not in dropped and v is not None}
+    options = {}
+    for column, value in row.items():
+        if column not in dropped and value is not None:
+            try:
+                options[str(column)] = as_plain(value)
+            except NoForm as kind:
+                left_out[str(column)] = str(kind)
     return Task(id, options | {"id": id, "question": question, "golden_answers": answers})
 
 
@@ -128,6 +168,7 @@ def _answers(row: Mapping[str, Any]) -> list[str]:
         near = nearest("golden_answers", list(row))
         raise DataError(f"no column golden_answers{near}; its columns are {', '.join(row) or 'none'}")
     answers = list(value) if isinstance(value, list | tuple) else [value]
+    answers = [as_plain(a) if isinstance(a, decimal.Decimal | datetime.date | datetime.time) else a for a in answers]
     for a in answers:
         if isinstance(a, bool) or not isinstance(a, str | int | float):
             raise DataError(f"{name} holds a {type(a).__name__} where text belongs: {a!r}")
@@ -225,10 +266,10 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         with pq.ParquetFile(path) as file:
             n = 0
             for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+                for row in parquet_rows(batch):
                     n += 1
                     yield f"{path} row {n}", row
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
 
 

@@ -13,8 +13,9 @@ from agentrl.types import Task, Trajectory, Turn
 
 
 def trajectory_to_json(t: Trajectory) -> dict[str, Any]:
-    """All fields, as plain JSON."""
-    return dataclasses.asdict(t)
+    """All fields. Nothing is copied, so that an `info` may hold what cannot be: `strict_json` makes it text."""
+    row = {f.name: getattr(t, f.name) for f in dataclasses.fields(t)}
+    return row | {"turns": [{f.name: getattr(u, f.name) for f in dataclasses.fields(u)} for u in t.turns]}
 
 
 def trajectory_from_json(row: dict[str, Any]) -> Trajectory:

@@ -7,12 +7,15 @@ No torch.
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import math
 import os
+import re
 import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -44,18 +47,57 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(message) from error
 
 
+#: What a full disk is called, by kind. The errors' texts are not read: they depend on the library and the language.
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk is full for this user: the quota is used up",
+    errno.EFBIG: "a file would become larger than is allowed here (`ulimit -f`, or the file system's own limit)",
+}
+_RUST_NUMBER = re.compile(r"\(os error (\d+)\)")  # how safetensors and other Rust libraries report the kind
+
+
 def _explained(error: Exception, path: Path) -> str | None:
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+    number = _number_of(error)
+    if number is None and isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
+        number = _refused(path)  # torch says "file write failed" whatever the kind: ask the disk
+        number = number if number in _FULL else None
+    if number in _FULL:
         free = ""
         with suppress(OSError):
             free = f" ({shutil.disk_usage(_existing(path)).free / 2**20:,.0f} MiB free)"
-        remedy = "What was written before is intact: free some space, then resume the run"
-        return f"{path}: the disk is full{free}. {remedy}"
+        return f"{path}: {_FULL[number]}{free}. What was written before is intact: free some space"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{path}: cannot be written ({error}). Choose a folder you may write to: --set log.runs_dir=..."
     if isinstance(error, OSError):
         return f"{path}: {error.strerror or error}"
+    return None
+
+
+def _number_of(error: BaseException) -> int | None:
+    """The errno of an error or of what caused it; None where nobody gives one."""
+    seen: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in seen:
+        seen.append(at)
+        number = getattr(at, "errno", None)
+        if isinstance(number, int):
+            return number
+        if m := _RUST_NUMBER.search(str(at)):
+            return int(m[1])
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def _refused(path: Path) -> int | None:
+    """The errno that a write beside `path` gets now; None where it succeeds."""
+    folder = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * (1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno
     return None
 
 
@@ -123,34 +165,65 @@ def fsync_path(path: Path) -> None:
 
 
 def strict_json(value: Any) -> str:
-    """One line of JSON that any parser reads: NaN and infinities become null, numpy and torch numbers plain ones."""
+    """One line of JSON that any parser reads, whatever `value` holds: nothing is refused.
+
+    NaN and infinities become null, numpy and torch numbers plain ones, and what JSON has no form for (a date, a
+    decimal, bytes, an object of somebody's own) a text.
+    """
     try:
         return json.dumps(value, default=_plain, allow_nan=False)
-    except ValueError:
-        return json.dumps(finite(value), default=_plain, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):  # a number that is none, a key that is no text, a circle
+        return json.dumps(finite(value), allow_nan=False)
 
 
-def finite(value: Any) -> Any:
-    """The same structure with None in place of every float that is not finite."""
+def finite(value: Any, depth: int = 0) -> Any:
+    """The same structure as plain JSON, with None in place of every float that is not finite.
+
+    Keys become texts; below 60 levels (a structure that holds itself) there is an ellipsis.
+    """
+    if depth > 60:
+        return "…"
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {k: finite(v) for k, v in value.items()}
+        return {k if isinstance(k, str) else str(_plain(k)): finite(v, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    if isinstance(value, str | int | None):
+        return [finite(v, depth + 1) for v in value]
+    if isinstance(value, bool | str | None):
         return value
-    return finite(_plain(value))
+    if isinstance(value, int):
+        return value if value.bit_length() < 4096 else hex(value)  # Python prints no more than 4300 digits
+    return finite(_plain(value), depth + 1)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
+    """What JSON has no form for, in one that it has: numbers of numpy and torch, and texts."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
     if isinstance(value, set | frozenset):
-        return sorted(value)
-    if hasattr(value, "tolist"):  # numpy and torch
-        return value.tolist()
-    raise TypeError(f"a {type(value).__name__} cannot be written as JSON: {value!r}")
+        try:
+            return sorted(value)
+        except TypeError:  # of several types
+            return sorted(map(_text, value))
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if hasattr(value, "tolist"):
+        with suppress(Exception):  # nobody knows whose method it is
+            return value.tolist()
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    """A short text of anything: str where the type has one of its own, else its repr without a memory address."""
+    kind = type(value)
+    try:
+        text = repr(value) if kind.__str__ is object.__str__ else str(value)
+    except Exception:  # nobody knows whose method it is
+        return f"<{kind.__name__}>"
+    return _ADDRESS.sub("", text)[:500]
+
+
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")  # differs from process to process
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,14 +1,19 @@
+import datetime
+import decimal
 import gzip
 import json
+import math
 import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentrl.config import DataConfig
 from agentrl.data import tasks as data_module
-from agentrl.data.tasks import TaskStream, load_tasks, tasks_from_world
+from agentrl.data.tasks import TaskStream, load_tasks, questions_hash, tasks_from_world, unique
 from agentrl.errors import DataError
 from agentrl.types import Task
 
@@ -178,6 +183,78 @@ def test_ids_are_unique_and_have_no_slash(tmp_path):
     rows = [{**ROWS[1], "id": x} for x in ("nq/1", "nq/1", 3, 3)]
     tasks = load(write_lines(tmp_path / "q.jsonl", *rows))
     assert [t.id for t in tasks] == ["nq_1", "nq_1#2", "3", "3#2"]
+
+
+def test_a_doubled_id_is_never_that_of_another_row(tmp_path):
+    """`a#2` is what a second `a` would be called, and a row is really called so."""
+    rows = [{**ROWS[1], "id": x} for x in ("a", "a", "a#2", "a", "b/c", "b_c", "a#2")]
+    tasks = load(write_lines(tmp_path / "q.jsonl", *rows))
+    assert [t.id for t in tasks] == ["a", "a#3", "a#2", "a#4", "b_c", "b_c#2", "a#2#2"]
+
+
+@given(st.lists(st.text("a#2./_", max_size=4)))
+def test_ids_are_unique_whatever_they_are(ids):
+    tasks = unique([Task(id, {"n": i}) for i, id in enumerate(ids)])
+    assert len({t.id for t in tasks}) == len(ids) and [t.options["n"] for t in tasks] == list(range(len(ids)))
+    first = {id: i for i, id in reversed(list(enumerate(ids)))}
+    assert all(tasks[i].id == id for id, i in first.items())
+
+
+def odd_table(n=3):
+    """Types that Parquet has and JSON lacks."""
+    day = datetime.date(2024, 1, 1)
+    return pa.table(
+        {
+            "id": [f"p{i}" for i in range(n)],
+            "question": [f"what is {i}?" for i in range(n)],
+            "golden_answers": pa.array([decimal.Decimal("1.50")] * n, pa.decimal128(5, 2)),
+            "asked_on": pa.array([day] * n, pa.date32()),
+            "stamp": pa.array([1704067200000000001] * n, pa.timestamp("ns", tz="UTC")),
+            "far": pa.array([400_000_000_000] * n, pa.timestamp("s")),  # the year 14645
+            "clock": pa.array([datetime.time(7, 8)] * n, pa.time64("us")),
+            "took": pa.array([datetime.timedelta(seconds=5)] * n, pa.duration("s")),
+            "price": pa.array([decimal.Decimal("9.99")] * n, pa.decimal128(5, 2)),
+            "blob": pa.array([b"\x00\xff"] * n, pa.binary()),
+            "image": pa.array([{"bytes": b"\x89PNG", "path": "a.png"}] * n),
+            "days": pa.array([[day, None]] * n, pa.list_(pa.date32())),
+            "pairs": pa.array([[("k", 1)]] * n, pa.map_(pa.string(), pa.int64())),
+        }
+    )
+
+
+def test_columns_of_types_that_json_lacks_are_text_or_left_out_with_a_line(tmp_path):
+    pq.write_table(odd_table(), tmp_path / "q.parquet")
+    said = []
+    tasks = load_tasks(DataConfig(train=str(tmp_path / "q.parquet")), "train", said.append)
+    options = tasks[1].options
+    assert json.loads(json.dumps(options)) == options
+    stamp, far = options.pop("stamp"), options.pop("far")
+    assert stamp.startswith("2024-01-01") and stamp.endswith("00001+00:00") and far.startswith("14645-")
+    assert options == {
+        "id": "p1", "question": "what is 1?", "golden_answers": ["1.50"], "asked_on": "2024-01-01", "clock": "07:08:00",
+        "took": "0:00:05", "price": "9.99", "days": ["2024-01-01", None], "pairs": [["k", 1]],
+    }  # fmt: skip
+    assert said == ["data.train: columns that can be no text are left out: blob (bytes), image (bytes)"]
+
+
+def test_images_of_the_hub_are_left_out(monkeypatch, capsys):
+    import datasets
+    from PIL import Image
+
+    rows = [{"question": "?", "answer": "a", "picture": Image.new("RGB", (1, 1)), "id": math.nan}] * 2
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, split: rows)
+    tasks = load("owner/name")
+    assert [t.options for t in tasks] == [{"id": str(n), "question": "?", "golden_answers": ["a"]} for n in (1, 2)]
+    assert "picture (Image)" in capsys.readouterr().err
+
+
+def test_the_hash_sees_every_change_of_a_question():
+    tasks = [Task("1", {"question": "a", "golden_answers": ["x"]}), Task("2", {"question": "b", "when": "2024"})]
+    same = [Task("1", {"golden_answers": ["x"], "question": "a"}), Task("2", {"when": "2024", "question": "b"})]
+    assert questions_hash(tasks) == questions_hash(same)
+    others = [tasks[::-1], tasks[:1], [tasks[0], Task("2", {"question": "b", "when": "2025"})],
+              [Task("3", tasks[0].options), tasks[1]]]  # fmt: skip
+    assert len({questions_hash(t) for t in [tasks, *others]}) == 5
 
 
 def test_hub_sets_go_through_datasets(monkeypatch):

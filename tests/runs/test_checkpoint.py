@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path, monkeypatch, where
         monkeypatch.setattr(checkpoint, "_seal", full)
     if where == "sync":
         monkeypatch.setattr(os, "fsync", full)  # where a network file system says so
-    with pytest.raises(RunError, match=r"the disk is full.*free some space, then resume"):
+    with pytest.raises(RunError, match=r"the disk is full.*is intact: free some space"):
         save_checkpoint(tmp_path, 2, full if where == "write" else writer("x"), {"step": 2}, keep=1)
     monkeypatch.undo()
     assert files_of(tmp_path) == before and latest_checkpoint(tmp_path)[1]["step"] == 1
