@@ -98,7 +98,14 @@ def _run(arguments: list[str]) -> int:
         return 2
     name = ALIASES.get(arguments[0], arguments[0])
     parsed = build_parser(only=name).parse_args([name, *arguments[1:]])
-    return int(importlib.import_module(COMMANDS[name][0]).run(parsed))
+    try:
+        return int(importlib.import_module(COMMANDS[name][0]).run(parsed))
+    except ModuleNotFoundError as error:
+        from agentrl.errors import missing_package
+
+        if missing := missing_package(f"agentrl {name}", error):
+            raise missing from error
+        raise
 
 
 def _exit_code(error: Exception) -> int | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from agentrl.config import DataConfig
 from agentrl.data.recipes import RECIPES
-from agentrl.errors import DataError, nearest
+from agentrl.errors import DataError, nearest, need
 from agentrl.types import Task
 
 Split = Literal["train", "test"]
@@ -218,6 +218,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
+    need(str(path), "pyarrow")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -234,6 +235,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 def _hub_rows(source: str, split: str, key: str) -> Iterator[Row]:
     """Rows of a hub dataset `owner/name`, or `owner/name:subset`."""
+    need(f"{key}: {source} is no local file, and a hub dataset", "datasets")
     import datasets
 
     name, _, subset = source.partition(":")
