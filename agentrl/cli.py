@@ -1,7 +1,7 @@
 """`agentrl COMMAND ...`: finds the command's module, parses, runs it, and turns errors into messages.
 
 Only the chosen command's module is imported, and no torch before a command runs. Exit codes: 0; 1 for a check that
-found something; 2 for what the user can mend (and argparse's own); 3 for a run that became non-finite; 130 for Ctrl-C.
+found something; 2 for what the user can fix (and argparse's own); 3 for a run that became non-finite; 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from agentrl import __version__
-from agentrl.commands import COMMANDS
+from agentrl.commands import ALIASES, COMMANDS
 
 _CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 _EPILOG = "agentrl COMMAND --help explains one. AGENTRL_DEBUG=1 shows tracebacks, NO_COLOR=1 turns colours off."
@@ -96,9 +96,16 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         build_parser(only="").print_help(sys.stderr)
         return 2
-    name = arguments[0]
-    parsed = build_parser(only=name).parse_args(arguments)
-    return int(importlib.import_module(COMMANDS[name][0]).run(parsed))
+    name = ALIASES.get(arguments[0], arguments[0])
+    parsed = build_parser(only=name).parse_args([name, *arguments[1:]])
+    try:
+        return int(importlib.import_module(COMMANDS[name][0]).run(parsed))
+    except ModuleNotFoundError as error:
+        from agentrl.errors import missing_package
+
+        if missing := missing_package(f"agentrl {name}", error):
+            raise missing from error
+        raise
 
 
 def _exit_code(error: Exception) -> int | None:

@@ -6,7 +6,23 @@ the trajectory and counted. A `ToolFailure` is how an environment says so.
 
 from __future__ import annotations
 
+import sys
 from difflib import get_close_matches
+from importlib.util import find_spec
+
+#: What pip calls this package; the import name and the command are `agentrl`.
+DISTRIBUTION = "agentrl-search"
+
+#: extra -> the modules that come with it and that the base does without.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "peft", "matplotlib"),
+    "retriever": ("tantivy",),
+    "math": ("math_verify", "pebble"),
+    "cluster": ("openrlhf", "ray", "vllm", "deepspeed", "grpc", "psutil"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mcp": ("mcp",),
+}
 
 
 class AgentRLError(Exception):
@@ -25,6 +41,10 @@ class ConfigError(AgentRLError):
 
 class PluginError(AgentRLError):
     """No plug-in has this name, or it cannot be imported (`agentrl.plugins`)."""
+
+
+class MissingPackageError(AgentRLError):
+    """What was asked for needs an extra that is not installed; the text has the line to type."""
 
 
 class DataError(AgentRLError):
@@ -53,3 +73,37 @@ def nearest(value: str, valid: list[str] | tuple[str, ...]) -> str:
     """`; did you mean 'x'?` for the closest valid name, or an empty string."""
     match = get_close_matches(value, list(valid), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def pip_install(*extras: str) -> str:
+    """The line to type for these extras; where agentrl is installed already, pip adds what is missing."""
+    names = ",".join(extras)
+    return f"pip install '{DISTRIBUTION}[{names}]' (in a clone: pip install -e '.[{names}]')"
+
+
+def need(what: str, *modules: str) -> None:
+    """MissingPackageError where one of `modules`, which `what` needs, is not installed. Imports none of them."""
+    absent = [m for m in modules if not installed(m)]
+    if absent:
+        extras = [extra for extra, bring in EXTRAS.items() if set(absent) & set(bring)]
+        raise MissingPackageError(f"{what} needs {', '.join(absent)}: {pip_install(*extras)}")
+
+
+def missing_package(what: str, error: BaseException) -> MissingPackageError | None:
+    """`error` as a message, if it is the failed import of a package that an extra brings; else None.
+
+    A package that is there but cannot be imported is another fault, and keeps its own words.
+    """
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    extra = next((e for e, modules in EXTRAS.items() if module in modules), None)
+    if extra is None or installed(module):
+        return None
+    return MissingPackageError(f"{what} needs {module}: {pip_install(extra)}")
+
+
+def installed(module: str) -> bool:
+    """Whether a top-level module is there; does not import it."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # ValueError: a module without a spec, which is there
+        return sys.modules.get(module) is not None

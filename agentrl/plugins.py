@@ -13,7 +13,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from agentrl.errors import PluginError, nearest
+from agentrl.errors import PluginError, missing_package, nearest
 
 #: kind -> name -> "module:attribute" of what agentrl ships.
 BUILTIN: dict[str, dict[str, str]] = {
@@ -61,6 +61,8 @@ def find(kind: str, name: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except ImportError as error:
+        if missing := missing_package(f"{kind} {name!r}", error):
+            raise missing from error
         raise PluginError(f"{kind} {name!r} cannot be imported from {target}: {error}") from error
     except AttributeError:
         valid = [n for n in vars(found) if not n.startswith("_")]

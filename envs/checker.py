@@ -17,6 +17,7 @@ import gymnasium
 
 from agentrl.envs import checks, hostile
 from agentrl.envs.checks import Level, Problem, Subject, short
+from agentrl.errors import MissingPackageError
 
 
 class Finding(NamedTuple):
@@ -32,7 +33,10 @@ class Finding(NamedTuple):
 
 
 def check(env_id: str, /, **kwargs: Any) -> list[Finding]:
-    """Check the environment that `gymnasium.make(env_id, **kwargs)` makes; never raises for what is wrong with it."""
+    """Check the environment that `gymnasium.make(env_id, **kwargs)` makes; never raises for what is wrong with it.
+
+    MissingPackageError where it needs an extra that is not installed: then nothing can be said about it.
+    """
 
     def make(**more: Any) -> gymnasium.Env[Any, Any]:
         return gymnasium.make(env_id, disable_env_checker=True, **{**kwargs, **more})
@@ -44,6 +48,8 @@ def check_env(make: Callable[..., gymnasium.Env[Any, Any]]) -> list[Finding]:
     """Check the environments that `make` makes; it is called several times, also with `tool=` or `retriever=`."""
     try:
         subject = Subject(make)
+    except MissingPackageError:
+        raise
     except Exception as e:
         return [Finding("error", "make", f"{type(e).__name__}: {e}", "it must be possible to make it")]
     findings = []
@@ -58,6 +64,8 @@ def check_env(make: Callable[..., gymnasium.Env[Any, Any]]) -> list[Finding]:
 def _guarded(run: Callable[[Subject], Iterator[Problem]], subject: Subject) -> Iterator[Problem]:
     try:
         yield from run(subject)
+    except MissingPackageError:
+        raise
     except Exception as e:
         yield "error", f"raised {type(e).__name__}: {short(str(e))}", "no text and no task may do that"
 

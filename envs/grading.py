@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agentrl.envs.errors import ToolFailure
+from agentrl.errors import need
 
 MAX_ANSWER_CHARACTERS = 2_000  # a longer answer is wrong: no exercise has one, and parsing it is an attack on time
 DEADLINE_S = 5.0
@@ -81,6 +82,7 @@ def grade(answer: str | None, golden_answers: Sequence[str], *, deadline_s: floa
         return Grade(True, "string")
     if _INTEGER.fullmatch(given) and all(_INTEGER.fullmatch(g) for g in golds):
         return Grade(int(given) in {int(g) for g in golds}, "integer")
+    need("the comparison of mathematical expressions", "math_verify", "pebble")
     from pebble import ProcessExpired
 
     for _ in range(2):

@@ -14,6 +14,7 @@ import gymnasium
 from agentrl.envs.grading import DEADLINE_S, grade, last_boxed
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
+from agentrl.errors import need
 
 PROMPT = (
     "Solve the following problem. Reason step by step, then give the final answer inside \\boxed{{}}.\n\n"
@@ -42,6 +43,7 @@ class MathEnv(gymnasium.Env[str, str]):
         deadline_s: float = DEADLINE_S,
         render_mode: str | None = None,
     ) -> None:
+        need("agentrl/Math-v0", "math_verify", "pebble")  # not for every answer, but no run gets by without
         if "{question}" not in prompt_template:
             raise ValueError("prompt_template has no {question}; say where the question goes")
         self.observation_space, self.action_space = AnyText(), AnyText()

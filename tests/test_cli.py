@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from agentrl import cli
-from agentrl.commands import COMMANDS
+from agentrl.commands import ALIASES, COMMANDS
 from agentrl.errors import AgentRLError, ConfigError, NonFiniteError, RunError
 from agentrl.retriever.errors import CorpusError
 
@@ -38,7 +38,7 @@ def paths_of(parser, prefix=()):
 def test_every_command_is_a_module_with_help():
     parser = cli.build_parser()
     commands = list(paths_of(parser))
-    assert ("retriever", "serve") in commands and ("env", "check") in commands and ("lld", "delta") in commands
+    assert ("retriever", "serve") in commands and ("env", "check") in commands and ("lab", "delta") in commands
     text = parser.format_help()
     assert all(
         name in text and about[1][0].islower() and not about[1].endswith(".") for name, about in COMMANDS.items()
@@ -60,6 +60,12 @@ def test_help_loads_nothing_slow(command):
     lines = done.stdout.splitlines()
     assert lines[-1] == "[]", f"{command} --help imports {lines[-1]}"
     assert sum(line.startswith("usage: agentrl") for line in lines) == len(paths)
+
+
+def test_an_alias_is_the_command_itself():
+    assert ALIASES == {"lld": "lab"}
+    shown = agentrl("lld", "delta", "--help").stdout
+    assert shown.startswith("usage: agentrl lab delta") and shown == agentrl("lab", "delta", "--help").stdout
 
 
 def test_without_a_command_the_help_is_shown_and_it_is_an_error():

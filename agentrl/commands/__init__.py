@@ -20,8 +20,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("agentrl.commands.watch", "raise the monitors' alarms on any trainer's log"),
     "env": ("agentrl.commands.env", "environments: list them, check your own, be the agent"),
     "retriever": ("agentrl.commands.retriever", "index a corpus, serve it, search it"),
-    "lld": ("agentrl.commands.lld", "likelihood displacement: the papers' experiments on your model and task"),
+    "lab": ("agentrl.commands.lab", "likelihood displacement: the papers' experiments on your model and task"),
     "plot": ("agentrl.commands.plot", "figures of the algorithms themselves"),
     "doctor": ("agentrl.commands.doctor", "what is installed, what fits together, what to do about the rest"),
     "completion": ("agentrl.commands.completion", "print a completion script for your shell"),
 }
+
+#: Another name of a command.
+ALIASES = {"lld": "lab"}

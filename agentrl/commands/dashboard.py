@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from contextlib import suppress
     from urllib.parse import quote
 
+    from agentrl.dashboard.access import TOKEN_VARIABLE, is_loopback
     from agentrl.dashboard.server import serve
 
     folder: Path = args.runs_dir.expanduser()
@@ -31,11 +32,14 @@ def run(args: argparse.Namespace) -> int:
         folder = folder.resolve()
         folder, page = folder.parent, f"run?run={quote(folder.name)}"
 
-    def say(line: str) -> None:
-        print(line.replace("/ over", f"/{page} over", 1), flush=True)
-        if args.open and line.startswith("dashboard: "):
-            webbrowser.open(line.split()[1] + page)
+    def ready(url: str) -> None:
+        print(f"dashboard: {url}{page} over {folder} (Ctrl-C ends it)", flush=True)
+        if not is_loopback(args.host):
+            once = f"/?token=... with the value of {TOKEN_VARIABLE}"
+            print(f"open it once as {once}; the connection itself is not encrypted", flush=True)
+        if args.open:
+            webbrowser.open(url + page)
 
     with suppress(KeyboardInterrupt):
-        serve(folder, args.host, args.port, args.allow_host, say)
+        serve(folder, args.host, args.port, args.allow_host, ready=ready)
     return 0

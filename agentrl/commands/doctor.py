@@ -19,11 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from agentrl.errors import DISTRIBUTION, EXTRAS, installed, pip_install
+
 Level = Literal["ok", "note", "warn", "fail"]
 
-NATIVE = ("tokenizers", "safetensors", "tantivy", "pyarrow", "pydantic_core", "yaml")  # compiled: can fail to load
+NATIVE = ("numpy", "pydantic_core", "yaml", "tokenizers", "safetensors", "tantivy", "pyarrow")  # can fail to load
 TOGETHER = (
-    "agentrl",
+    DISTRIBUTION,
     "torch",
     "transformers",
     "tokenizers",
@@ -40,11 +42,13 @@ VARIABLES = (
 )  # fmt: skip
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AGENTRL_RETRIEVER_TOKEN")
 PURPOSE = {
+    "train": "training, evaluation, the lab, figures",
+    "retriever": "search indexes in this process",
+    "math": "grading of mathematical answers",
     "dev": "tests, lint, types",
-    "lora": "model.lora",
     "tensorboard": "log.tensorboard",
     "wandb": "log.wandb",
-    "openrlhf": "the cluster engine",
+    "cluster": "the cluster engine (engine: openrlhf)",
     "mcp": "tools over MCP",
 }
 GIB = 2**30
@@ -158,6 +162,9 @@ def _disk(runs_dir: str) -> Iterator[Finding]:
 
 
 def _torch() -> Iterator[Finding]:
+    if not installed("torch"):
+        yield Finding("torch", "torch", "not installed: nothing can be trained here", "note", pip_install("train"))
+        return
     try:
         import torch
     except Exception as error:  # a missing or mismatched shared library raises OSError
@@ -204,14 +211,14 @@ def _torch() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    if _version("agentrl") is None:
+    if _version(DISTRIBUTION) is None:
         remedy = "pip install -c constraints.txt -e ."
-        yield Finding("packages", "agentrl", "runs from a folder and is not installed", "warn", remedy)
-    for name in sorted(_requirements("agentrl", "")):
+        yield Finding("packages", DISTRIBUTION, "runs from a folder and is not installed", "warn", remedy)
+    for name in sorted(_requirements(DISTRIBUTION, "")):
         version = _version(name)
         if version is None:
             yield Finding("packages", name, "missing", "fail", f"pip install -c constraints.txt {name}")
-    for module in NATIVE:
+    for module in filter(installed, NATIVE):
         try:
             importlib.import_module(module)
         except Exception as error:
@@ -234,14 +241,14 @@ def _packages() -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     try:
-        extras = metadata.metadata("agentrl").get_all("Provides-Extra") or []
+        extras = metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
     except metadata.PackageNotFoundError:
         return
     for extra in sorted(extras):
-        missing = sorted(n for n in _requirements("agentrl", extra) if _version(n) is None)
+        missing = sorted(n for n in _requirements(DISTRIBUTION, extra) if _version(n) is None)
         purpose = PURPOSE.get(extra, "")
         if missing:
-            remedy = f"only if you want it: pip install -c constraints.txt 'agentrl[{extra}]'"
+            remedy = f"only if you want it: {pip_install(extra)}"
             yield Finding("extras", extra, f"{purpose}; missing {', '.join(missing)}", "note", remedy)
         else:
             yield Finding("extras", extra, f"{purpose}; installed")
@@ -264,14 +271,23 @@ def _requirements(package: str, extra: str) -> dict[str, str]:
         always = need.marker is None or need.marker.evaluate({"extra": ""})
         if always if not extra else (not always and need.marker is not None and need.marker.evaluate({"extra": extra})):
             out[need.name] = str(need.specifier)
+            for more in need.extras if need.name == package else ():  # an extra made of others
+                out |= _requirements(package, more)
+    out.pop(package, None)
     return out
 
 
 def _clashes(package: str) -> Iterator[tuple[str, str]]:
-    """(requirement, installed version) of what is installed in a version that `package` does not accept."""
+    """(requirement, installed version) of what is installed in a version that `package` does not accept.
+
+    Of agentrl what its extras need counts, too; of other packages it does not: they are not known to be wanted.
+    """
     from packaging.specifiers import SpecifierSet
 
-    for name, specifier in _requirements(package, "").items():
+    needs = _requirements(package, "")
+    for extra in EXTRAS if package == DISTRIBUTION else ():
+        needs |= _requirements(package, extra)
+    for name, specifier in needs.items():
         version = _version(name)
         if version is not None and not SpecifierSet(specifier).contains(version, prereleases=True):
             yield f"{name}{specifier}", version

@@ -14,7 +14,7 @@ from agentrl.config import ModelConfig, RunConfig
 from agentrl.config.files import DEFAULT, LoadedConfig, value_at
 from agentrl.console import duration, table
 from agentrl.engines.openrlhf.placement import batch_rows, memory_rows, placement_rows
-from agentrl.errors import ModelError
+from agentrl.errors import MissingPackageError, ModelError, need
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def report(loaded: LoadedConfig) -> str:
         lines += ["", table(placement_rows(config)), "", table(batch_rows(config))]
     try:
         shape = model_shape(config)
-    except ModelError as error:
+    except (ModelError, MissingPackageError) as error:
         lines += ["", f"memory and time are not estimated: {error}"]
         return "\n".join(lines)
     if config.engine == "openrlhf":
@@ -59,6 +59,7 @@ def report(loaded: LoadedConfig) -> str:
 
 def model_shape(run: RunConfig) -> Shape:
     """Read from the model's own config; a hub id that is not cached is fetched (the config file alone)."""
+    need("an estimate", "torch", "transformers")
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -92,12 +92,14 @@ def _make(env_id: str, values: dict[str, Any]) -> gymnasium.Env[Any, Any]:
     import gymnasium
 
     from agentrl.envs import list_envs
-    from agentrl.errors import AgentRLError, nearest
+    from agentrl.errors import AgentRLError, missing_package, nearest
 
     known = {e.id: e for e in list_envs()}
     try:
         return gymnasium.make(env_id, disable_env_checker=True, **values)
     except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+        if missing := missing_package(env_id, error):
+            raise missing from error
         hint = nearest(env_id, list(known)) or f"; there are {', '.join(known)}"
         raise AgentRLError(f"there is no environment {env_id!r} ({error}){hint}") from error
     except (TypeError, ValueError) as error:  # arguments that its constructor does not take

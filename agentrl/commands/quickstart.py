@@ -37,11 +37,14 @@ def quickstart(seed: int = 0, runs_dir: str = "runs", *, quiet: bool = False) ->
     Returns {"em_before", "em_after", "seconds", "run_dir"} and what else was measured. Takes about a minute and a half
     on two CPU cores.
     """
+    from agentrl.commands.train import need_packages
     from agentrl.config.files import load_config
-    from agentrl.train.start import train_run
 
     start = time.perf_counter()
     config = load_config(CONFIG, [f"seed={seed}", f"log.runs_dir={runs_dir}"]).config
+    need_packages("agentrl quickstart", config)
+    from agentrl.train.start import train_run
+
     done = train_run(config, quiet=quiet)
     if done.result.status != "finished":
         raise KeyboardInterrupt  # the run has been saved and has said how to go on

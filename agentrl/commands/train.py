@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from agentrl.config import RunConfig
     from agentrl.train.start import FinishedRun
 
 
@@ -41,9 +42,20 @@ def run(args: argparse.Namespace) -> int:
 
             print(dry_run_report(loaded))
         return 0
+    need_packages("agentrl train", loaded.config)
     from agentrl.train.start import train_run
 
     return report(train_run(loaded.config, force=args.force, quiet=args.json), args.json)
+
+
+def need_packages(what: str, config: RunConfig) -> None:
+    """All that is missing in one message, before a package is imported or a model is made."""
+    from agentrl.errors import need
+
+    searches = config.retriever.index is not None or (config.world is not None and config.world.kind == "search")
+    computes = config.world is not None and config.world.kind == "arithmetic"
+    modules = ("torch", "transformers") + ("tantivy",) * searches + ("math_verify", "pebble") * computes
+    need(what, *modules, *(("peft",) if config.model.lora is not None else ()))
 
 
 def report(done: FinishedRun, as_json: bool) -> int:

@@ -22,7 +22,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from agentrl.dashboard import episodes, live, prometheus
-from agentrl.dashboard.access import TOKEN_VARIABLE, Access, check_bind, is_loopback
+from agentrl.dashboard.access import TOKEN_VARIABLE, Access, check_bind
 from agentrl.dashboard.history import columns, nonfinite_steps
 from agentrl.dashboard.library import Library, UnknownRun, info_of, run_state
 from agentrl.errors import AgentRLError
@@ -112,8 +112,13 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
     )
 
 
-def serve(runs_dir: Path, host: str, port: int, hosts: Iterable[str] = (), say: Callable[[str], None] = print) -> None:
-    """Serve until interrupted. The token comes from the environment only. AgentRLError where that cannot be."""
+def serve(
+    runs_dir: Path, host: str, port: int, hosts: Iterable[str] = (), *, ready: Callable[[str], None] = lambda url: None
+) -> None:
+    """Serve until interrupted. `ready` gets the address, which ends in /, when it is bound.
+
+    The token comes from the environment only. AgentRLError where that cannot be.
+    """
     token = os.environ.get(TOKEN_VARIABLE) or None
     check_bind(host, token)
     if not runs_dir.expanduser().is_dir():
@@ -123,9 +128,7 @@ def serve(runs_dir: Path, host: str, port: int, hosts: Iterable[str] = (), say: 
     app = create_app(runs_dir, token, [host, *hosts])
     listening = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
-    say(f"dashboard: http://{shown}:{listening.getsockname()[1]}/ over {runs_dir} (Ctrl-C ends it)")
-    if not is_loopback(host):
-        say(f"open it once as /?token=... with the value of {TOKEN_VARIABLE}; the connection itself is not encrypted")
+    ready(f"http://{shown}:{listening.getsockname()[1]}/")
     # No access log: the token is in the first request's address.
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.envs.grading import last_boxed
-from agentrl.errors import DataError
+from agentrl.errors import DataError, need
 
 Row = Mapping[str, Any]
 Answer = Callable[[Row], "str | None"]
@@ -119,6 +119,7 @@ class Recipe:
             ) from e
 
     def _source(self, name: str, split: str) -> Iterable[Row]:
+        need(f"recipe:{name}", "datasets")
         folder = os.environ.get("AGENTRL_DATASETS")
         from datasets import load_dataset
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from agentrl.config import DataConfig
 from agentrl.data.recipes import RECIPES
 from agentrl.data.values import NoForm, as_plain, parquet_rows
-from agentrl.errors import DataError, nearest
+from agentrl.errors import DataError, nearest, need
 from agentrl.types import Task
 
 Split = Literal["train", "test"]
@@ -259,6 +259,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
+    need(str(path), "pyarrow")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -275,6 +276,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 def _hub_rows(source: str, split: str, key: str) -> Iterator[Row]:
     """Rows of a hub dataset `owner/name`, or `owner/name:subset`."""
+    need(f"{key}: {source} is no local file, and a hub dataset", "datasets")
     import datasets
 
     name, _, subset = source.partition(":")

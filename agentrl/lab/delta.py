@@ -1,4 +1,4 @@
-"""`lld delta`: how one update moves the likelihood of correct responses, per question and method (NTHR Fig. 1, 4).
+"""`lab delta`: how one update moves the likelihood of correct responses, per question and method (NTHR Fig. 1, 4).
 
 The same rollouts serve every method, and the weights are put back before each update.
 """

@@ -31,7 +31,7 @@ SGD_LR = 1e-3
 
 @dataclass(frozen=True)
 class Step:
-    """What one update of the laboratory is.
+    """What one update of the lab is.
 
     sgd: θ − lr · gradient, unclipped, which is the step of the papers' theory (a small step along the gradient).
     adam: a fresh AdamW, whose first step is lr · sign(gradient) in every weight, as the papers' experiments take it.

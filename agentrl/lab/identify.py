@@ -1,4 +1,4 @@
-"""`lld identify`: does GWHES find the questions whose correct responses lose likelihood (NTHR Table 1)?"""
+"""`lab identify`: does GWHES find the questions whose correct responses lose likelihood (NTHR Table 1)?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the laboratory compares: each method is a change of the algorithm's config, so that it is what training runs."""
+"""What the lab compares: each method is a change of the algorithm's config, so that it is what training runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lld spiral`: several methods from one checkpoint with the same seed under a harsh setting (LLDS Fig. 2-4, 7)."""
+"""`lab spiral`: several methods from one checkpoint with the same seed under a harsh setting (LLDS Fig. 2-4, 7)."""
 
 from __future__ import annotations
 

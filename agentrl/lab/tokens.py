@@ -1,4 +1,4 @@
-"""`lld tokens`: one incorrect response with its tokens coloured by NTHR score (NTHR Fig. 3)."""
+"""`lab tokens`: one incorrect response with its tokens coloured by NTHR score (NTHR Fig. 3)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from typing import Any, Literal, Self
 
 from agentrl.config import RunConfig
 from agentrl.config.files import config_hash, to_yaml
-from agentrl.errors import RunError
+from agentrl.errors import DISTRIBUTION, RunError
 from agentrl.runs.checkpoint import clean_leftovers, list_checkpoints
 from agentrl.runs.files import (
     RunLock,
@@ -57,7 +57,7 @@ from agentrl.types import Alarm, StepRecord
 Status = Literal["running", "finished", "stopped", "failed"]
 
 PACKAGES = (
-    "agentrl",
+    DISTRIBUTION,
     "torch",
     "transformers",
     "tokenizers",

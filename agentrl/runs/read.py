@@ -1,4 +1,4 @@
-"""Reading run directories: what the dashboard, the commands and the laboratory need. No torch.
+"""Reading run directories: what the dashboard, the commands and the lab need. No torch.
 
 The readers tolerate a line that a killed writer has torn; only the writer (`agentrl.runs.log`) repairs files.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agentrl.config import RunConfig
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, pip_install
 from agentrl.types import StepRecord
 
 
@@ -75,5 +75,5 @@ def _need(package: str, key: str) -> Any:
         return importlib.import_module(package)
     except ImportError:
         raise ConfigError(
-            [f"{key} is true but {package} is not installed: pip install 'agentrl[{package}]', or set {key}=false"]
+            [f"{key} is true but {package} is not installed: {pip_install(package)}, or set {key}=false"]
         ) from None

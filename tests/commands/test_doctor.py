@@ -7,6 +7,7 @@ import pytest
 
 from agentrl.cli import main
 from agentrl.commands import doctor
+from agentrl.errors import DISTRIBUTION, pip_install
 
 
 def by_name(findings):
@@ -19,13 +20,14 @@ def test_this_installation_is_whole(capsys, tmp_path):
     found = {f["name"]: f for f in out["findings"]}
     assert out["ok"] and not [f for f in out["findings"] if f["level"] == "fail"]
     assert found["torch"]["value"].startswith(metadata.version("torch")[:4])
-    assert {"Python", "CPU cores", "threads", "runs", "transformers", "lora", "what fits"} <= set(found)
+    assert {"Python", "CPU cores", "threads", "runs", "transformers", "train", "what fits"} <= set(found)
     assert main(["doctor", "--runs-dir", str(tmp_path)]) == 0
     assert "✓ torch" in capsys.readouterr().out
 
 
 def test_every_extra_of_the_package_says_what_it_is_for():
-    extras = metadata.metadata("agentrl").get_all("Provides-Extra")
+    extras = metadata.metadata(DISTRIBUTION).get_all("Provides-Extra")
+    assert extras
     assert set(extras) <= set(doctor.PURPOSE)
     assert {f.name for f in doctor._extras()} == set(extras)
 
@@ -57,18 +59,31 @@ def versions(monkeypatch):
 
 def test_a_version_that_does_not_fit_is_broken_and_named(versions, capsys, tmp_path):
     versions(tantivy="0.1.0")
-    finding = by_name(doctor._packages())["agentrl"]
+    finding = by_name(doctor._packages())[DISTRIBUTION]
     assert finding.level == "fail" and "tantivy>=" in finding.value and "0.1.0" in finding.value
     assert "-c constraints.txt" in finding.remedy
     assert main(["doctor", "--runs-dir", str(tmp_path)]) == 1
-    assert "✗ agentrl" in capsys.readouterr().out
+    assert f"✗ {DISTRIBUTION}" in capsys.readouterr().out
 
 
 def test_missing_packages(versions):
     versions(shtab=None, peft=None)
     assert by_name(doctor._packages())["shtab"].level == "fail"
-    lora = by_name(doctor._extras())["lora"]
-    assert lora.level == "note" and "missing peft" in lora.value and "agentrl[lora]" in lora.remedy
+    extras = by_name(doctor._extras())
+    for name in ("train", "dev"):  # dev is made of the others
+        assert extras[name].level == "note" and extras[name].value.endswith("missing peft")
+    assert extras["train"].remedy == f"only if you want it: {pip_install('train')}"
+    assert extras["retriever"].level == "ok" and "installed" in extras["retriever"].value
+
+
+def test_an_optional_package_that_is_there_but_does_not_load_is_broken(monkeypatch):
+    def broken(name):
+        raise OSError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    assert by_name(doctor._packages())["tantivy"].level == "fail"
+    monkeypatch.setattr(doctor, "installed", lambda module: module != "tantivy")
+    assert "tantivy" not in by_name(doctor._packages())
 
 
 def test_a_torchvision_of_another_build_is_warned_of(versions):

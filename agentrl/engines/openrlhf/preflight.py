@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from agentrl.config import RunConfig
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, pip_install
 
 #: package -> versions that were tested together
 TESTED = {
@@ -63,7 +63,7 @@ def packages(config: RunConfig) -> list[str]:
     out = []
     if missing:
         out.append(
-            f"engine openrlhf needs {', '.join(missing)}: pip install 'agentrl[openrlhf]' on a machine with GPUs, "
+            f"engine openrlhf needs {', '.join(missing)}: {pip_install('cluster')} on a machine with GPUs, "
             "scripts/setup_openrlhf_cpu.sh on one without, or set engine to local"
         )
     if untested and config.openrlhf.check_versions:

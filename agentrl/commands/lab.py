@@ -1,4 +1,4 @@
-"""`agentrl lld delta|identify|tokens|spiral`: the papers' experiments on likelihood displacement."""
+"""`agentrl lab delta|identify|tokens|spiral`: the papers' experiments on likelihood displacement."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         p.add_argument("--step", type=int, default=None, help="take the checkpoint of this step")
         p.add_argument("--seed", type=int, default=0, help="of the questions and of sampling")
-        p.add_argument("--out", type=Path, default=None, help="folder for figures (default: RUN/lld)")
+        p.add_argument("--out", type=Path, default=None, help="folder for figures (default: RUN/lab)")
         p.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change the run's config")
         p.add_argument("--json", action="store_true", help="print the result as JSON on the last line")
     for p in (delta, identify):
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run one experiment."""
     _check(args)
-    out = args.out or args.run / "lld"
+    out = args.out or args.run / "lab"
     return {"delta": _delta, "identify": _identify, "tokens": _tokens, "spiral": _spiral}[args.experiment](args, out)
 
 
