@@ -31,10 +31,11 @@ test-distributed:    ## the cluster engine with the real Ray, DeepSpeed, vLLM an
 	PYTHON="$(PYTHON)" scripts/setup_openrlhf_cpu.sh $(VENV)-dist
 	OMP_NUM_THREADS=1 $(VENV)-dist/bin/python -m pytest tests/distributed -m distributed -rs --timeout=900 $(ARGS)
 
-check: $(INSTALLED)        ## lint, format, types
+check: $(INSTALLED)        ## lint, format, types, Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/*.Dockerfile
 
 bench: $(INSTALLED)        ## the measured figures of the documentation
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
