@@ -225,3 +225,66 @@ class ScriptedSampler:
         """Forget the session."""
         self._turns.pop(session, None)
         self.released.append(session)
+
+
+class RecordingEngine:
+    """An engine without a model, for one step: it notes every call, and its log-probabilities are a formula.
+
+    `logprob(token, version)` is log π of a token after `version` syncs, `reference(token)` that of the frozen policy.
+    Where NTHR is asked for, the tokens of `softened` get the factor 1/4. Update k, from 1, has a gradient norm of k.
+    """
+
+    scores_while_updating = True
+    samples_ahead = 0
+    needs_first_checkpoint = False
+    sampled_tokens = 0
+    reference: Any = None
+    lr_scale = 1.0
+
+    def __init__(
+        self,
+        logprob: Callable[[int, int], float],
+        reference: Callable[[int], float] = lambda token: 0.0,
+        softened: Sequence[int] = (),
+    ) -> None:
+        from types import SimpleNamespace
+
+        self.tokenizer = SimpleNamespace(pad_token_id=0, convert_ids_to_tokens=lambda ids: [str(i) for i in ids])
+        self.policy_version = 0
+        self.calls: list[tuple[str, dict[str, Any]]] = []  # name, arguments
+        self._logprob, self._reference, self._softened = logprob, reference, softened
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        """The arguments of all calls of `name`, in order."""
+        return [arguments for called, arguments in self.calls if called == name]
+
+    def _of_tokens(self, batch: Any, value: Callable[[int], float]) -> Any:
+        """(B, S): `value` of every action token, 0 elsewhere."""
+        import torch
+
+        return torch.tensor([[value(x) for x in row[1:]] for row in batch.input_ids.tolist()]) * batch.action_mask
+
+    def score(self, batch: Any, **arguments: Any) -> Any:
+        """See the class."""
+        from agentrl.engines.base import ScoreResult
+
+        self.calls.append(("score", {"batch": batch, **arguments}))
+        if arguments.get("reference"):
+            return ScoreResult(self._of_tokens(batch, self._reference))
+        out = ScoreResult(self._of_tokens(batch, lambda x: self._logprob(x, self.policy_version)))
+        if arguments.get("nthr") is not None:
+            out.nthr_factor = self._of_tokens(batch, lambda x: 0.25 if x in self._softened else 1.0)
+        return out
+
+    def update(self, batch: Any, advantages: Any, old_logprobs: Any, **arguments: Any) -> dict[str, float]:
+        """See the class; `scores` are filled as the real engine fills them."""
+        arguments |= {"batch": batch, "advantages": advantages, "old_logprobs": old_logprobs}
+        self.calls.append(("update", arguments))
+        if arguments["scores"] is not None:
+            arguments["scores"].logprobs[:] = self._of_tokens(batch, lambda x: self._logprob(x, self.policy_version))
+        return {"grad_norm": float(len(self.named("update"))), "loss": float(len(batch))}
+
+    def sync(self) -> None:
+        """See the class."""
+        self.calls.append(("sync", {}))
+        self.policy_version += 1

@@ -1,0 +1,58 @@
+"""The estimates of `--dry-run`, against arithmetic by hand for a model of known shape."""
+
+import pytest
+
+from agentrl.commands import dryrun
+from agentrl.commands.dryrun import Shape
+from agentrl.config import ModelConfig
+from tests.small import small_config
+
+SHAPE = Shape(
+    parameters=1_000_000, trainable=250_000, layers=4, kv_heads=2, head_dim=16, hidden=64, vocabulary=500, positions=999
+)
+
+
+def rows(table):
+    return {name: value for name, value in table}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return small_config(
+        tmp_path,
+        rollout={"prompts_per_step": 3, "group_size": 5, "max_tokens_per_turn": 20, "max_turns": 4, "max_context": 200},
+        train={"steps": 7, "epochs": 2, "micro_batch_tokens": 1000},
+    )
+
+
+def test_memory(config):
+    got = rows(dryrun._memory(config, SHAPE))
+    assert got["weights (fp32)"] == "4.0 MB"
+    assert got["gradients and AdamW (fp32)"] == "3.0 MB"  # of what is trained: a gradient and two moments, 4 bytes each
+    assert got["key/value cache"] == "3.1 MB"  # 15 responses x 200 tokens x 4 layers x 2 x 2 heads x 16 x 4 bytes
+    assert got["logits at once"] == "2.0 MB"  # 1000 tokens x 500 x 4 bytes
+    assert got["activations of a micro-batch"] == "17.4 MB"  # 1000 tokens x 64 x 34 x 4 layers x 2 bytes
+    assert got["in all"] == "29.5 MB"  # 4 + 3 + 3.072 + 17.408 + 2
+    assert "frozen reference" not in got
+    assert got["parameters"] == "1,000,000 (250,000 trained)"
+
+
+def test_a_reference_is_a_second_copy_of_the_weights(tmp_path):
+    config = small_config(tmp_path, algorithm={"loss": {"kl_coef": 0.1}})
+    assert rows(dryrun._memory(config, SHAPE))["frozen reference"] == "4.0 MB"
+
+
+def test_time(config, monkeypatch):
+    monkeypatch.setattr(dryrun, "_matmul_rate", lambda model: (1e9, "cpu"))
+    got = rows(dryrun._time(config, SHAPE))
+    # a response has 200 tokens in context, 80 of them (4 turns x 20) through the output head of 64 x 500; two
+    # operations a weight and token: 15 x 2 x (968,000 x 200 + 32,000 x 80) = 5.8848e9. Sampled once, scored once, and
+    # two epochs of a forward and a backward pass, which is three: 8 times
+    assert got["operations per step"] == "47.1 GFLOP"
+    assert got["time per step"] == "47 s"
+    assert got["time for the run"] == "5:30"
+
+
+def test_the_rate_is_of_this_machine():
+    rate, device = dryrun._matmul_rate(ModelConfig(device="cpu"))
+    assert rate > 1e8 and device == "cpu"

@@ -1,0 +1,90 @@
+"""What one row of evals.jsonl says, for episodes whose outcome is known."""
+
+import pytest
+
+from agentrl.rollouts.chat import ChatFormat
+from agentrl.rollouts.play import EnvPool
+from agentrl.runs.log import RunLog
+from agentrl.runs.read import read_evals
+from agentrl.train.build import Job
+from agentrl.train.evaluate import evaluate
+from agentrl.train.trainer import Trainer
+from agentrl.types import Task
+from tests.fakes import ScriptedSampler, tiny_tokenizer
+from tests.rollouts.worlds import Blocking
+from tests.small import small_config
+
+TOKENIZER = tiny_tokenizer()
+SAID = ["<search> one </search>", "so <answer> Port Ellis </answer>"]
+
+
+def task(name, reward, **more):
+    return Task(name, {"question": f"{name}?", "reward": reward, **more})
+
+
+TASKS = [
+    task("a", 0.2, hops=1, level=1),  # wrong, in the right format
+    task("b", 0.2, hops=2, level=1),
+    task("c", 0.2, hops=2, level=2, last_info={"correct": False}),
+    task("d", 1.0, hops=2, level=2),
+    task("e", 1.0, hops=1, fail=ConnectionResetError("reset")),
+    task("f", 0.9, hops=1, last_info={"correct": True}),
+]
+
+
+def make_job(tmp_path, **changes):
+    rollout = {"temperature": 0.9, "max_context": 1000, "max_tokens_per_turn": 50, "concurrency": 2}
+    changes = {"eval": {"questions": 6, "temperature": 0.3, "batch": 4}, **changes}
+    config = small_config(tmp_path, rollout=rollout, **changes)
+    sampler = ScriptedSampler(TOKENIZER, SAID)
+    sampler.samples_ahead, sampler.needs_first_checkpoint = 0, False
+    return Job(config, sampler, ChatFormat(TOKENIZER, config.rollout), lambda: Blocking(turns=2), TASKS, TASKS)
+
+
+def test_em_is_the_share_of_correct_responses_and_reward_stands_beside_it(tmp_path):
+    job = make_job(tmp_path)
+    with EnvPool(job.make_env) as pool:
+        result = evaluate(job, pool, step=4)
+    row = result.summary
+    assert (row["step"], row["split"], row["n"], row["failed"]) == (4, "test", 6, 1)
+    assert row["em"] == 2 / 5  # d and f; the failed one is not counted as wrong
+    assert row["reward"] == pytest.approx((0.2 * 3 + 1.0 + 0.9) / 5)
+    assert (row["em_1hop"], row["em_2hop"]) == (1 / 2, 1 / 3)
+    assert (row["em_level_1"], row["em_level_2"]) == (0.0, 1 / 2)
+    assert row["turns"] == 2.0 and len(result.trajectories) == 6
+
+
+def test_three_wrong_answers_with_a_format_reward_are_no_match(tmp_path):
+    job = make_job(tmp_path)
+    with EnvPool(job.make_env) as pool:
+        row = evaluate(job, pool, step=0, tasks=TASKS[:3]).summary
+    assert row["em"] == 0.0 and row["reward"] == pytest.approx(0.2)
+
+
+def test_the_threshold_decides_where_the_environment_does_not(tmp_path):
+    job = make_job(tmp_path, algorithm={"correct_threshold": 0.2})
+    with EnvPool(job.make_env) as pool:
+        assert evaluate(job, pool, step=0, tasks=TASKS[:3]).summary["em"] == pytest.approx(2 / 3)
+
+
+def test_samples_and_temperature_are_the_evaluations_own(tmp_path):
+    job = make_job(tmp_path, eval={"questions": 2, "samples": 3, "temperature": 0.3, "batch": 4})
+    with EnvPool(job.make_env) as pool:
+        result = evaluate(job, pool, step=0)
+        assert pool.made == 4  # eval.batch at once, not rollout.concurrency
+    assert {call["temperature"] for call in job.engine.calls} == {0.3}
+    assert [t.sample_id for t in result.trajectories] == [f"eval0/{x}-{i}" for x in "ab" for i in range(3)]
+    with EnvPool(job.make_env) as pool:
+        job.engine.calls.clear()
+        job.player(pool, seed=0).collect(TASKS[:2], 1)
+    assert {call["temperature"] for call in job.engine.calls} == {0.9}  # training's
+
+
+def test_the_row_is_written_and_told(tmp_path):
+    job, told = make_job(tmp_path, eval={"questions": 4}), []
+    with RunLog.create(tmp_path, "run", job.config) as run:
+        trainer = Trainer(job, run, say=told.append)
+        row = trainer.evaluate()
+        trainer.close()
+        assert read_evals(run.path) == [row]
+    assert told == ["held-out after 0 steps: 0.250 correct, reward 0.400, 4 questions"]
