@@ -45,6 +45,7 @@ class Engine(Sampler, Protocol):
 
     tokenizer: Any  # a transformers PreTrainedTokenizerFast
     scores_while_updating: bool  # whether `update` takes `scores`
+    needs_first_checkpoint: bool  # a worker may die and take its part of the state along: save before the first step
     context_length: int
     device: Any  # torch.device of the model
     parameters: int
@@ -54,6 +55,11 @@ class Engine(Sampler, Protocol):
     @property
     def scheduled_lr(self) -> float:
         """Learning rate of the next update by the schedule alone, before `lr_scale`."""
+        ...
+
+    @property
+    def samples_ahead(self) -> int:
+        """Steps that may be sampled while an earlier one trains: versions that a sample may be behind; 0: in turns."""
         ...
 
     @property

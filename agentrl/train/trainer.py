@@ -88,7 +88,7 @@ class Trainer:
         self.nonfinite_in_a_row = 0
         self.probe: list[Trajectory] = []
         self.stop_requested = False
-        depth = self.config.openrlhf.staleness if self.asynchronous else 0
+        depth = self.engine.samples_ahead
         self.ahead = Ahead(lambda n: self.collect(n), self.stream.state_dict, depth=depth, last=self.config.train.steps)
 
     # ------------------------------------------------------------------------------------------------------- the loop
@@ -102,7 +102,7 @@ class Trainer:
             begins = self.step_number == 0 and not read_evals(self.run.path)  # a resume may come back to step 0
             if begins and config.eval.questions and self.job.test_tasks:
                 evaluations.append(self.evaluate())
-            if self.step_number == 0 and (self.guard is not None or config.engine == "openrlhf"):
+            if self.step_number == 0 and (self.guard is not None or self.engine.needs_first_checkpoint):
                 self.save()  # there must be something to go back to, after a worker's death too
             while self.step_number < config.train.steps and not self.stop_requested:
                 self.step()
@@ -183,7 +183,7 @@ class Trainer:
     @property
     def asynchronous(self) -> bool:
         """Whether the next step is sampled while this one trains."""
-        return self.config.engine == "openrlhf" and self.config.openrlhf.asynchronous
+        return self.engine.samples_ahead > 0
 
     # --------------------------------------------------------------------------------------------------- parts of it
 

@@ -39,6 +39,8 @@ class LocalEngine:
     """See `engines.base.Engine`."""
 
     scores_while_updating = True
+    needs_first_checkpoint = False
+    samples_ahead = 0
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class OpenRLHFEngine:
     """See `engines.base.Engine`."""
 
     scores_while_updating = False
+    needs_first_checkpoint = True
     reference: Any = None  # it is a worker's: the run has nothing to keep
 
     def __init__(
@@ -113,6 +114,12 @@ class OpenRLHFEngine:
     def policy_version(self) -> int:
         """Number of times the engines were given new weights."""
         return self.handover.version
+
+    @property
+    def samples_ahead(self) -> int:
+        """See `engines.base.Engine`."""
+        c = self.config.openrlhf
+        return c.staleness if c.asynchronous else 0
 
     @property
     def sampled_tokens(self) -> int:
