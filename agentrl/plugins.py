@@ -28,7 +28,10 @@ BUILTIN: dict[str, dict[str, str]] = {
     "monitor rule": {},
     "sink": {},
     "tracker": {},
-    "engine": {},
+    "engine": {
+        "local": "agentrl.engines.local.kind:ENGINE",
+        "openrlhf": "agentrl.engines.openrlhf.kind:ENGINE",
+    },
     "world": {},
 }
 

@@ -7,28 +7,14 @@ the rate of a matrix product measured on this machine. Left out: attention over 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from agentrl.config import ModelConfig, RunConfig
 from agentrl.config.files import DEFAULT, LoadedConfig, value_at
 from agentrl.console import duration, table
-from agentrl.engines.openrlhf.placement import batch_rows, memory_rows, placement_rows
+from agentrl.engines.kind import Shape, Table, engine_kind
+from agentrl.engines.shared.estimate import action_tokens, responses
 from agentrl.errors import MissingPackageError, ModelError, need
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the estimates need to know of a model."""
-
-    parameters: int
-    trainable: int
-    layers: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    vocabulary: int
-    positions: int
 
 
 def report(loaded: LoadedConfig) -> str:
@@ -38,17 +24,18 @@ def report(loaded: LoadedConfig) -> str:
     rows += [[key, _short(value_at(config, key)), origin] for key, origin in loaded.origins.items()]
     rows.sort(key=lambda r: (r[2] == DEFAULT) if r[0] != "key" else -1)
     lines = [table(rows), "", table(_tokens(config))]
-    if config.engine == "openrlhf":
-        lines += ["", table(placement_rows(config)), "", table(batch_rows(config))]
+    kind = engine_kind(config.engine)
+    for rows in kind.placement(config):
+        lines += ["", table(rows)]
     try:
         shape = model_shape(config)
     except (ModelError, MissingPackageError) as error:
         lines += ["", f"memory and time are not estimated: {error}"]
         return "\n".join(lines)
-    if config.engine == "openrlhf":
-        lines += ["", table(memory_rows(config, shape))]
-    else:
-        lines += ["", table(_memory(config, shape)), "", table(_time(config, shape))]
+    estimate = kind.estimate(config, shape)
+    lines += ["", table(estimate.memory)]
+    if estimate.operations is not None:
+        lines += ["", table(_time(config, estimate.operations))]
     if shape.positions < config.rollout.max_context:
         lines += [
             "",
@@ -98,60 +85,27 @@ def model_shape(run: RunConfig) -> Shape:
     )
 
 
-def _responses(config: RunConfig) -> int:
-    return config.rollout.prompts_per_step * config.rollout.group_size
-
-
-def _action_tokens(config: RunConfig) -> int:
-    """The most that one response can sample."""
-    turns = config.env.kwargs.get("max_turns", config.rollout.max_turns - 1) + 1
-    return min(turns * config.rollout.max_tokens_per_turn, config.rollout.max_context)
-
-
-def _tokens(config: RunConfig) -> list[list[str]]:
-    n, r = _responses(config), config.rollout
+def _tokens(config: RunConfig) -> Table:
+    n, r = responses(config), config.rollout
     return [
         ["tokens per step, at most", ""],
         ["responses", f"{n:,} ({r.prompts_per_step} prompts x {r.group_size})"],
-        ["sampled tokens", f"{n * _action_tokens(config):,}"],
+        ["sampled tokens", f"{n * action_tokens(config):,}"],
         ["tokens in context", f"{n * r.max_context:,}"],
         ["optimiser steps", f"{config.train.mini_batches * config.train.epochs}"],
         ["responses per optimiser step", f"{-(-n // config.train.mini_batches)}"],
-        ["sampled tokens in the run", f"{n * _action_tokens(config) * config.train.steps:,}"],
+        ["sampled tokens in the run", f"{n * action_tokens(config) * config.train.steps:,}"],
     ]
 
 
-def _memory(config: RunConfig, m: Shape) -> list[list[str]]:
-    low = 2 if config.model.dtype == "bfloat16" else 4
-    cache = min(config.rollout.concurrency, _responses(config)) * config.rollout.max_context
-    cache *= 2 * m.layers * m.kv_heads * m.head_dim * low
-    per_token = m.hidden * (2 if config.model.gradient_checkpointing else 34) * m.layers * low / 2
-    activations = config.train.micro_batch_tokens * per_token
-    reference = 4 * m.parameters if config.algorithm.loss.kl_coef and config.model.lora is None else 0
-    parts = {
-        "weights (fp32)": 4 * m.parameters,
-        "gradients and AdamW (fp32)": 12 * m.trainable,
-        "frozen reference": reference,
-        "key/value cache": cache,
-        "activations of a micro-batch": activations,
-        "logits at once": min(256e6, 4.0 * config.train.micro_batch_tokens * m.vocabulary),
-    }
-    rows = [["memory, about", ""], ["parameters", f"{m.parameters:,} ({m.trainable:,} trained)"]]
-    rows += [[name, _bytes(size)] for name, size in parts.items() if size]
-    return [*rows, ["in all", _bytes(sum(parts.values()))]]
-
-
-def _time(config: RunConfig, m: Shape) -> list[list[str]]:
+def _time(config: RunConfig, operations: float) -> Table:
+    """Of one step, if this machine does its `operations` as fast as a product of matrices."""
     rate, device = _matmul_rate(config.model)
-    n = _responses(config)
-    body = m.parameters - m.vocabulary * m.hidden  # embeddings are looked up, not multiplied
-    forward = 2 * (body * n * config.rollout.max_context + m.vocabulary * m.hidden * n * _action_tokens(config))
-    step = forward * (1 + 1 + 3 * config.train.epochs)  # sampling, scoring, updating
-    seconds = step / rate
+    seconds = operations / rate
     return [
         ["time, rough and at most", ""],
         ["measured matrix product", f"{rate / 1e9:,.0f} GFLOP/s on {device}"],
-        ["operations per step", f"{step / 1e9:,.1f} GFLOP"],
+        ["operations per step", f"{operations / 1e9:,.1f} GFLOP"],
         ["time per step", f"{seconds:.2f} s" if seconds < 10 else duration(seconds)],
         ["time for the run", duration(seconds * config.train.steps)],
     ]
@@ -174,14 +128,6 @@ def _matmul_rate(config: ModelConfig) -> tuple[float, str]:
             torch.cuda.synchronize()
         best = max(best, 2 * 1024**3 / (time.perf_counter() - start))
     return best, str(device)
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.1f} {unit}" if unit != "B" else f"{n:.0f} B"
-        n /= 1000
-    return f"{n:.1f} TB"
 
 
 def _short(value: Any) -> str:

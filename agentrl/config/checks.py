@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from agentrl import plugins
 from agentrl.config.schema import RunConfig, rule
+from agentrl.errors import PluginError
 
 
 @rule
@@ -73,35 +75,14 @@ def sizes(run: RunConfig) -> Iterator[str]:
 
 
 @rule
-def cluster(run: RunConfig) -> Iterator[str]:
-    """What the cluster engine cannot do."""
-    if run.engine != "openrlhf":
+def engine(run: RunConfig) -> Iterator[str]:
+    """What the engine says of the whole: it is found here, and never named."""
+    try:
+        kind = plugins.find("engine", run.engine)
+    except PluginError as error:
+        yield f"engine: {error}"
         return
-    c = run.openrlhf
-    responses = run.rollout.prompts_per_step * run.rollout.group_size
-    rows = responses // run.train.mini_batches
-    if rows < c.workers:
-        yield (
-            f"a mini-batch has {rows} responses ({run.rollout.prompts_per_step} x {run.rollout.group_size} in "
-            f"{run.train.mini_batches} mini-batches) but openrlhf has {c.workers} policy workers: set "
-            f"train.mini_batches to {max(1, responses // c.workers)} or less"
-        )
-    if run.rollout.prompts_per_step < c.workers and run.algorithm.nthr.enabled:
-        yield (
-            f"NTHR scores whole groups and rollout.prompts_per_step = {run.rollout.prompts_per_step} leaves some "
-            f"of the {c.workers} policy workers without one: set rollout.prompts_per_step to {c.workers} or more"
-        )
-    if run.model.lora is not None and c.zero_stage == 3:
-        yield "model.lora with openrlhf.zero_stage 3 is not supported: set openrlhf.zero_stage to 2"
-    if c.adam_offload and c.colocate:
-        yield "openrlhf.adam_offload is of no use with openrlhf.colocate, which offloads all: set it to false"
-    if c.asynchronous and run.algorithm.loss.tis_cap is None:
-        yield (
-            "openrlhf.asynchronous trains on samples of older weights, which truncated importance weights correct: "
-            "set algorithm.loss.tis_cap to 2.0"
-        )
-    if c.asynchronous and run.guard.enabled and run.guard.on_critical == "rollback":
-        yield (
-            "guard.on_critical rollback would go back behind samples that are already in flight: "
-            "set guard.on_critical to stop, or openrlhf.asynchronous to false"
-        )
+    if not hasattr(kind, "rules"):
+        yield f"engine is {run.engine!r}, a {type(kind).__name__}: it must be an agentrl.engines.kind.EngineKind"
+        return
+    yield from kind.rules(run)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from agentrl.config.base import Part, PositiveInt, Share
+from agentrl.config.base import Part, PositiveInt, Share, plugin_name
 from agentrl.config.cluster import OpenRLHFConfig
 
 AdvantageName = Literal[
@@ -355,7 +355,9 @@ class RunConfig(Part):
 
     name: str = "run"
     seed: int = 0
-    engine: Literal["local", "openrlhf"] = Field("local", description="local: this process; openrlhf: a Ray cluster")
+    engine: Annotated[str, plugin_name("engine")] = Field(
+        "local", description="local: this process; openrlhf: a Ray cluster; or a plug-in"
+    )
     model: ModelConfig = ModelConfig()
     world: WorldConfig | None = None
     warm_start: WarmStartConfig | None = None

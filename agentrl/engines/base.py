@@ -59,6 +59,11 @@ class Engine(Sampler, Protocol):
         ...
 
     @property
+    def samples_ahead(self) -> int:
+        """Steps that may be sampled while an earlier one trains: versions that a sample may be behind; 0: in turns."""
+        ...
+
+    @property
     def sampled_tokens(self) -> int:
         """Tokens sampled since the engine was made."""
         ...

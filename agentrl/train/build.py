@@ -12,15 +12,15 @@ import gymnasium
 from agentrl.config import RunConfig
 from agentrl.data.tasks import load_tasks, tasks_from_world
 from agentrl.engines.base import Engine
+from agentrl.engines.kind import Parts, ready_kind
 from agentrl.engines.local.engine import LocalEngine
-from agentrl.engines.shared.loading import BUILTIN, is_adapter, load_model, load_tokenizer, load_weights
+from agentrl.engines.shared.loading import BUILTIN, is_adapter, load_tokenizer
 from agentrl.errors import ConfigError
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool, Player
 from agentrl.types import Task
 
 Say = Callable[[str], None]
-INITIAL = "initial"  # the model that a cluster's run began with, where it was made or warmed up here
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Job:
 
     @property
     def local(self) -> LocalEngine:
-        """The engine, where what is asked needs its model in this process. ConfigError for a cluster's."""
+        """The engine, where what is asked needs its model in this process. ConfigError for another."""
         if not isinstance(self.engine, LocalEngine):
             raise ConfigError(
                 [f"this works with engine local alone, and engine is {self.config.engine}: set it to local"]
@@ -57,6 +57,7 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
 
     Raises AgentRLError for everything in the config that does not work, before anything is sampled.
     """
+    kind = ready_kind(config)
     world = build_world(config)
     model_config = config.model
     adapter = model_path if model_path is not None and is_adapter(model_path) else None
@@ -74,23 +75,19 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
         test = load_tasks(config.data, "test") if config.data.test else []
     make_env = environment_maker(config, world, work_dir, say)
     chat = ChatFormat(tokenizer, config.rollout)
-    if config.engine == "openrlhf":
-        cluster = _cluster_engine(config, work_dir, tokenizer, model_config.path, adapter, say)
-        return Job(config, cluster, chat, make_env, train, test, world)
-    model = load_model(model_config, tokenizer, config.seed)
-    if adapter is not None:
-        load_weights(model, adapter)
-    engine = LocalEngine(
-        model,
-        tokenizer,
-        config=model_config,
-        optim=config.optim,
-        total_steps=_optimizer_steps(config),
-        micro_batch_tokens=config.train.micro_batch_tokens,
-        seed=config.seed,
-        keep_reference=config.algorithm.loss.kl_coef > 0,
+    engine = kind.build(
+        Parts(
+            config=config,
+            model=model_config,
+            adapter=adapter,
+            tokenizer=tokenizer,
+            run_dir=work_dir,
+            total_steps=config.train.steps * config.train.epochs * config.train.mini_batches,
+            say=say,
+        )
     )
     if config.rollout.max_context > engine.context_length:
+        engine.close()
         raise ConfigError(
             [
                 f"rollout.max_context = {config.rollout.max_context} but {model_config.path} has "
@@ -98,38 +95,6 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
             ]
         )
     return Job(config, engine, chat, make_env, train, test, world)
-
-
-def _optimizer_steps(config: RunConfig) -> int:
-    return config.train.steps * config.train.epochs * config.train.mini_batches
-
-
-def _cluster_engine(
-    config: RunConfig, work_dir: Path, tokenizer: Any, model_path: str, adapter: Path | None, say: Say
-) -> Engine:
-    """Starts the workers. Problems that can be known are said before anything of Ray is imported."""
-    from agentrl.engines.openrlhf import preflight
-
-    preflight.early(config)
-    from agentrl.engines.openrlhf.engine import OpenRLHFEngine
-
-    folder = (work_dir / INITIAL).absolute()
-    if config.model.path == BUILTIN and not folder.is_dir():  # a cluster starts from files
-        plain = config.model.model_copy(update={"lora": None})
-        load_model(plain, tokenizer, config.seed).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    initial = str(folder) if folder.is_dir() else config.model.path
-    if adapter is not None or model_path == BUILTIN:
-        model_path = initial
-    return OpenRLHFEngine(
-        config,
-        tokenizer,
-        model_path=model_path,
-        adapter=adapter,
-        reference_path=initial,
-        total_steps=_optimizer_steps(config),
-        say=say,
-    )
 
 
 def build_world(config: RunConfig) -> Any:

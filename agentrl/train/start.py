@@ -13,13 +13,14 @@ from pathlib import Path
 from agentrl.config import RunConfig
 from agentrl.config.files import load_config
 from agentrl.console import Progress
+from agentrl.engines.kind import INITIAL, ready_kind
 from agentrl.engines.shared.loading import BUILTIN
 from agentrl.errors import RunError
 from agentrl.monitors import Monitor, sinks
 from agentrl.runs.checkpoint import latest_checkpoint
 from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog
-from agentrl.train.build import INITIAL, Job, build_job
+from agentrl.train.build import Job, build_job
 from agentrl.train.trackers import make_writers
 from agentrl.train.trainer import Trainer, TrainResult
 from agentrl.train.warmstart import warm_start
@@ -44,13 +45,15 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
     progress.say(f"run directory: {run.path}")
     with run:
         try:
-            job = build_job(config, run.path, model_path=_initial_model(config, run, progress), say=progress.say)
+            kind = ready_kind(config)  # what would stop it here is said before a model is made or warmed up
+            model = None if kind.warms_up_with is None else _initial_model(config, kind.warms_up_with, run, progress)
+            job = build_job(config, run.path, model_path=model, say=progress.say)
             with closing(job.engine):
                 progress.say(
                     f"{len(job.train_tasks)} training and {len(job.test_tasks)} held-out questions; "
                     f"{job.engine.parameters:,} parameters on {job.engine.device}"
                 )
-                if config.engine == "local":
+                if kind.warms_up_with is None:
                     _warm(job, run, progress)
                 if job.engine.reference is not None:  # KL is to the policy as it is here, also after a resume
                     job.engine.freeze_reference()
@@ -63,17 +66,12 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
             raise
 
 
-def _initial_model(config: RunConfig, run: RunLog, progress: Progress) -> Path | None:
-    """A cluster starts from files: where its model is to be made or warmed up, that is done here, on this machine."""
-    if config.engine == "local":
-        return None
-    from agentrl.engines.openrlhf import preflight
-
-    preflight.early(config)  # not after a warm start
+def _initial_model(config: RunConfig, engine: str, run: RunLog, progress: Progress) -> Path | None:
+    """Where a model is to be made or warmed up for an engine of files, that is done here, by another `engine`."""
     if config.model.path != BUILTIN and config.warm_start is None:
         return None
     model = config.model.model_copy(update={"lora": None})
-    job = build_job(config.model_copy(update={"engine": "local", "model": model}), run.path, say=progress.say)
+    job = build_job(config.model_copy(update={"engine": engine, "model": model}), run.path, say=progress.say)
     _warm(job, run, progress)
     with writing(run.path):
         job.engine.save_model(run.path / INITIAL)

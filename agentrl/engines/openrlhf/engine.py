@@ -117,6 +117,12 @@ class OpenRLHFEngine:
         return self.handover.version
 
     @property
+    def samples_ahead(self) -> int:
+        """See `engines.base.Engine`."""
+        c = self.config.openrlhf
+        return c.staleness if c.asynchronous else 0
+
+    @property
     def sampled_tokens(self) -> int:
         """Tokens sampled since the engine was made."""
         return self._sampled

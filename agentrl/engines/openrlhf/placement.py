@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from agentrl.config import RunConfig
+from agentrl.engines.kind import Shape, Table
 
 GB = 1e9
 
 
-def placement_rows(config: RunConfig) -> list[list[str]]:
+def placement_rows(config: RunConfig) -> Table:
     """GPUs and the processes on them."""
     c = config.openrlhf
     each = c.tensor_parallel
@@ -28,7 +27,7 @@ def placement_rows(config: RunConfig) -> list[list[str]]:
     return [*rows, ["world size, weights to vLLM", str(1 + c.engines * each)]]
 
 
-def batch_rows(config: RunConfig) -> list[list[str]]:
+def batch_rows(config: RunConfig) -> Table:
     """What becomes of a step's responses."""
     c, r, t = config.openrlhf, config.rollout, config.train
     responses = r.prompts_per_step * r.group_size
@@ -47,8 +46,8 @@ def batch_rows(config: RunConfig) -> list[list[str]]:
     ]
 
 
-def memory_rows(config: RunConfig, shape: Any) -> list[list[str]]:
-    """GB per GPU, about; `shape` is `dryrun.Shape`."""
+def memory_rows(config: RunConfig, shape: Shape) -> Table:
+    """GB per GPU, about."""
     c, low = config.openrlhf, 2 if config.model.dtype == "bfloat16" else 4
     world = c.workers
     weights = low * shape.parameters / (world if c.zero_stage == 3 else 1)

@@ -39,11 +39,9 @@ def check(config: RunConfig, *, cpu: bool, model_path: str) -> None:
         raise ConfigError(problems)
 
 
-def early(config: RunConfig) -> None:
-    """What does not depend on the model, before one is made or warmed up. ConfigError with every problem found."""
-    problems = packages(config) + devices(config, cpu=on_cpu(config)) + address(config) + own_store(config)
-    if problems:
-        raise ConfigError(problems)
+def early(config: RunConfig) -> list[str]:
+    """What does not depend on the model, before one is made or warmed up."""
+    return packages(config) + devices(config, cpu=on_cpu(config)) + address(config) + own_store(config)
 
 
 def on_cpu(config: RunConfig) -> bool:

@@ -1,0 +1,40 @@
+"""What a step of the local engine needs, for `--dry-run`. Pure arithmetic.
+
+Upper bounds for tokens (every response as long as allowed). Left out: attention over long contexts, tools.
+"""
+
+from __future__ import annotations
+
+from agentrl.config import RunConfig
+from agentrl.engines.kind import Shape, Table
+from agentrl.engines.shared.estimate import action_tokens, bytes_text, responses
+
+
+def memory_rows(config: RunConfig, shape: Shape) -> Table:
+    """Bytes of a process, about."""
+    m, low = shape, 2 if config.model.dtype == "bfloat16" else 4
+    cache = min(config.rollout.concurrency, responses(config)) * config.rollout.max_context
+    cache *= 2 * m.layers * m.kv_heads * m.head_dim * low
+    per_token = m.hidden * (2 if config.model.gradient_checkpointing else 34) * m.layers * low / 2
+    activations = config.train.micro_batch_tokens * per_token
+    reference = 4 * m.parameters if config.algorithm.loss.kl_coef and config.model.lora is None else 0
+    parts = {
+        "weights (fp32)": 4 * m.parameters,
+        "gradients and AdamW (fp32)": 12 * m.trainable,
+        "frozen reference": reference,
+        "key/value cache": cache,
+        "activations of a micro-batch": activations,
+        "logits at once": min(256e6, 4.0 * config.train.micro_batch_tokens * m.vocabulary),
+    }
+    rows = [["memory, about", ""], ["parameters", f"{m.parameters:,} ({m.trainable:,} trained)"]]
+    rows += [[name, bytes_text(size)] for name, size in parts.items() if size]
+    return [*rows, ["in all", bytes_text(sum(parts.values()))]]
+
+
+def step_operations(config: RunConfig, shape: Shape) -> float:
+    """Floating-point operations of one step, at most: sampling, scoring, and three times as many for an update."""
+    n = responses(config)
+    body = shape.parameters - shape.vocabulary * shape.hidden  # embeddings are looked up, not multiplied
+    head = shape.vocabulary * shape.hidden * n * action_tokens(config)
+    forward = 2 * (body * n * config.rollout.max_context + head)
+    return float(forward * (1 + 1 + 3 * config.train.epochs))

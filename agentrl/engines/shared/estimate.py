@@ -1,0 +1,25 @@
+"""What estimates of several engines share: how much a step is at most, bytes as text. No torch."""
+
+from __future__ import annotations
+
+from agentrl.config import RunConfig
+
+
+def responses(config: RunConfig) -> int:
+    """Of a step."""
+    return config.rollout.prompts_per_step * config.rollout.group_size
+
+
+def action_tokens(config: RunConfig) -> int:
+    """The most that one response can sample."""
+    turns = config.env.kwargs.get("max_turns", config.rollout.max_turns - 1) + 1
+    return min(turns * config.rollout.max_tokens_per_turn, config.rollout.max_context)
+
+
+def bytes_text(n: float) -> str:
+    """`n` bytes with a unit, powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.1f} {unit}" if unit != "B" else f"{n:.0f} B"
+        n /= 1000
+    return f"{n:.1f} TB"
