@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from agentrl.algorithms import advantages as compute_advantages
-from agentrl.algorithms import with_answer_weight
+from agentrl.algorithms import weigh_tokens, with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.config import LossConfig
 from agentrl.data.tasks import TaskStream
@@ -135,7 +135,8 @@ class Trainer:
         batch = rollouts.batch
         clock.lap("t_rollout_s")
         nthr = config.algorithm.nthr
-        once = config.train.mini_batches * config.train.epochs == 1 and not nthr.enabled
+        needs_scores = nthr.enabled or bool(config.algorithm.token_weights)
+        once = config.train.mini_batches * config.train.epochs == 1 and not needs_scores
         if once and engine.scores_while_updating:  # π_old is the policy of the update's own forward pass
             scored = ScoreResult(torch.zeros(batch.action_mask.shape), torch.zeros(batch.action_mask.shape))
         else:
@@ -227,11 +228,12 @@ class Trainer:
         return Rollouts(task_of, everything, used, pack(used, self.engine.tokenizer.pad_token_id))
 
     def advantages(self, batch: TokenBatch, scored: ScoreResult) -> Tensor:
-        """(B, S): `algorithm.name`'s, softened by NTHR where it is on."""
+        """(B, S): `algorithm.name`'s, times NTHR's factor where it is on, times `algorithm.token_weights`."""
         a = self.config.algorithm
         per_response = compute_advantages(a.name, batch.rewards, batch.group_ids, k=a.k, correct=batch.correct)
         adv = per_response[:, None] * batch.action_mask
-        return adv if scored.nthr_factor is None else adv * scored.nthr_factor
+        nthr = [] if scored.nthr_factor is None else ["nthr"]
+        return weigh_tokens([*nthr, *a.token_weights], adv, batch, scored)
 
     def update(
         self,
