@@ -55,11 +55,19 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._open, self._tasks, self._max_turns = opening, list(tasks) or [TASK], max_turns
         self._tools = dict.fromkeys(found, tool) if tool is not None else found  # (5)
         self._score = reward_named(reward)
-        tags = [*self._tools, "answer"]
-        self.stop_strings = tuple(f"</{tag}>" for tag in tags)  # (2)
-        self.example_actions = (f"<{tags[0]}> 17*23 </{tags[0]}>", "<answer> 396 </answer>")
-        self._action = re.compile(rf"<({'|'.join(tags)})>([^<]*)</\1>")
-        self._help = "write " + ", ".join(f"<{t}>" for t in tags[:-1]) + " or <answer>, and close it"
+        self._action = re.compile(rf"<({'|'.join([*found, 'answer'])})>([^<]*)</\1>")
+        self._help = "write " + ", ".join(f"<{tag}>" for tag in found) + " or <answer>, and close it"
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:  # (2)
+        """The closing tags."""
+        return tuple(f"</{tag}>" for tag in (*self._tools, "answer"))
+
+    @property
+    def example_actions(self) -> tuple[str, ...]:
+        """A call of the first tool, then the answer of the built-in task."""
+        tag = next(iter(self._tools))
+        return f"<{tag}> 17*23 </{tag}>", "<answer> 396 </answer>"
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a task {"question", "golden_answers"}."""

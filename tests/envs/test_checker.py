@@ -274,7 +274,7 @@ def test_a_tool_that_can_leave_its_frame():
             row = super().step(action)
             parts = row[-1].get("observation_parts")
             if parts is not None and "<calc>" in action:
-                parts["body"] = self._tool("1")
+                parts["body"] = self._tools["calc"]("1")
                 return ("".join(parts.values()), *row[1:])
             return row
 
