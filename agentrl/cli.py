@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from agentrl import __version__
@@ -69,6 +70,7 @@ def build_parser(only: str | None = None) -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _find_modules_here()
     # How long a waiting OpenMP thread spins before it sleeps. Not at all costs half the speed of a small model, the
     # default (milliseconds) takes the core from whoever else wants it. Read once, when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -90,6 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
         return failed
+
+
+def _find_modules_here() -> None:
+    """The current folder's modules can be named (`env check my_env:Mine-v0`); appended, so that they hide no other."""
+    with suppress(OSError):  # the folder has been deleted
+        here = os.getcwd()
+        if here not in sys.path:
+            sys.path.append(here)
 
 
 def _run(arguments: list[str]) -> int:

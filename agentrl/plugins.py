@@ -15,25 +15,58 @@ from typing import Any
 
 from agentrl.errors import PluginError, missing_package, nearest
 
-#: kind -> name -> "module:attribute" of what agentrl ships.
+#: kind -> name -> "module:attribute" of what agentrl ships. docs/extending.md says what each kind is.
 BUILTIN: dict[str, dict[str, str]] = {
-    "advantage": {},
-    "loss": {},
-    "token weight": {},
-    "environment": {},
-    "reward": {},
-    "tool": {},
+    "advantage": {
+        name: f"agentrl.config.advantages:{name.upper()}"
+        for name in (
+            "grpo", "pos_only", "rloo", "skew_r", "rloo_k", "grpo_tilde_k", "grpo_k", "dr_grpo", "reinforce",
+        )
+    },
+    "loss": {"clipped": "agentrl.algorithms.losses:clipped"},
+    "token weight": {"nthr": "agentrl.algorithms.weights:nthr"},
+    "environment": {
+        "agentrl/Search-v0": "agentrl.envs.search:SearchEnv",
+        "agentrl/Math-v0": "agentrl.envs.math:MathEnv",
+        "agentrl/Tools-v0": "agentrl.envs.tools:ToolEnv",
+        "agentrl/Calculator-v0": "agentrl.envs.calculator:CalculatorEnv",
+        "agentrl/Mcp-v0": "agentrl.envs.mcp:McpEnv",
+    },
+    "reward": {
+        "exact_match": "agentrl.envs.scoring:exact_match",
+        "f1": "agentrl.envs.scoring:f1",
+        "equal": "agentrl.envs.scoring:equal",
+    },
+    "tool": {"calculator": "agentrl.envs.calculator:calculate"},
     "index": {},
     "log source": {},
-    "monitor rule": {},
+    "monitor rule": {
+        "collapse": "agentrl.monitors.collapse:Collapse",
+        "death_spiral": "agentrl.monitors.health:DeathSpiral",
+        "non_finite": "agentrl.monitors.health:NonFinite",
+        "entropy_collapse": "agentrl.monitors.health:EntropyCollapse",
+        "reward_hacking": "agentrl.monitors.health:RewardHacking",
+        "mismatch": "agentrl.monitors.health:Mismatch",
+        "tool_outage": "agentrl.monitors.health:ToolOutage",
+        "invalid_actions": "agentrl.monitors.health:InvalidActions",
+        "truncation": "agentrl.monitors.health:Truncation",
+        "gradient_spike": "agentrl.monitors.health:GradientSpike",
+        "no_signal": "agentrl.monitors.health:NoSignal",
+    },
     "sink": {},
-    "tracker": {},
+    "tracker": {
+        "tensorboard": "agentrl.train.trackers:TensorBoardWriter",
+        "wandb": "agentrl.train.trackers:WandbWriter",
+    },
     "engine": {
         "local": "agentrl.engines.local.kind:ENGINE",
         "openrlhf": "agentrl.engines.openrlhf.kind:ENGINE",
     },
-    "world": {},
-}
+    "world": {
+        "search": "agentrl.envs.worlds.search:SearchWorld",
+        "arithmetic": "agentrl.envs.worlds.arithmetic:ArithmeticWorld",
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,23 +86,37 @@ def group(kind: str) -> str:
 
 def find(kind: str, name: str) -> Any:
     """The object that `name` stands for. PluginError, with the nearest valid name, where there is none."""
+    target = target_of(kind, name)
+    try:
+        return load(target)
+    except PluginError as error:
+        raise PluginError(f"{kind} {name!r}: {error}") from error.__cause__
+
+
+def target_of(kind: str, name: str) -> str:
+    """The `module:attribute` that `name` stands for; imports nothing. PluginError where there is none."""
     if problem := problem_with(kind, name):
         raise PluginError(problem)
     target = BUILTIN[kind].get(name)
     if target is None:
-        target = name if ":" in name else _installed(kind)[name].target
+        target = name if ":" in name and name not in _installed(kind) else _installed(kind)[name].target
+    return target
+
+
+def load(target: str) -> Any:
+    """The object at `module:attribute`. PluginError where it cannot be imported."""
     module, _, attribute = target.partition(":")
     try:
         found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
     except ImportError as error:
-        if missing := missing_package(f"{kind} {name!r}", error):
+        if missing := missing_package(target, error):
             raise missing from error
-        raise PluginError(f"{kind} {name!r} cannot be imported from {target}: {error}") from error
-    except AttributeError:
-        valid = [n for n in vars(found) if not n.startswith("_")]
-        raise PluginError(f"{kind} {name!r}: {module} has no {attribute!r}{nearest(attribute, valid)}") from None
+        raise PluginError(f"{target} cannot be imported: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            valid = [n for n in dir(found) if not n.startswith("_")]
+            raise PluginError(f"{module} has no {attribute!r}{nearest(part, valid)}")
+        found = getattr(found, part)
     return found
 
 
@@ -80,9 +127,13 @@ def problem_with(kind: str, name: str) -> str | None:
     module, colon, attribute = name.partition(":")
     if colon and all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
         return None
-    valid = [p.name for p in available(kind)]
-    hint = nearest(name, valid) or f"; there are {', '.join(valid)}"
-    return f"there is no {kind} {name!r}{hint}, or module:attribute of your own"
+    hint = unknown(name, [p.name for p in available(kind)])
+    return f"there is no {kind} {name!r}{hint} (module:attribute names one of your own)"
+
+
+def unknown(name: str, valid: list[str]) -> str:
+    """The end of a sentence about a name that does not exist: the nearest valid one, or all, or nothing."""
+    return nearest(name, valid) or (f"; there are {', '.join(valid)}" if valid else "")
 
 
 def available(kind: str) -> list[Plugin]:

@@ -6,20 +6,16 @@ Without an import, `gymnasium.make("agentrl.envs:agentrl/Search-v0")` imports it
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import gymnasium
 
-ENVS: dict[str, dict[str, str]] = {
-    "agentrl/Search-v0": {
-        "entry_point": "agentrl.envs.search:SearchEnv",
-        "vector_entry_point": "agentrl.envs.vector:SearchVectorEnv",
-    },
-    "agentrl/Math-v0": {"entry_point": "agentrl.envs.math:MathEnv"},
-    "agentrl/Calculator-v0": {"entry_point": "agentrl.envs.calculator:CalculatorEnv"},
-    "agentrl/Mcp-v0": {"entry_point": "agentrl.envs.mcp:McpEnv"},
-}
+from agentrl import plugins
+
+#: What is registered beside the class itself.
+MORE = {"agentrl/Search-v0": {"vector_entry_point": "agentrl.envs.vector:SearchVectorEnv"}}
 
 
 class EnvInfo(NamedTuple):
@@ -32,10 +28,14 @@ class EnvInfo(NamedTuple):
 
 
 def register_envs() -> None:
-    """Register the environments of `ENVS`; twice is once."""
-    for name, entry in ENVS.items():
-        if name not in gymnasium.registry:
-            gymnasium.register(name, **entry)  # type: ignore[arg-type]
+    """Register agentrl's environments and those of installed packages, whose ids are the names of their entry points.
+
+    Twice is once, and nothing of them is imported. A name that Gymnasium does not take as an id stays unknown.
+    """
+    for found in plugins.available("environment"):
+        if found.name not in gymnasium.registry:
+            with suppress(gymnasium.error.Error):
+                gymnasium.register(found.name, entry_point=found.target, **MORE.get(found.name, {}))  # type: ignore[arg-type]
 
 
 def list_envs() -> list[EnvInfo]:

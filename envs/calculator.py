@@ -1,9 +1,4 @@
-"""A tool environment of one's own, complete: copy this file to begin another, then run `agentrl.envs.checker` on it.
-
-What makes it trainable: (1) text in and out, (2) stop strings, (3) the observation's parts, of which `body` is data
-and must spell no tag, (4) a reward that reads the action alone, (5) the tool as a parameter, which may raise
-ToolFailure, so that the checker can put a hostile one in its place. A tool that waits also wants `areset`, `astep`.
-"""
+"""The calculator: a tool by name (`tools: [calculator]`), and an environment with nothing else, the smallest of all."""
 
 from __future__ import annotations
 
@@ -12,15 +7,10 @@ import operator
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
-import gymnasium
-
-from agentrl.envs.spaces import AnyText
-from agentrl.envs.tasks import choose_task, read_task
+from agentrl.envs.tools import ToolEnv
 
 PROMPT = "Write <calc> 12*(3+4) </calc> to see a value, and <answer> 84 </answer> to answer. Problem: "
-TASK = {"question": "17 boxes of 23 pens, and 5 pens more: how many pens?", "golden_answers": ["396"]}
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -47,33 +37,10 @@ def _value(node: ast.expr) -> Fraction:
     raise ValueError
 
 
-class CalculatorEnv(gymnasium.Env[str, str]):
-    """Arithmetic with a calculator, the example of a tool environment of one's own: `agentrl/Calculator-v0`."""
+class CalculatorEnv(ToolEnv):
+    """Arithmetic with a calculator, the example of a tool environment: `agentrl/Calculator-v0`."""
 
-    stop_strings = ("</calc>", "</answer>")  # (2)
-    example_actions = ("<calc> 17*23 </calc>", "<answer> 396 </answer>")
-
-    def __init__(self, *, tool: Callable[[str], str] = calculate, max_turns: int = 4) -> None:
-        self.observation_space, self.action_space = AnyText(), AnyText()  # (1)
-        self._tool, self._max_turns = tool, max_turns  # (5)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Begin a task {"question", "golden_answers"}."""
-        super().reset(seed=seed)
-        question, self._golden = read_task(choose_task(options, [TASK], self.np_random))
-        self._turn = 0
-        return PROMPT + question, {"observation_parts": {"open": PROMPT, "body": question, "close": ""}}
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Calculate, or end with a reward of 1 or 0. Whatever the tool raises is raised."""
-        self._turn += 1
-        found = re.search(r"<(calc|answer)>([^<]*)</\1>", action)
-        kind, text = (found[1], found[2].strip()) if found else ("invalid", "")
-        if found and kind == "answer":
-            at, correct = action.index(text, found.start(2)), text in self._golden  # (4)
-            end = {"kind": kind, "valid": True, "answer": text, "answer_span": (at, at + len(text)), "correct": correct}
-            return "", float(correct), True, False, end
-        said = self._tool(text) if found else "write <calc> or <answer>, and close it"
-        parts = {"open": "\n<result>", "body": said.replace("<", "("), "close": "</result>\n"}  # (3)
-        info = {"kind": kind, "valid": found is not None, "observation_parts": parts}
-        return "".join(parts.values()), 0.0, False, self._turn >= self._max_turns, info
+    def __init__(self, *, tool: Callable[[str], str] = calculate, reward: str = "equal", max_turns: int = 4) -> None:
+        super().__init__(
+            tools={"calc": tool}, reward=reward, prompt_template=PROMPT + "{question}", max_turns=max_turns
+        )

@@ -31,6 +31,7 @@ class MathEnv(gymnasium.Env[str, str]):
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (as gymnasium.Env declares it)
+    single_turn = True  # rules that speak of searches or turns ask this
     example_actions = ("Two and three are \\boxed{5}.",)
 
     def __init__(

@@ -27,7 +27,7 @@ from agentrl.envs.protocol import (
     parse_action,
     passage_format,
 )
-from agentrl.envs.scoring import answer_key
+from agentrl.envs.scoring import Reward, exact_match, reward_named
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
 from agentrl.retriever.base import Hit
@@ -48,6 +48,9 @@ class SearchEnv(gymnasium.Env[str, str]):
     drawn. Each step is one turn: a search is answered with passages, an answer ends the episode with reward 1 or 0
     (exact match; `format_reward` for a wrong one), anything else is told the two tags. After `max_turns` turns there is
     one more in which a search is not executed.
+
+    `reward` names another score of an answer (`f1`, `module:attribute`); `format_reward` is then for answers that score
+    0. `correct` in the infos is exact match, whatever the reward.
 
     `retriever` is a url, an index folder or an object with `search_batch`. Without a retriever and without `tasks` the
     environment plays the questions of a small made-up encyclopedia.
@@ -76,6 +79,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         trim: bool = False,
         nothing_found: str = "",
         invalid_message: str = INVALID,
+        reward: str | Reward = "exact_match",
         format_reward: float = 0.0,
         render_mode: str | None = None,
     ) -> None:
@@ -94,7 +98,8 @@ class SearchEnv(gymnasium.Env[str, str]):
         self._own_world = retriever is None and not tasks  # its questions; they are searched in its passages
         self.searcher: Any = None if retriever is None else open_searcher(retriever)
         self._batcher: MicroBatcher | None = None
-        self._golden: frozenset[str] | None = None
+        self._score = reward_named(reward)
+        self._golden: list[str] | None = None
         self._turn = 0
         self._transcript: list[str] = []
 
@@ -109,8 +114,7 @@ class SearchEnv(gymnasium.Env[str, str]):
             options = choose_task(None, self._tasks, self.np_random)
         elif self._own_world:  # somebody else's question: never searched in the made-up encyclopedia
             self.searcher = self._batcher = None
-        question, golden = read_task(options)
-        self._golden = frozenset(map(answer_key, golden))
+        question, self._golden = read_task(options)
         self._turn = 0
         body = defuse(question if question[-1] == "?" else question + "?")
         opening, closing = self._prompt
@@ -194,7 +198,8 @@ class SearchEnv(gymnasium.Env[str, str]):
 
     def _answered(self, parsed: ParsedAction) -> Step:
         assert self._golden is not None
-        correct = answer_key(parsed.content) in self._golden
+        correct = exact_match(parsed.content, self._golden) == 1.0
+        reward = self._score(parsed.content, self._golden) or self._format_reward
         self._golden = None
         info = {
             "kind": "answer",
@@ -203,7 +208,7 @@ class SearchEnv(gymnasium.Env[str, str]):
             "answer_span": parsed.span,
             "correct": correct,
         }
-        return "", 1.0 if correct else self._format_reward, True, False, info
+        return "", reward, True, False, info
 
     def _found(self, query: str, hits: Hits, latency_s: float) -> Step:
         show, shown, retrieved = self._show, [], []

@@ -3,16 +3,23 @@
 One algorithm, one file; no engine, no environment. Everything crosses as (B,) and (B, S) tensors.
 """
 
-from agentrl.algorithms.advantages import ADVANTAGES, advantages
+from agentrl.algorithms.advantages import advantages
 from agentrl.algorithms.lld import Displacement, displacement
 from agentrl.algorithms.llds import llds_loss
-from agentrl.algorithms.losses import LossNormalizer, Metric, Metrics, MetricSums, policy_loss, with_answer_weight
+from agentrl.algorithms.losses import (
+    LossNormalizer,
+    Metric,
+    Metrics,
+    MetricSums,
+    clipped,
+    policy_loss,
+    with_answer_weight,
+)
 from agentrl.algorithms.nthr import NTHRResult, nthr_scores
-from agentrl.algorithms.surrogate import SURROGATES, group_gradient_weight, surrogate, surrogate_slope
+from agentrl.algorithms.surrogate import group_gradient_weight, surrogate, surrogate_of, surrogate_slope
+from agentrl.algorithms.weights import weigh_tokens
 
 __all__ = [
-    "ADVANTAGES",
-    "SURROGATES",
     "Displacement",
     "LossNormalizer",
     "Metric",
@@ -20,12 +27,15 @@ __all__ = [
     "Metrics",
     "NTHRResult",
     "advantages",
+    "clipped",
     "displacement",
     "group_gradient_weight",
     "llds_loss",
     "nthr_scores",
     "policy_loss",
     "surrogate",
+    "surrogate_of",
     "surrogate_slope",
+    "weigh_tokens",
     "with_answer_weight",
 ]

@@ -7,19 +7,22 @@ Everything is computed for all groups at once: a group's statistics are scattere
 back to its responses, so groups may have any size, any integer id and any order.
 
 A response is *correct* if its reward is 1, or where `correct` says so. Rows that count correct responses (`skew_r` and
-the pass@K rows) refuse other rewards unless `correct` is given, and then use correctness as the reward.
+the pass@K rows) refuse other rewards unless `correct` is given, and then use correctness as the reward. Which those are
+stands in `agentrl.config.advantages`, one row for each function here.
 Left out on purpose: an ε under the division by σ. A group without contrast is 0 by definition, every other is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from agentrl.errors import AlgorithmError, nearest
+from agentrl import plugins
+from agentrl.config import advantages as rows
+from agentrl.errors import AlgorithmError, PluginError
 
 
 @dataclass(frozen=True)
@@ -107,33 +110,16 @@ def grpo_tilde_k(g: GroupStats) -> Tensor:
     return (fail_k / (1 - fail_k) * g.right / g.wrong).sqrt() * grpo(g)
 
 
-ADVANTAGES: dict[str, Callable[[GroupStats], Tensor]] = {
-    "grpo": grpo,
-    "pos_only": pos_only,
-    "rloo": rloo,
-    "skew_r": skew_r,
-    "rloo_k": rloo_k,
-    "grpo_tilde_k": grpo_tilde_k,
-    "grpo_k": grpo_k,
-    "dr_grpo": dr_grpo,
-    "reinforce": reinforce,
-}
-COUNTS_CORRECT = frozenset({"skew_r", "rloo_k", "grpo_tilde_k", "grpo_k"})
-
-
 @torch.no_grad()
 def advantages(name: str, rewards: Tensor, group_ids: Tensor, *, k: int = 1, correct: Tensor | None = None) -> Tensor:
     """The advantage of every response, (B,) float32.
 
     rewards (B,) finite; group_ids (B,) any integers in any order; k: K of the pass@K rows, in a group that is smaller
-    (after failed rollouts) its size; correct (B,) bool, needed by `COUNTS_CORRECT` where rewards are not 0 or 1, and
-    obeyed by `pos_only`, which gives 0 to responses that are not correct. A group whose rewards are all equal gets 0,
-    whatever the name. Raises AlgorithmError.
+    (after failed rollouts) its size; correct (B,) bool, needed by rows that count correct responses where rewards are
+    not 0 or 1, and obeyed by `pos_only`, which gives 0 to responses that are not correct. A group whose rewards are all
+    equal gets 0, whatever the name. Raises AlgorithmError.
     """
-    if name not in ADVANTAGES:
-        raise AlgorithmError(
-            f"advantage {name!r} does not exist{nearest(name, list(ADVANTAGES))}; known: {', '.join(ADVANTAGES)}"
-        )
+    row, function = _named(name)
     if k < 1 or k != int(k):
         raise AlgorithmError(f"k is {k}; pass@K needs a whole k of 1 or more")
     if (
@@ -149,7 +135,7 @@ def advantages(name: str, rewards: Tensor, group_ids: Tensor, *, k: int = 1, cor
     if not bool(r.isfinite().all()):
         bad = int((~r.isfinite()).nonzero()[0])
         raise AlgorithmError(f"the reward of response {bad} is {float(r[bad])}; leave failed rollouts out of the batch")
-    if name in COUNTS_CORRECT:
+    if row.counts_correct:
         r = _correctness(name, r, correct)
     ids, slot = torch.unique(group_ids, return_inverse=True)  # slot (B,): the group's place in the statistics below
 
@@ -161,10 +147,28 @@ def advantages(name: str, rewards: Tensor, group_ids: Tensor, *, k: int = 1, cor
     std = (total((r - mean).square()) / size).sqrt()
     low = r.new_empty(len(ids)).scatter_reduce_(0, slot, r, "amin", include_self=False)
     high = r.new_empty(len(ids)).scatter_reduce_(0, slot, r, "amax", include_self=False)
-    out = ADVANTAGES[name](GroupStats(r, mean, std, size, total((r == 1).double()), int(k)))
-    if name == "pos_only" and correct is not None:
+    out = function(GroupStats(r, mean, std, size, total((r == 1).double()), int(k)))
+    if not isinstance(out, Tensor) or out.shape != r.shape:
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise AlgorithmError(f"advantage {name!r} gives {shape}; it must give (B,), here {tuple(r.shape)}")
+    if row.incorrect == "zero" and correct is not None:
         out = out.where(correct, 0.0)
-    return out.where((low < high)[slot], 0.0).float()
+    out = out.where((low < high)[slot], 0.0).float()
+    if not bool(out.isfinite().all()):
+        bad = int((~out.isfinite()).nonzero()[0])
+        raise AlgorithmError(
+            f"advantage {name!r} gives {float(out[bad])} for response {bad} with reward {float(r[bad]):g}"
+        )
+    return out
+
+
+def _named(name: str) -> tuple[rows.Advantage, Any]:
+    """The row of an advantage, and its function from GroupStats to (B,)."""
+    try:
+        row = rows.find(name)
+        return row, plugins.load(row.function)
+    except PluginError as error:
+        raise AlgorithmError(str(error)) from error
 
 
 def _correctness(name: str, r: Tensor, correct: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The policy loss: clipped surrogate on action tokens, and what may be added to it (docs/algorithms.md).
+"""The policy loss: clipped surrogate on action tokens, or `loss.name`'s, and what may be added (docs/algorithms.md).
 
 PPO clip with separate bounds (Schulman et al. 2017, arXiv 1707.06347; Yu et al. 2025, arXiv 2503.14476), dual clip
 (Ye et al. 2019, arXiv 1912.09729), sequence-level ratio (GSPO, Zheng et al. 2025, arXiv 2507.18071), k3 KL (Schulman
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from agentrl import plugins
 from agentrl.algorithms.llds import llds_term
 from agentrl.config import LossConfig
 from agentrl.errors import AlgorithmError
@@ -100,6 +101,19 @@ def with_answer_weight(loss: LossConfig, valid_searches: float) -> LossConfig:
     return loss.model_copy(update={"llds": llds})
 
 
+def clipped(logprobs: Tensor, ratio: Tensor, advantages: Tensor, action_mask: Tensor, config: LossConfig) -> Tensor:
+    """The built-in `loss.name`: −min(γA, clip(γ)A) for each token, (B, S), with the dual clip where it is set.
+
+    Every loss has these arguments: logprobs log π (B, S), 0 off action; ratio γ = π / π_old (B, S), of the token or of
+    the response as `ratio` says, 1 off action; advantages (B, S); action_mask (B, S) bool; config, the loss's own keys.
+    logprobs and ratio carry gradients. What stands off action is ignored; aggregation and added terms come afterwards.
+    """
+    token = -torch.minimum(ratio * advantages, ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * advantages)
+    if config.dual_clip is not None:
+        token = torch.where(advantages < 0, torch.minimum(token, -config.dual_clip * advantages), token)
+    return token
+
+
 def policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -134,10 +148,12 @@ def policy_loss(
         mean = log_ratio.detach().sum(1, keepdim=True) / action_mask.sum(1, keepdim=True).clamp(min=1)
         log_ratio = mean + (log_ratio - log_ratio.detach())
     ratio = log_ratio.exp()
-    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
-    token = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)  # (B, S)
-    if config.dual_clip is not None:
-        token = torch.where(advantages < 0, torch.minimum(token, -config.dual_clip * advantages), token)
+    token = plugins.find("loss", config.name)(logprobs.masked_fill(off, 0.0), ratio, advantages, action_mask, config)
+    if not isinstance(token, Tensor) or token.shape != action_mask.shape:
+        shape = tuple(token.shape) if isinstance(token, Tensor) else type(token).__name__
+        raise AlgorithmError(
+            f"loss {config.name!r} gives {shape}; it must give (B, S), here {tuple(action_mask.shape)}"
+        )
 
     metrics: Metrics = {}
     if config.tis_cap is not None:
@@ -179,8 +195,8 @@ def policy_loss(
             metrics["llds_open_share"] = Metric(term.open_gates, term.gates)
 
     with torch.no_grad():
-        above = ((ratio > high) & action_mask).sum()
-        below = ((ratio < low) & action_mask).sum()
+        above = ((ratio > 1.0 + config.clip_high) & action_mask).sum()
+        below = ((ratio < 1.0 - config.clip_low) & action_mask).sum()
         metrics |= {
             "loss": Metric(loss.detach()),
             "pg_loss": Metric(pg.detach()),

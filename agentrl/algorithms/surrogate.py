@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agentrl.errors import AlgorithmError, nearest
+from agentrl import plugins
+from agentrl.config import advantages as rows
+from agentrl.errors import AlgorithmError, PluginError
 
 Curve = Callable[[Tensor, int], Tensor]  # (ρ float64, K) -> float64 of the same shape
 
@@ -44,41 +46,47 @@ class Surrogate:
     weight: Curve
 
 
-_LINEAR = Surrogate(lambda r, k: r.clone(), lambda r, k: torch.ones_like(r), lambda r, k: r * (1 - r))
+LINEAR = Surrogate(lambda r, k: r.clone(), lambda r, k: torch.ones_like(r), lambda r, k: r * (1 - r))
+GRPO = Surrogate(
+    lambda r, k: 2 * r.sqrt().asin(),
+    lambda r, k: (r * (1 - r)).rsqrt(),
+    lambda r, k: (r * (1 - r)).sqrt(),
+)
+POS_ONLY = Surrogate(None, None, GRPO.weight)
+SKEW_R = Surrogate(
+    lambda r, k: r.sqrt().asin() + (r * (1 - r)).sqrt(),
+    lambda r, k: ((1 - r) / r).sqrt(),
+    lambda r, k: (1 - r) * (r * (1 - r)).sqrt(),
+)
+RLOO_K = Surrogate(
+    lambda r, k: _pass_at_k(r, k) / k,
+    lambda r, k: (1 - r) ** (k - 1),
+    lambda r, k: r * (1 - r) ** k,
+)
+GRPO_TILDE_K = Surrogate(
+    # arcsin √ρ_K, exact where ρ_K is close to 1
+    lambda r, k: 2 / k * torch.atan2(_pass_at_k(r, k).sqrt(), (1 - r) ** (k / 2)),
+    lambda r, k: (1 - r) ** (k / 2 - 1) * _pass_at_k(r, k).rsqrt(),
+    # ρ √((1-ρ_K)/ρ_K); ρ/√ρ_K tends to 0 with ρ
+    lambda r, k: ((1 - r) ** (k / 2) * r / _pass_at_k(r, k).sqrt()).where(r > 0, 0.0),
+)
+GRPO_K = Surrogate(
+    _incomplete_beta,
+    lambda r, k: r.rsqrt() * (1 - r) ** (k - 1.5),
+    lambda r, k: (1 - r) ** (k - 1) * (r * (1 - r)).sqrt(),
+)
 
-SURROGATES: dict[str, Surrogate] = {
-    "rloo": _LINEAR,
-    "dr_grpo": _LINEAR,
-    "reinforce": _LINEAR,
-    "grpo": Surrogate(
-        lambda r, k: 2 * r.sqrt().asin(),
-        lambda r, k: (r * (1 - r)).rsqrt(),
-        lambda r, k: (r * (1 - r)).sqrt(),
-    ),
-    "pos_only": Surrogate(None, None, lambda r, k: (r * (1 - r)).sqrt()),
-    "skew_r": Surrogate(
-        lambda r, k: r.sqrt().asin() + (r * (1 - r)).sqrt(),
-        lambda r, k: ((1 - r) / r).sqrt(),
-        lambda r, k: (1 - r) * (r * (1 - r)).sqrt(),
-    ),
-    "rloo_k": Surrogate(
-        lambda r, k: _pass_at_k(r, k) / k,
-        lambda r, k: (1 - r) ** (k - 1),
-        lambda r, k: r * (1 - r) ** k,
-    ),
-    "grpo_tilde_k": Surrogate(
-        # arcsin √ρ_K, exact where ρ_K is close to 1
-        lambda r, k: 2 / k * torch.atan2(_pass_at_k(r, k).sqrt(), (1 - r) ** (k / 2)),
-        lambda r, k: (1 - r) ** (k / 2 - 1) * _pass_at_k(r, k).rsqrt(),
-        # ρ √((1-ρ_K)/ρ_K); ρ/√ρ_K tends to 0 with ρ
-        lambda r, k: ((1 - r) ** (k / 2) * r / _pass_at_k(r, k).sqrt()).where(r > 0, 0.0),
-    ),
-    "grpo_k": Surrogate(
-        _incomplete_beta,
-        lambda r, k: r.rsqrt() * (1 - r) ** (k - 1.5),
-        lambda r, k: (1 - r) ** (k - 1) * (r * (1 - r)).sqrt(),
-    ),
-}
+
+def surrogate_of(name: str) -> Surrogate:
+    """The curves of an advantage, as its row in `agentrl.config.advantages` names them. Raises AlgorithmError."""
+    try:
+        target = rows.find(name).surrogate
+        found = None if target is None else plugins.load(target)
+    except PluginError as error:
+        raise AlgorithmError(str(error)) from error
+    if not isinstance(found, Surrogate):
+        raise AlgorithmError(f"{name} names no surrogate reward in its row; leave it out")
+    return found
 
 
 def surrogate(name: str, rho: Tensor, k: int = 1) -> Tensor:
@@ -97,9 +105,7 @@ def group_gradient_weight(name: str, rho: Tensor, k: int = 1) -> Tensor:
 
 
 def _evaluate(what: str, name: str, rho: Tensor, k: int) -> Tensor:
-    if name not in SURROGATES:
-        raise AlgorithmError(f"no advantage is called {name!r}{nearest(name, list(SURROGATES))}")
-    curve: Curve | None = getattr(SURROGATES[name], what)
+    curve: Curve | None = getattr(surrogate_of(name), what)
     if curve is None:
         raise AlgorithmError(f"{name} has no surrogate reward: it moves along ∇₊ alone; leave it out")
     if k < 1 or k != int(k):

@@ -6,7 +6,9 @@ every `RunConfig`, from a file or built in Python: `rule` registers it with the 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from typing import Any
 
 from agentrl import plugins
 from agentrl.config.schema import RunConfig, rule
@@ -35,8 +37,7 @@ def likelihood_preservation(run: RunConfig) -> Iterator[str]:
             "algorithm.loss.llds is zero on the first update of a batch and train makes only one: "
             "set train.mini_batches or train.epochs to 2 or more"
         )
-    single_turn = (run.world is not None and run.world.kind == "arithmetic") or "Math-v0" in run.env.id
-    if (llds.enabled or run.guard.protects) and llds.answer_weight == "schedule" and single_turn:
+    if (llds.enabled or run.guard.protects) and llds.answer_weight == "schedule" and single_turn(run):
         yield (
             "algorithm.loss.llds.answer_weight schedule is min(V_s/2, 1), and a single turn has no searches: the "
             "answer's weight would be 0; set it to 1.0, or another number"
@@ -51,7 +52,7 @@ def likelihood_preservation(run: RunConfig) -> Iterator[str]:
 @rule
 def guard(run: RunConfig) -> Iterator[str]:
     """What the guard may do must make sense with the algorithm and the checkpoints."""
-    if run.guard.protects and run.algorithm.name in ("pos_only", "reinforce"):
+    if run.guard.protects and not run.algorithm.advantage.penalises:
         yield (
             f"guard.enabled protects with LLDS, which with algorithm.name {run.algorithm.name} would hold up "
             "incorrect responses, too: set algorithm.name to grpo, or guard.enabled to false"
@@ -86,3 +87,30 @@ def engine(run: RunConfig) -> Iterator[str]:
         yield f"engine is {run.engine!r}, a {type(kind).__name__}: it must be an agentrl.engines.kind.EngineKind"
         return
     yield from kind.rules(run)
+
+
+def single_turn(run: RunConfig) -> bool:
+    """Whether the environment says that its episodes have one turn (`single_turn = True` on its class).
+
+    Asked of the class, so that nothing is made; an environment that cannot be imported is refused when it is made.
+    """
+    try:
+        env_id = run.env.id if run.world is None else plugins.find("world", run.world.kind).env_id
+        return bool(getattr(_environment(env_id), "single_turn", False))
+    except (PluginError, ImportError, AttributeError):
+        return False
+
+
+def _environment(env_id: str) -> Any:
+    """The class of an environment, by its id or `module:Namespace/Name-v0`; None where it is not registered."""
+    if env_id in [p.name for p in plugins.available("environment")]:
+        return plugins.find("environment", env_id)
+    import gymnasium
+
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    spec = gymnasium.registry.get(name)
+    if spec is None or spec.entry_point is None:
+        return None
+    return plugins.load(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point

@@ -11,15 +11,13 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from agentrl import plugins
+from agentrl.config import advantages
 from agentrl.config.base import Part, PositiveInt, Share, plugin_name
 from agentrl.config.cluster import OpenRLHFConfig
-
-AdvantageName = Literal[
-    "grpo", "pos_only", "rloo", "skew_r", "rloo_k", "grpo_tilde_k", "grpo_k", "dr_grpo", "reinforce"
-]
-PASS_AT_K = ("rloo_k", "grpo_tilde_k", "grpo_k")
+from agentrl.errors import PluginError
 
 # ---------------------------------------------------------------------------------------------------------- model
 
@@ -85,9 +83,10 @@ class WarmStartConfig(Part):
 
 
 class WorldConfig(Part):
-    """A built-in task made from a seed. `kind: search` is the made-up encyclopedia, `kind: arithmetic` is math."""
+    """A task made from a seed. `kind: search` is the made-up encyclopedia, `kind: arithmetic` is math."""
 
-    kind: Literal["search", "arithmetic"] = "search"
+    kind: Annotated[str, plugin_name("world")] = Field("search", description="search, arithmetic, or a plug-in's name")
+    kwargs: dict[str, Any] = Field({}, description="of a plug-in world, passed to it as they are")
     seed: int | None = Field(None, description="defaults to the run's seed")
     people: PositiveInt = 120
     companies: PositiveInt = 50
@@ -103,6 +102,24 @@ class WorldConfig(Part):
             raise ValueError(f"hops is {self.hops}; each must be 1 to 4, for example [1, 2]")
         if not self.levels or any(not 1 <= v <= 4 for v in self.levels):
             raise ValueError(f"levels is {self.levels}; each must be 1 to 4, for example [1, 2]")
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the world is made with, besides the seed."""
+        built_in = self.kind in plugins.BUILTIN["world"]
+        return self.model_dump(exclude={"kind", "seed", "kwargs"}) if built_in else dict(self.kwargs)
+
+    @model_validator(mode="after")
+    def _own_parameters(self) -> Self:
+        if self.kind in plugins.BUILTIN["world"]:
+            if self.kwargs:
+                raise ValueError(f"kwargs is for worlds of your own; {self.kind} has keys of its own: drop kwargs")
+            return self
+        keys = set(WorldConfig.model_fields) - {"kind", "seed", "kwargs"}
+        changed = [k for k in sorted(keys) if getattr(self, k) != WorldConfig.model_fields[k].default]
+        if changed:
+            raise ValueError(f"{', '.join(changed)} belong to the built-in worlds; {self.kind} takes kwargs: {{...}}")
         return self
 
 
@@ -132,7 +149,7 @@ class RetrieverConfig(Part):
 
 
 class EnvConfig(Part):
-    """The environment: any registered Gymnasium id whose observations and actions are text."""
+    """The environment: any registered Gymnasium id whose observations and actions are text, or a plug-in's name."""
 
     id: str = Field("agentrl/Search-v0", description="'module:Namespace/Name-v0' imports the module first")
     kwargs: dict[str, Any] = Field({}, description="passed to gymnasium.make as they are (topk, max_turns, ...)")
@@ -222,8 +239,9 @@ class LLDSConfig(Part):
 
 
 class LossConfig(Part):
-    """The clipped surrogate and what is added to it (docs/algorithms.md)."""
+    """The clipped surrogate, or another loss by name, and what is added to it (docs/algorithms.md)."""
 
+    name: Annotated[str, plugin_name("loss")] = Field("clipped", description="the loss of one token")
     aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
     clip_low: float = Field(0.2, ge=0)
     clip_high: float = Field(0.2, ge=0)
@@ -252,7 +270,7 @@ class LossConfig(Part):
 class AlgorithmConfig(Part):
     """Advantages and what changes them (docs/algorithms.md)."""
 
-    name: AdvantageName = "grpo"
+    name: Annotated[str, plugin_name("advantage")] = "grpo"
     k: PositiveInt = Field(1, description="K of the pass@K advantages")
     correct_threshold: float = Field(1.0, description="a response with at least this reward is correct")
     dynamic_sampling: bool = Field(False, description="drop groups with equal rewards and draw more prompts")
@@ -260,27 +278,46 @@ class AlgorithmConfig(Part):
         3, description="prompts drawn per step, as a multiple of prompts_per_step"
     )
     nthr: NTHRConfig = NTHRConfig()
+    token_weights: list[Annotated[str, plugin_name("token weight")]] = Field(
+        [], description="multipliers of the advantages, token by token, besides NTHR"
+    )
     loss: LossConfig = LossConfig()
+
+    @property
+    def advantage(self) -> advantages.Advantage:
+        """What `name` is."""
+        return advantages.find(self.name)
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
-        if self.name in PASS_AT_K and self.k < 2:
+        try:
+            row = self.advantage
+        except PluginError as error:
+            raise ValueError(str(error)) from error
+        if row.takes_k and self.k < 2:
             raise ValueError(f"name is {self.name}, a pass@K advantage, but k is {self.k}; set k to 2 or more")
-        if self.name not in PASS_AT_K and self.k != 1:
-            raise ValueError(f"k is {self.k} but {self.name} has no K; use one of {', '.join(PASS_AT_K)} or drop k")
-        if self.name == "pos_only" and self.nthr.enabled:
+        if not row.takes_k and self.k != 1:
+            rows = ", ".join(name for name, other in advantages.built_in().items() if other.takes_k)
+            raise ValueError(f"k is {self.k} but {self.name} has no K; use one of {rows} or drop k")
+        for_zero = " for rewards of 0" if row.incorrect == "reward" else ""
+        if self.nthr.enabled and not row.penalises:
             raise ValueError(
-                "nthr softens the penalty on incorrect responses, and pos_only has none; use grpo with nthr"
+                f"nthr softens the penalty on incorrect responses, and {self.name} has none{for_zero}; "
+                "use grpo with nthr"
             )
-        if self.name == "reinforce" and self.nthr.enabled:
-            raise ValueError("nthr needs negative advantages, and reinforce has none for rewards of 0; use grpo")
-        if self.name in ("pos_only", "reinforce") and self.loss.llds.enabled:
+        if self.loss.llds.enabled and not row.penalises:
             raise ValueError(
                 f"llds holds up every response whose advantage is not negative, with {self.name} incorrect ones, too; "
                 "use grpo with llds"
             )
-        if self.name == "pos_only" and self.loss.dual_clip is not None:
-            raise ValueError("loss.dual_clip bounds the loss of negative advantages, and pos_only has none; drop it")
+        if self.loss.dual_clip is not None and row.incorrect == "zero":
+            raise ValueError(
+                f"loss.dual_clip bounds the loss of negative advantages, and {self.name} has none; drop it"
+            )
+        if "nthr" in self.token_weights:
+            raise ValueError(
+                "token_weights has nthr, which nthr.enabled: true switches on: set that, and drop nthr here"
+            )
         return self
 
 
@@ -326,16 +363,35 @@ class LogConfig(Part):
     checkpoint_every: int = Field(50, ge=0, description="steps; 0 = at the end only")
     keep_checkpoints: PositiveInt = 3
     rollout_groups: int = Field(4, ge=-1, description="groups stored per step, besides those an alarm names; -1 = all")
-    tensorboard: bool = False
-    wandb: bool = False
+    trackers: list[Annotated[str, plugin_name("tracker")]] = Field(
+        [], description="where metrics go besides the folder"
+    )
+    tensorboard: bool = Field(False, description="the same as trackers: [tensorboard]")
+    wandb: bool = Field(False, description="the same as trackers: [wandb]")
     wandb_project: str = "agentrl"
+
+    @property
+    def all_trackers(self) -> list[str]:
+        """Names of the trackers, each once."""
+        switched = [name for name in ("tensorboard", "wandb") if getattr(self, name)]
+        return list(dict.fromkeys([*self.trackers, *switched]))
+
+
+def _rule_name(name: str) -> str:
+    """The name that an alarm bears: of a built-in rule, or of an installed package's."""
+    names = [p.name for p in plugins.available("monitor rule")]
+    if name not in names:
+        raise ValueError(f"no alarm is called {name!r}{plugins.unknown(name, names)}")
+    return name
 
 
 class GuardConfig(Part):
     """What the run may do about its own alarms (`agentrl.monitors.guard`)."""
 
     enabled: bool = False
-    rules: list[str] = Field(["collapse", "death_spiral"], description="alarms that count")
+    rules: list[Annotated[str, AfterValidator(_rule_name)]] = Field(
+        ["collapse", "death_spiral"], description="alarms that count"
+    )
     llds_weight: float = Field(0.2, gt=0, description="λ of LLDS once a warning came; doubled by each further one")
     lr_factor: float = Field(0.5, gt=0, le=1, description="at each warning, of the learning rate; it stays below that")
     patience: int = Field(10, ge=0, description="steps a protection is given before another warning adds to it")

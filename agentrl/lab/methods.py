@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from agentrl.config import AlgorithmConfig
+from agentrl.config import AlgorithmConfig, advantages
 from agentrl.errors import ConfigError, nearest
 
+#: NTHR and LLDS on top of GRPO, and every advantage that needs no K.
 CHANGES: dict[str, dict[str, object]] = {
-    "grpo": {"name": "grpo"},
-    "pos_only": {"name": "pos_only"},
     "nthr": {"name": "grpo", "nthr": {"enabled": True}},
     "random": {"name": "grpo", "nthr": {"enabled": True, "baseline": "random"}},
     "llds": {"name": "grpo", "loss": {"llds": {"enabled": True}}},
     "llds_ma": {"name": "grpo", "loss": {"llds": {"enabled": True, "answer_weight": "schedule"}}},
     "nthr+llds": {"name": "grpo", "nthr": {"enabled": True}, "loss": {"llds": {"enabled": True}}},
-    "rloo": {"name": "rloo"},
-    "skew_r": {"name": "skew_r"},
-    "dr_grpo": {"name": "dr_grpo"},
+    **{name: {"name": name} for name, row in advantages.built_in().items() if not row.takes_k},
 }
 
 

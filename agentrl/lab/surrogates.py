@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from agentrl.algorithms.surrogate import SURROGATES, group_gradient_weight, surrogate
-from agentrl.errors import ConfigError, nearest
+from agentrl import plugins
+from agentrl.algorithms.surrogate import group_gradient_weight, surrogate, surrogate_of
+from agentrl.config import advantages
+from agentrl.errors import ConfigError
 from agentrl.lab.plots import SERIES, figure, legend, save
-
-SAME_AS_RLOO = ("dr_grpo", "reinforce")  # their limits coincide with rloo's: drawn only when named
 
 
 def plot_surrogates(names: Sequence[str] | None, k: int, out: Path) -> list[Path]:
     """Two panels: the surrogate reward F(ρ) scaled to F(1) = 1 beside the 0/1 reward and pass@K, and the group
     gradient's weight. Names without a surrogate (`pos_only`) are drawn in the second panel only."""
-    chosen = list(names or (n for n in SURROGATES if n not in SAME_AS_RLOO))
+    chosen = list(names or _different())
     for name in chosen:
-        if name not in SURROGATES:
-            raise ConfigError([f"no algorithm is called {name!r}{nearest(name, list(SURROGATES))}"])
+        if problem := plugins.problem_with("advantage", name):
+            raise ConfigError([problem])
     if k < 1:
         raise ConfigError([f"k is {k}: pass@K needs 1 or more"])
     rho = torch.linspace(0, 1, 401, dtype=torch.float64)
@@ -36,7 +36,7 @@ def plot_surrogates(names: Sequence[str] | None, k: int, out: Path) -> list[Path
         weights: list[torch.Tensor] = []
         for i, name in enumerate(chosen):
             color = SERIES[theme][i % len(SERIES[theme])]
-            if SURROGATES[name].value is not None:
+            if surrogate_of(name).value is not None:
                 value = surrogate(name, rho, k)
                 _draw(left, rho, value / value[-1], values, color=color, label=name)
             _draw(right, rho, group_gradient_weight(name, rho, k), weights, color=color, label=name)
@@ -48,6 +48,14 @@ def plot_surrogates(names: Sequence[str] | None, k: int, out: Path) -> list[Path
         legend(right, colors, loc="center left", bbox_to_anchor=(1.0, 0.5))
         written += save(fig, out, theme)
     return written
+
+
+def _different() -> list[str]:
+    """The built-in advantages, of several with the same curves (rloo, dr_grpo, reinforce) the first."""
+    first: dict[str | None, str] = {}
+    for name, row in advantages.built_in().items():
+        first.setdefault(row.surrogate, name)
+    return list(first.values())
 
 
 def _draw(ax: Any, rho: torch.Tensor, curve: torch.Tensor, drawn: list[torch.Tensor], **style: Any) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import gymnasium
 
+from agentrl import plugins
 from agentrl.config import RunConfig
 from agentrl.data.tasks import load_tasks, tasks_from_world
 from agentrl.engines.base import Engine
 from agentrl.engines.kind import Parts, ready_kind
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.engines.shared.loading import BUILTIN, is_adapter, load_tokenizer
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, PluginError
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool, Player
 from agentrl.types import Task
@@ -98,17 +99,30 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
 
 
 def build_world(config: RunConfig) -> Any:
-    """The built-in world that the config names, or None."""
+    """The world that the config names, or None. ConfigError where it cannot be made or lacks what the run asks."""
     if config.world is None:
         return None
     from agentrl.envs.worlds import make_world
 
-    parameters = config.world.model_dump(exclude={"kind", "seed"})
+    kind = config.world.kind
     seed = config.seed if config.world.seed is None else config.world.seed
     try:
-        return make_world(config.world.kind, seed, **parameters)
-    except ValueError as error:
+        world = make_world(kind, seed, **config.world.parameters)
+    except (TypeError, ValueError) as error:
+        if kind not in plugins.BUILTIN["world"]:
+            given = ", ".join(f"{k} = {v!r}" for k, v in config.world.kwargs.items()) or "nothing"
+            raise ConfigError([f"world.kind {kind} cannot be made with world.kwargs ({given}): {error}"]) from error
         raise ConfigError([f"world: {error}"]) from error
+    missing = [name for name in _asked_of_worlds(config) if not hasattr(world, name)]
+    if missing:
+        raise ConfigError([f"world.kind {kind} has no {', '.join(missing)}: see agentrl.envs.worlds.World"])
+    return world
+
+
+def _asked_of_worlds(config: RunConfig) -> list[str]:
+    asked = ["env_id", "env_kwargs", "passages", "questions"]
+    asked += ["tokenizer"] if config.model.path == BUILTIN else []
+    return asked + (["demonstration", "practice"] if config.warm_start is not None else [])
 
 
 def environment_maker(
@@ -148,7 +162,10 @@ def environment_maker(
 
     try:
         make().close()
-    except (TypeError, ValueError, ImportError, gymnasium.error.Error) as error:
+    except gymnasium.error.UnregisteredEnv as error:
+        known = [found.id for found in envs.list_envs()]
+        raise ConfigError([f"env.id: there is no environment {env_id!r}{plugins.unknown(env_id, known)}"]) from error
+    except (TypeError, ValueError, ImportError, gymnasium.error.Error, PluginError) as error:
         given = ", ".join(f"{k} = {v!r}" for k, v in config.env.kwargs.items()) or "nothing"
         raise ConfigError([f"env.id {env_id} cannot be made with env.kwargs ({given}): {error}"]) from error
     return make

@@ -130,7 +130,7 @@ def _train(job: Job, run: RunLog, progress: Progress, begin: Callable[[Trainer],
     hook = sinks.webhook_from_environment({"run": run.path.name})
     if hook is not None:
         outputs.append(hook)
-    if config.log.wandb:
+    if "wandb" in config.log.all_trackers:
         outputs.append(sinks.wandb())
     trainer = Trainer(
         job,

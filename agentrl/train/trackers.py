@@ -1,4 +1,7 @@
-"""Metrics to TensorBoard and Weights & Biases, beside the run directory. Both are optional packages."""
+"""Metrics to trackers, beside the run directory: TensorBoard and Weights & Biases (optional packages), or a plug-in.
+
+A tracker is made with (config, run directory) and is a `Writer`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
+from agentrl import plugins
 from agentrl.config import RunConfig
 from agentrl.errors import ConfigError, pip_install
 from agentrl.types import StepRecord
@@ -26,8 +30,8 @@ class Writer(Protocol):
 class TensorBoardWriter:
     """Event files under RUN/events; one scalar per signal."""
 
-    def __init__(self, run_dir: Path) -> None:
-        _need("tensorboard", "log.tensorboard")
+    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+        _need("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(run_dir / "events"))
@@ -46,7 +50,7 @@ class WandbWriter:
     """A W&B run; offline where WANDB_MODE=offline. The key is read by wandb from its own environment variable."""
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
-        wandb = _need("wandb", "log.wandb")
+        wandb = _need("wandb")
         self._run = wandb.init(
             project=config.log.wandb_project, name=run_dir.name, dir=str(run_dir), config=config.model_dump(mode="json")
         )
@@ -62,18 +66,19 @@ class WandbWriter:
 
 def make_writers(config: RunConfig, run_dir: Path) -> tuple[Writer, ...]:
     """The writers that the config asks for; ConfigError where a package is missing."""
-    out: list[Writer] = []
-    if config.log.tensorboard:
-        out.append(TensorBoardWriter(run_dir))
-    if config.log.wandb:
-        out.append(WandbWriter(config, run_dir))
-    return tuple(out)
+    return tuple(plugins.find("tracker", name)(config, run_dir) for name in config.log.all_trackers)
 
 
-def _need(package: str, key: str) -> Any:
+def _need(package: str) -> Any:
     try:
-        return importlib.import_module(package)
+        found = importlib.import_module(package)
+        if found.__file__ is None:  # a folder of this name, such as the one where wandb keeps its runs
+            raise ImportError(package)
+        return found
     except ImportError:
         raise ConfigError(
-            [f"{key} is true but {package} is not installed: {pip_install(package)}, or set {key}=false"]
+            [
+                f"log.{package} is true (or log.trackers has {package}) but {package} is not installed: "
+                f"{pip_install(package)}, or set log.{package}=false"
+            ]
         ) from None

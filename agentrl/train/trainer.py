@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from agentrl.algorithms import advantages as compute_advantages
-from agentrl.algorithms import displacement, with_answer_weight
+from agentrl.algorithms import displacement, weigh_tokens, with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.config import LossConfig
 from agentrl.data.tasks import TaskStream
@@ -217,7 +217,8 @@ class Trainer:
         config, engine, batch = self.config, self.engine, step.batch
         nthr = config.algorithm.nthr if config.algorithm.nthr.enabled else None
         updates = config.train.mini_batches * config.train.epochs
-        step.fused = updates == 1 and nthr is None and engine.scores_while_updating
+        needed = nthr is not None or bool(config.algorithm.token_weights)
+        step.fused = updates == 1 and not needed and engine.scores_while_updating
         if step.fused:
             step.scores = ScoreResult(torch.zeros(batch.action_mask.shape), torch.zeros(batch.action_mask.shape))
         else:
@@ -227,11 +228,12 @@ class Trainer:
             step.reference = engine.score(batch, temperature=config.rollout.temperature, reference=True).logprobs
 
     def advantages(self, step: Step) -> None:
-        """`algorithm.name`'s, softened by NTHR where it is on."""
-        a, batch, factor = self.config.algorithm, step.batch, step.scores.nthr_factor
+        """`algorithm.name`'s, times NTHR's factor where it is on, times `algorithm.token_weights`."""
+        a, batch = self.config.algorithm, step.batch
         per_response = compute_advantages(a.name, batch.rewards, batch.group_ids, k=a.k, correct=batch.correct)
+        nthr = [] if step.scores.nthr_factor is None else ["nthr"]
         adv = per_response[:, None] * batch.action_mask
-        step.advantages = adv if factor is None else adv * factor
+        step.advantages = weigh_tokens([*nthr, *a.token_weights], adv, batch, step.scores)
 
     def update(self, step: Step) -> None:
         """All optimiser steps on the batch; means of their metrics, and largest values where the name says so."""

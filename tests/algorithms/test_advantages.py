@@ -8,10 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.algorithms import ADVANTAGES, advantages
-from agentrl.algorithms.advantages import COUNTS_CORRECT
+from agentrl.algorithms import advantages
+from agentrl.config.advantages import built_in
 from agentrl.errors import AlgorithmError
 
+ADVANTAGES = built_in()
+COUNTS_CORRECT = [name for name, row in ADVANTAGES.items() if row.counts_correct]
 K_OF = {"rloo_k": 3, "grpo_tilde_k": 3, "grpo_k": 3}
 MIXED = [[1, 0], [1, 1, 0], [0, 0, 0, 1], [1, 0, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 0]]
 
@@ -117,7 +119,7 @@ def test_no_overflow_in_large_groups():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("grop", [1.0, 0.0], [0, 0]), "'grop' does not exist; did you mean 'grpo'"),
+        (("grop", [1.0, 0.0], [0, 0]), "no advantage 'grop'; did you mean 'grpo'"),
         (("grpo", [1.0, math.nan], [0, 0]), "reward of response 1 is nan; leave failed rollouts out"),
         (("grpo", [1.0, 0.0], [0]), r"must all be \(B,\); their shapes are \[\(2,\), \(1,\)\]"),
         (("rloo_k", [0.3, 0.0], [0, 0]), "response 0 has reward 0.3, neither 0 nor 1.*algorithm.correct_threshold"),

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from agentrl.algorithms import SURROGATES, advantages, group_gradient_weight, surrogate, surrogate_slope
+from agentrl.algorithms import advantages, group_gradient_weight, surrogate, surrogate_slope
+from agentrl.config.advantages import built_in
 from agentrl.errors import AlgorithmError
 
 RHO = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
 HAS_K = ("rloo_k", "grpo_tilde_k", "grpo_k")
-CASES = [(n, k) for n in SURROGATES if n != "pos_only" for k in ((1, 2, 4, 8) if n in HAS_K else (1,))]
+CASES = [(n, k) for n in built_in() if n != "pos_only" for k in ((1, 2, 4, 8) if n in HAS_K else (1,))]
 
 
 @pytest.mark.parametrize(("name", "k"), CASES)
@@ -66,7 +67,7 @@ def test_ends_and_dtype(name, k):
 
 
 def test_bad_input():
-    with pytest.raises(AlgorithmError, match="no advantage is called 'rlo'; did you mean 'rloo'"):
+    with pytest.raises(AlgorithmError, match="no advantage 'rlo'; did you mean 'rloo'"):
         surrogate("rlo", RHO)
     with pytest.raises(AlgorithmError, match=r"pos_only has no surrogate reward.*leave it out"):
         surrogate_slope("pos_only", RHO)

@@ -267,7 +267,7 @@ CONFIGS = st.fixed_dictionaries(
                 "nthr": st.fixed_dictionaries(
                     {},
                     optional={
-                        "beta": st.floats(allow_nan=False),
+                        "beta": st.floats(allow_nan=False, max_value=1e300),
                         "eta": st.sampled_from(["2|0.5-p|", "0", "p", "1-p"]) | st.floats(0, 1),
                     },
                 )

@@ -15,19 +15,20 @@ from agentrl.envs.calculator import CalculatorEnv
 from agentrl.envs.checker import CHECKS, Finding, check, check_env
 from agentrl.envs.hostile import GOLD
 from agentrl.envs.search import SearchEnv
+from agentrl.plugins import BUILTIN
 from tests.envs.test_mcp import SERVER
 
 KWARGS = {"agentrl/Mcp-v0": {"server": SERVER}}  # the others need nothing
 
 
-@pytest.mark.parametrize("name", envs.ENVS)
+@pytest.mark.parametrize("name", BUILTIN["environment"])
 def test_gymnasiums_checker_has_neither_error_nor_warning(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_with_gymnasium(gymnasium.make(name, **KWARGS.get(name, {})).unwrapped)
 
 
-@pytest.mark.parametrize("name", envs.ENVS)
+@pytest.mark.parametrize("name", BUILTIN["environment"])
 def test_the_shipped_environments_pass(name):
     findings = check(name, **KWARGS.get(name, {}))
     doubtful = [f.check for f in findings if f.level != "ok"]
@@ -273,7 +274,7 @@ def test_a_tool_that_can_leave_its_frame():
             row = super().step(action)
             parts = row[-1].get("observation_parts")
             if parts is not None and "<calc>" in action:
-                parts["body"] = self._tool("1")
+                parts["body"] = self._tools["calc"]("1")
                 return ("".join(parts.values()), *row[1:])
             return row
 
@@ -314,7 +315,7 @@ def test_findings_are_read_aloud():
 
 def test_the_list_of_environments():
     listed = {e.id: e for e in envs.list_envs()}
-    assert set(envs.ENVS) <= set(listed) and not any("CartPole" in name for name in listed)
+    assert set(BUILTIN["environment"]) <= set(listed) and not any("CartPole" in name for name in listed)
     search = listed["agentrl/Search-v0"]
     assert search.entry_point == "agentrl.envs.search:SearchEnv" and search.summary.startswith(
         "Questions answered by searching"

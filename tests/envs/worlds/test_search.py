@@ -14,6 +14,7 @@ from agentrl import envs  # noqa: F401 (registers)
 from agentrl.envs.worlds import make_world
 from agentrl.envs.worlds import search as search_module
 from agentrl.envs.worlds.search import RELATIONS, SPECIALS, YEARS, Errors, SearchWorld
+from agentrl.errors import PluginError
 from agentrl.retriever.bm25 import Bm25Index
 from agentrl.retriever.corpus import Passage
 
@@ -163,7 +164,7 @@ def test_parameters_that_make_no_world(parameters, reason):
 
 def test_worlds_are_made_by_name():
     assert make_world("search", 3, **SMALL, levels=[1]).passages == SearchWorld(3, **SMALL).passages
-    with pytest.raises(ValueError, match=r"'serch' does not exist; known: search, arithmetic"):
+    with pytest.raises(PluginError, match="no world 'serch'; did you mean 'search'"):
         make_world("serch", 0)
 
 
