@@ -15,6 +15,8 @@ from typing import Any
 
 from agentrl.errors import PluginError, missing_package, nearest
 
+OWN = "built in"  # the origin of what agentrl ships
+
 #: kind -> name -> "module:attribute" of what agentrl ships. docs/extending.md says what each kind is.
 BUILTIN: dict[str, dict[str, str]] = {
     "advantage": {
@@ -138,8 +140,18 @@ def unknown(name: str, valid: list[str]) -> str:
 
 def available(kind: str) -> list[Plugin]:
     """All names of a kind: the built-in ones, then those of installed packages."""
-    own = [Plugin(kind, name, target, "built in") for name, target in BUILTIN[kind].items()]
+    own = [Plugin(kind, name, target, OWN) for name, target in BUILTIN[kind].items()]
     return own + [p for name, p in _installed(kind).items() if name not in BUILTIN[kind]]
+
+
+def hidden(kind: str) -> list[Plugin]:
+    """Installed plug-ins that are never used, because a built-in one has their name."""
+    return [p for name, p in _installed(kind).items() if name in BUILTIN[kind]]
+
+
+def forget_installed() -> None:
+    """Look at the installed packages again; for a process in which one was installed."""
+    _installed.cache_clear()
 
 
 @cache

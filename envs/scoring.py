@@ -40,10 +40,10 @@ def exact_match(answer: str, golden_answers: Sequence[str]) -> float:
 
 def f1(answer: str, golden_answers: Sequence[str]) -> float:
     """The best token F1 over the golden answers."""
-    given = Counter(normalize_answer(answer).split())
+    given = Counter(answer_key(answer).split())
     best = 0.0
     for golden in golden_answers:
-        wanted = Counter(normalize_answer(golden).split())
+        wanted = Counter(answer_key(golden).split())
         common = sum((given & wanted).values())
         if common:
             best = max(best, 2 * common / (given.total() + wanted.total()))

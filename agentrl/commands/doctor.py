@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 def examine(runs_dir: str = "runs") -> list[Finding]:
     """All findings, in the order they are shown."""
     out: list[Finding] = []
-    for look in (_machine, _torch, _packages, _extras, _variables):
+    for look in (_machine, _torch, _packages, _extras, _plugins, _variables):
         out += look()
     return out + list(_disk(runs_dir)) + list(_sizes())
 
@@ -252,6 +252,21 @@ def _extras() -> Iterator[Finding]:
             yield Finding("extras", extra, f"{purpose}; missing {', '.join(missing)}", "note", remedy)
         else:
             yield Finding("extras", extra, f"{purpose}; installed")
+
+
+def _plugins() -> Iterator[Finding]:
+    """What can be named in a config, and which package brings it. Nothing is imported for it."""
+    from agentrl import plugins
+
+    for kind in plugins.BUILTIN:
+        own = ", ".join(p.name for p in plugins.available(kind) if p.origin == plugins.OWN)
+        others = ", ".join(f"{p.name} ({p.origin})" for p in plugins.available(kind) if p.origin != plugins.OWN)
+        yield Finding("plug-ins", kind, "; ".join(part for part in (own, others) if part) or "none")
+        for p in plugins.hidden(kind):
+            remedy = f"give it another name in the entry points of {p.origin}"
+            yield Finding(
+                "plug-ins", kind, f"{kind} {p.name!r} of {p.origin} is hidden by agentrl's own", "warn", remedy
+            )
 
 
 def _requirements(package: str, extra: str) -> dict[str, str]:
