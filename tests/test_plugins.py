@@ -79,6 +79,13 @@ def test_an_advantage_a_loss_and_token_weights_change_a_run(guests, tmp_path):
     assert same == plain and changed["pg_loss"] != pytest.approx(metrics["pg_loss"], rel=1e-3)
 
 
+def test_an_engine_of_a_package_trains(guests, tmp_path):
+    _, rows, _ = run_of(tmp_path, engine="half_speed", optim={"lr": 1e-3}, train={"steps": 1})
+    assert rows[0]["lr"] == pytest.approx(5e-4)
+    with pytest.raises(ValidationError, match="no engine 'halfspeed'; did you mean 'half_speed'"):
+        RunConfig.model_validate(merged(LETTERS, {"engine": "halfspeed"}))
+
+
 def test_a_token_weight_has_scores_where_one_update_would_need_none(guests, tmp_path):
     """With one update a batch, log π_old is that of the update's own pass, which comes after the weights."""
     settings = {"algorithm": {"token_weights": ["guests.token_weight:by_entropy"]}}

@@ -57,6 +57,10 @@ def guard(run: RunConfig) -> Iterator[str]:
             f"guard.enabled protects with LLDS, which with algorithm.name {run.algorithm.name} would hold up "
             "incorrect responses, too: set algorithm.name to grpo, or guard.enabled to false"
         )
+    names = alarm_names(run)
+    for name in run.guard.rules:
+        if name not in names:
+            yield f"guard.rules: no alarm is called {name!r}{plugins.unknown(name, names)}"
     if run.guard.enabled and run.guard.on_critical == "rollback" and not run.log.checkpoint_every:
         yield "guard.on_critical is rollback but log.checkpoint_every is 0: set it to 10, for example"
 
@@ -87,6 +91,11 @@ def engine(run: RunConfig) -> Iterator[str]:
         yield f"engine is {run.engine!r}, a {type(kind).__name__}: it must be an agentrl.engines.kind.EngineKind"
         return
     yield from kind.rules(run)
+
+
+def alarm_names(run: RunConfig) -> list[str]:
+    """The names that an alarm of this run may bear: those of its monitors' rules."""
+    return list(plugins.BUILTIN["monitor rule"])
 
 
 def single_turn(run: RunConfig) -> bool:
