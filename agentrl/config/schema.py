@@ -11,10 +11,12 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from agentrl import plugins
 from agentrl.config.base import Part, PositiveInt, Share
 from agentrl.config.cluster import OpenRLHFConfig
+from agentrl.config.monitors import MonitorsConfig
 
 AdvantageName = Literal[
     "grpo", "pos_only", "rloo", "skew_r", "rloo_k", "grpo_tilde_k", "grpo_k", "dr_grpo", "reinforce"
@@ -329,6 +331,14 @@ class LogConfig(Part):
     tensorboard: bool = False
     wandb: bool = False
     wandb_project: str = "agentrl"
+    sinks: list[str] = Field([], description="where alarms go besides console and alarms.jsonl: NAME or NAME=ARGUMENT")
+
+    @field_validator("sinks")
+    @classmethod
+    def _sinks(cls, specs: list[str]) -> list[str]:
+        if found := [p for s in specs if (p := plugins.problem_with("sink", s.partition("=")[0]))]:
+            raise ValueError("\n".join(found))
+        return specs
 
 
 class GuardConfig(Part):
@@ -368,6 +378,7 @@ class RunConfig(Part):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+    monitors: MonitorsConfig = MonitorsConfig()
     guard: GuardConfig = GuardConfig()
     openrlhf: OpenRLHFConfig = OpenRLHFConfig()
 
