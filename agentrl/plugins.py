@@ -41,7 +41,14 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     "tool": {"calculator": "agentrl.envs.calculator:calculate"},
     "index": {},
-    "log source": {},
+    "log source": {
+        "tensorboard": "agentrl.monitors.sources.tensorboard:TensorBoard",
+        "wandb": "agentrl.monitors.sources.wandb:Wandb",
+        "trackio": "agentrl.monitors.sources.trackio:Trackio",
+        "csv": "agentrl.monitors.sources.table:Csv",
+        "trainer_state": "agentrl.monitors.sources.trainer_state:TrainerState",
+        "jsonl": "agentrl.monitors.sources.jsonl:JsonLines",
+    },
     "monitor rule": {
         "collapse": "agentrl.monitors.collapse:Collapse",
         "death_spiral": "agentrl.monitors.health:DeathSpiral",
@@ -55,7 +62,13 @@ BUILTIN: dict[str, dict[str, str]] = {
         "gradient_spike": "agentrl.monitors.health:GradientSpike",
         "no_signal": "agentrl.monitors.health:NoSignal",
     },
-    "sink": {},
+    "sink": {
+        "console": "agentrl.monitors.sinks:to_console",
+        "file": "agentrl.monitors.sinks:to_file",
+        "webhook": "agentrl.monitors.sinks:to_webhook",
+        "wandb": "agentrl.monitors.sinks:to_wandb",
+        "trackio": "agentrl.monitors.sinks:to_trackio",
+    },
     "tracker": {
         "tensorboard": "agentrl.train.trackers:TensorBoardWriter",
         "wandb": "agentrl.train.trackers:WandbWriter",

@@ -25,7 +25,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -133,11 +133,11 @@ def lead(run: Run, step: int | None) -> int | None:
 def variants() -> dict[Grid, Callable[[Run], Outcome]]:
     """The grid of leave-one-run-out."""
     base = Thresholds()
-    ratio = base.delta_size / base.clip_share
+    ratio = base.collapse.delta_size / base.collapse.clip_share
     return {
         (s, r, d): partial(
             judge,
-            thresholds=replace(base, clip_share=s, delta_size=s * ratio, rise_limit=r, degradation_z=d),
+            thresholds=base.changed({"clip_share": s, "delta_size": s * ratio, "rise_limit": r, "degradation_z": d}),
         )
         for s in SIZES
         for r in RISES
@@ -179,7 +179,7 @@ def leave_one_out(runs: list[Run], grid: dict[Grid, Callable[[Run], Outcome]]) -
 def summary(runs: list[Run], outcomes: dict[str, Outcome]) -> list[str]:
     """The figures that count, one line per kind."""
     fell = [r for r in runs if r.kind == "fell"]
-    after = [r for r in fell if r.half_fall is not None and r.half_fall >= Thresholds().warmup]
+    after = [r for r in fell if r.half_fall is not None and r.half_fall >= Thresholds().raising.warmup]
     leads = [lead(r, outcomes[r.name].warn) or 0 for r in after]
     critical = [lead(r, outcomes[r.name].critical) for r in after]
     lines = [

@@ -26,14 +26,14 @@ MAY = {
     "console": {"errors", "types", "runs"},
     "retriever": {"errors", "plugins"},
     "envs": {"errors", "plugins", "retriever"},
-    "config": FACES,
+    "config": FACES | {"monitors"},
     "data": SETTINGS | {"envs"},
     "batch": SETTINGS,
     "algorithms": SETTINGS | {"batch"},
     "engines": SETTINGS | {"batch", "algorithms"},
     "rollouts": SETTINGS | {"envs", "retriever"},
     "runs": SETTINGS,
-    "monitors": RUNS | {"console"},
+    "monitors": FACES,
     "train": RUNS
     | {"console"}
     | {"data", "batch", "algorithms", "engines", "envs", "retriever", "rollouts", "monitors"},

@@ -16,6 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--settle", type=float, default=10.0, metavar="S", help="take a step as complete after S quiet s"
     )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=NUMBER", help="thresholds, as clip_share=0.05"
+    )
+    parser.add_argument(
+        "--rule", action="append", default=[], metavar="NAME", help="a further rule: plug-in or module:attribute"
+    )
+    parser.add_argument(
+        "--sink", action="append", default=[], metavar="NAME", help="where alarms go too: NAME or NAME=ARGUMENT"
+    )
+    parser.add_argument(
+        "--format", metavar="NAME", help="the log's format, where it is not found out: plug-in or module:attribute"
+    )
     parser.add_argument("--webhook", metavar="URL", help="also POST each alarm as JSON")
 
 
@@ -32,5 +44,9 @@ def run(args: argparse.Namespace) -> int:
         every=args.every,
         settle=args.settle,
         webhook=args.webhook,
+        thresholds=args.set,
+        rules=args.rule,
+        outputs=args.sink,
+        form=args.format,
     )
     return 0

@@ -5,6 +5,7 @@ The rules are imported with the schema, so that a `RunConfig` built in Python is
 
 from agentrl.config import checks as checks
 from agentrl.config.cluster import OpenRLHFConfig
+from agentrl.config.monitors import MonitorsConfig
 from agentrl.config.schema import (
     AlgorithmConfig,
     DataConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
+    "MonitorsConfig",
     "NTHRConfig",
     "OpenRLHFConfig",
     "OptimConfig",

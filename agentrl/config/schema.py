@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from agentrl import plugins
 from agentrl.config import advantages
 from agentrl.config.base import Part, PositiveInt, Share, plugin_name
 from agentrl.config.cluster import OpenRLHFConfig
+from agentrl.config.monitors import MonitorsConfig
 from agentrl.errors import PluginError
 
 # ---------------------------------------------------------------------------------------------------------- model
@@ -369,6 +370,14 @@ class LogConfig(Part):
     tensorboard: bool = Field(False, description="the same as trackers: [tensorboard]")
     wandb: bool = Field(False, description="the same as trackers: [wandb]")
     wandb_project: str = "agentrl"
+    sinks: list[str] = Field([], description="where alarms go besides console and alarms.jsonl: NAME or NAME=ARGUMENT")
+
+    @field_validator("sinks")
+    @classmethod
+    def _sinks(cls, specs: list[str]) -> list[str]:
+        if found := [p for s in specs if (p := plugins.problem_with("sink", s.partition("=")[0]))]:
+            raise ValueError("\n".join(found))
+        return specs
 
     @property
     def all_trackers(self) -> list[str]:
@@ -416,6 +425,7 @@ class RunConfig(Part):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+    monitors: MonitorsConfig = MonitorsConfig()
     guard: GuardConfig = GuardConfig()
     openrlhf: OpenRLHFConfig = OpenRLHFConfig()
 

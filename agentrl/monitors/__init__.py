@@ -6,7 +6,7 @@
 from agentrl.monitors.alarms import Monitor, page
 from agentrl.monitors.phases import PhaseState
 from agentrl.monitors.signals import SIGNALS, guess_mapping
-from agentrl.monitors.view import Thresholds
+from agentrl.monitors.thresholds import Thresholds
 from agentrl.types import Alarm, StepRecord
 
 __all__ = ["SIGNALS", "Alarm", "Monitor", "PhaseState", "StepRecord", "Thresholds", "guess_mapping", "page"]

@@ -16,13 +16,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from agentrl import plugins
 from agentrl.errors import AgentRLError
-from agentrl.monitors import health
-from agentrl.monitors.collapse import Collapse
 from agentrl.monitors.phases import PhaseClassifier, PhaseState
 from agentrl.monitors.remedies import in_terms_of
 from agentrl.monitors.stats import Series
-from agentrl.monitors.view import ORDER, Finding, Rule, Thresholds, View
+from agentrl.monitors.thresholds import Thresholds
+from agentrl.monitors.view import ORDER, Finding, Rule, View
 from agentrl.types import Alarm, StepRecord
 
 #: Signals that change by factors; all others are compared on their own scale.
@@ -37,21 +37,20 @@ SCALES = {
 VERSION = 1
 
 
-def default_rules() -> list[Rule]:
-    """Fresh instances of every rule, the main one first."""
-    return [
-        Collapse(),
-        health.DeathSpiral(),
-        health.NonFinite(),
-        health.EntropyCollapse(),
-        health.RewardHacking(),
-        health.Mismatch(),
-        health.ToolOutage(),
-        health.InvalidActions(),
-        health.Truncation(),
-        health.GradientSpike(),
-        health.NoSignal(),
-    ]
+def default_rules(extra: Sequence[str] = ()) -> list[Rule]:
+    """Fresh instances of every built-in rule, the main one first, then of the plug-ins named in `extra`.
+
+    Raises PluginError for a name that leads nowhere, AgentRLError where two rules would have one name.
+    """
+    rules: list[Rule] = [plugins.find("monitor rule", name)() for name in plugins.BUILTIN["monitor rule"]]
+    for name in extra:
+        one: Rule = plugins.find("monitor rule", name)()
+        if one.name in {rule.name for rule in rules}:
+            raise AgentRLError(
+                f"monitor rule {name!r}: a rule named {one.name!r} runs already; give it a name of its own"
+            )
+        rules.append(one)
+    return rules
 
 
 def page(rule: str) -> str:
@@ -72,7 +71,6 @@ class Monitor:
         self.rules = list(rules) if rules is not None else default_rules()
         self.sinks = list(sinks)
         self.trainer: str | None = None  # whose run this is, where remedies should name its options too
-        self.phases = PhaseClassifier()
         self._reset()
 
     def _reset(self) -> None:
@@ -81,7 +79,7 @@ class Monitor:
         self.last_step: int | None = None
         self._status: dict[str, dict[str, Any]] = {rule.name: {} for rule in self.rules}
         self._memory: dict[str, dict[str, Any]] = {rule.name: {} for rule in self.rules}
-        self.phases = PhaseClassifier(self.phases.thresholds)
+        self.phases = PhaseClassifier(self.thresholds.phases, self.thresholds.death_spiral)
 
     @property
     def phase(self) -> PhaseState:
@@ -133,7 +131,7 @@ class Monitor:
 
     def _judge(self, rule: str, finding: Finding | None, record: StepRecord) -> Alarm | None:
         """Hold, hysteresis and de-duplication of one rule."""
-        t, status = self.thresholds, self._status[rule]
+        t, status = self.thresholds.raising, self._status[rule]
         if finding is None:
             status["held"] = 0
             status["quiet"] = status.get("quiet", 0) + 1

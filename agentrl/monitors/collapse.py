@@ -20,19 +20,17 @@ from __future__ import annotations
 
 import math
 
-from agentrl.monitors.phases import PhaseThresholds
 from agentrl.monitors.stats import WINDOW
 from agentrl.monitors.view import Finding, View
 
 EVIDENCE = ("large_updates", "entropy_rise", "degradation", "death_spiral", "reward_decline")
-_RECENT = 20  # steps for which evidence stands, so that a warning and the fall it foretold are one story
 
 Signals = dict[str, tuple[float, float]]
 
 
 def large_updates(view: View) -> Signals | None:
     """Update size over its threshold and the reward not rising; None otherwise or where it cannot be known."""
-    t = view.thresholds
+    t = view.thresholds.collapse
     reward = view.get("reward", t.size_span)
     if reward is None:
         return None
@@ -55,7 +53,7 @@ def large_updates(view: View) -> Signals | None:
 
 def entropy_rise(view: View) -> Signals | None:
     """CUSUM of log entropy above its first level, in deviations of its noise; None while the reward rises."""
-    t, entropy = view.thresholds, view.get("entropy", WINDOW)
+    t, entropy = view.thresholds.collapse, view.get("entropy", WINDOW)
     if entropy is None or not entropy.first:
         return None
     if entropy.steps[-1] == view.record.step:  # a new value
@@ -63,7 +61,7 @@ def entropy_rise(view: View) -> Signals | None:
         total = view.memory.get("entropy_sum", 0.0) + above - t.rise_drift
         view.memory["entropy_sum"] = min(max(0.0, total), 3 * t.rise_limit)  # capped, so that it can end
     total = view.memory.get("entropy_sum", 0.0)
-    reward = view.get("reward", t.warmup)
+    reward = view.get("reward", view.warmup)
     if total <= t.rise_limit or entropy.level() < t.entropy_factor * entropy.first:
         return None
     if reward is not None and reward.trend(t.rising_span)[1] > t.rising_z:
@@ -73,16 +71,16 @@ def entropy_rise(view: View) -> Signals | None:
 
 def degradation(view: View) -> Signals | None:
     """Entropy up, reward down, likelihood of correct responses down: combined standard errors over the threshold."""
-    t = view.thresholds
+    t = view.thresholds.collapse
     scores: dict[str, float] = {}
     for name, up in (("entropy", True), ("reward", False), ("logprob_correct", False)):
-        one = view.get(name, t.warmup)
+        one = view.get(name, view.warmup)
         if one is not None:
             scores[name] = min(max(one.rise() if up else one.drop(), t.floor), t.cap)
     if not scores:
         return None
     total = sum(scores.values()) / len(scores) ** 0.5
-    entropy, reward = view.get("entropy", t.warmup), view.get("reward", t.warmup)
+    entropy, reward = view.get("entropy", view.warmup), view.get("reward", view.warmup)
     matters = (entropy is not None and _factor_above_lowest(view) >= t.entropy_factor) or (
         reward is not None and reward.lost() >= t.reward_lost
     )
@@ -92,17 +90,17 @@ def degradation(view: View) -> Signals | None:
 
 
 def spiral(view: View) -> Signals | None:
-    """The death spiral of the phase classifier."""
+    """The death spiral of the phase classifier: what the alarm of that name and the collapse rule both report."""
     delta = view.get("delta_correct")
     if delta is None or not view.phase.death_spiral:
         return None
-    limits = PhaseThresholds()
-    return {"delta_correct": (delta.level(limits.spiral_window), -limits.spiral_epsilon)}
+    t = view.thresholds.death_spiral
+    return {"delta_correct": (delta.level(t.window), -t.epsilon)}
 
 
 def reward_decline(view: View) -> Signals | None:
     """The reward itself is well below its peak: late, but all there is in a log with nothing else."""
-    t, reward = view.thresholds, view.get("reward", view.thresholds.warmup)
+    t, reward = view.thresholds.collapse, view.get("reward", view.warmup)
     if reward is None or reward.lost() < t.decline_lost or reward.drop() < t.decline_z:
         return None
     return {"reward_lost": (reward.lost(), t.decline_lost)}
@@ -132,14 +130,14 @@ class Collapse:
         self.only = only
 
     def __call__(self, view: View) -> Finding | None:
-        """Combine the evidence of this step and of the last 20."""
-        t = view.thresholds
+        """Combine the evidence of this step and of the last ones."""
+        t = view.thresholds.collapse
         now = evidence(view, self.only)
         step = view.record.step
         view.memory.update({name: step for name in now})
-        recent = tuple(n for n in EVIDENCE if n in view.memory and step - view.memory[n] <= _RECENT)
+        recent = tuple(n for n in EVIDENCE if n in view.memory and step - view.memory[n] <= t.evidence_steps)
         signals = {k: v for found in now.values() for k, v in found.items()}
-        reward = view.get("reward", t.warmup)
+        reward = view.get("reward", view.warmup)
         if reward is not None and recent and reward.lost() >= t.collapse_lost and reward.earned():
             signals["reward_lost"] = (reward.lost(), t.collapse_lost)
             message = (

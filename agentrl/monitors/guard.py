@@ -16,15 +16,33 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from agentrl.types import Alarm, StepRecord
 
-if TYPE_CHECKING:
-    from agentrl.config import GuardConfig
-
 Kind = Literal["protect", "release", "rollback", "stop"]
 LARGEST_WEIGHT = 1.0  # λ is not doubled beyond this
+
+
+class GuardSettings(Protocol):
+    """What the guard may do: `agentrl.config.GuardConfig`."""
+
+    @property
+    def rules(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def llds_weight(self) -> float: ...  # noqa: D102
+    @property
+    def lr_factor(self) -> float: ...  # noqa: D102
+    @property
+    def patience(self) -> int: ...  # noqa: D102
+    @property
+    def on_warn(self) -> str: ...  # noqa: D102
+    @property
+    def on_critical(self) -> str: ...  # noqa: D102
+    @property
+    def max_rollbacks(self) -> int: ...  # noqa: D102
+    @property
+    def release_after(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class GuardAction:
 class Guard:
     """One run's guard: `decide` after every step."""
 
-    def __init__(self, config: GuardConfig) -> None:
+    def __init__(self, config: GuardSettings) -> None:
         self.config = config
         self.llds_weight = 0.0
         self.lr_scale = 1.0

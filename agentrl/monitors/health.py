@@ -1,13 +1,14 @@
 """The other rules: one small class each, most of them about things that look like learning and are not.
 
 They are deliberately blunt (factors of two and more, against the run's own start), because a warning that is wrong
-once is not read the second time. Thresholds stand next to the comparison that uses them, with their unit.
+once is not read the second time. Thresholds are in `thresholds`.
 """
 
 from __future__ import annotations
 
 import math
 
+from agentrl.monitors.collapse import spiral
 from agentrl.monitors.view import Finding, View
 
 _FINITE = ("loss", "grad_norm", "entropy", "kl", "ratio_max", "logprob_correct", "logprob_incorrect", "reward")
@@ -19,7 +20,7 @@ class NonFinite:
     name = "non_finite"
 
     def __call__(self, view: View) -> Finding | None:
-        """Critical from the third step in a row: the update is then lost for good or the weights already are."""
+        """Critical after some steps in a row: the update is then lost for good or the weights already are."""
         bad = [k for k in _FINITE if (v := view.value(k)) is not None and not math.isfinite(v)]
         skipped = view.value("skipped_updates") or 0
         if not bad and not skipped:
@@ -29,7 +30,7 @@ class NonFinite:
         what = ", ".join(bad) if bad else f"{skipped:.0f} skipped updates"
         signals = {k: (view.record.metrics[k], math.inf) for k in bad} or {"skipped_updates": (skipped, 0.0)}
         return Finding(
-            "critical" if run >= 3 else "warn",
+            "critical" if run >= view.thresholds.non_finite.critical_run else "warn",
             f"Not finite at this step: {what}" + (f", {run} steps in a row" if run > 1 else ""),
             signals,
             "Look at the dumped batch; set optim.max_grad_norm=0.5, a lower optim.lr, or model.dtype=float32.",
@@ -45,13 +46,14 @@ class DeathSpiral:
 
     def __call__(self, view: View) -> Finding | None:
         """Warn; what it means for the run is up to the collapse rule."""
-        delta = view.get("delta_correct")
-        if delta is None or not view.phase.death_spiral:
+        signals = spiral(view)
+        if signals is None:
             return None
+        change = signals["delta_correct"][0]
         return Finding(
             "warn",
-            f"Death spiral: an update changes correct responses by {delta.level(12):.3f} nats per token, and falling",
-            {"delta_correct": (delta.level(12), -0.005)},
+            f"Death spiral: an update changes correct responses by {change:.3f} nats per token, and falling",
+            signals,
             "Set algorithm.loss.llds.enabled=true (algorithm.loss.llds.weight=0.2 or more).",
         )
 
@@ -62,21 +64,23 @@ class EntropyCollapse:
     name = "entropy_collapse"
 
     def __call__(self, view: View) -> Finding | None:
-        """Info below 15 % of the starting entropy; warn below 5 % if the log shows questions that are still unsolved.
+        """Info at little of the starting entropy; warn at very little if the log shows questions that are unsolved.
 
         A task that is solved ends with little entropy too, so without such a sign it stays information.
         """
-        entropy, t = view.get("entropy", view.thresholds.warmup), view.thresholds
+        entropy, t = view.get("entropy", view.warmup), view.thresholds.entropy_collapse
         if entropy is None or not entropy.first:
             return None
         share = entropy.level() / entropy.first
-        if share >= 0.15:
+        if share >= t.low:
             return None
-        wrong, correct = view.get("groups_all_wrong", t.warmup), view.get("correct_rate", t.warmup)
-        unsolved = (wrong is not None and wrong.level() >= 0.2) or (correct is not None and correct.level() <= 0.7)
-        limit = 0.05 if share < 0.05 and unsolved else 0.15
+        wrong, correct = view.get("groups_all_wrong", view.warmup), view.get("correct_rate", view.warmup)
+        unsolved = (wrong is not None and wrong.level() >= t.all_wrong) or (
+            correct is not None and correct.level() <= t.correct
+        )
+        limit = t.very_low if share < t.very_low and unsolved else t.low
         return Finding(
-            "warn" if limit == 0.05 else "info",
+            "warn" if limit == t.very_low else "info",
             f"Entropy is at {share:.0%} of where it started ({entropy.level():.4f} nats per token)",
             {"entropy": (entropy.level(), limit * entropy.first)},
             "Set algorithm.loss.entropy_coef=0.001 or algorithm.loss.clip_high=0.28; check rollout.temperature=1.0.",
@@ -91,12 +95,12 @@ class RewardHacking:
 
     def __call__(self, view: View) -> Finding | None:
         """Reward up while correctness is not, or while answers come from nothing retrieved."""
-        t = view.thresholds
-        reward = view.get("reward", 2 * t.warmup)
-        if reward is None or reward.trend(t.rising_span)[1] <= 3:
+        t, span = view.thresholds.reward_hacking, view.thresholds.collapse.rising_span
+        reward = view.get("reward", 2 * view.warmup)
+        if reward is None or reward.trend(span)[1] <= t.rising_z:
             return None
-        correct = view.get("correct_rate", 2 * t.warmup)
-        if correct is not None and correct.trend(t.rising_span)[1] < -1:
+        correct = view.get("correct_rate", 2 * view.warmup)
+        if correct is not None and correct.trend(span)[1] < t.falling_z:
             return Finding(
                 "warn",
                 "Reward rises while the share of correct answers falls: a part of the reward other than the answer "
@@ -105,33 +109,50 @@ class RewardHacking:
                 "Read the rollouts named here; lower the weight of the other reward parts in env.kwargs.",
                 by="reward",
             )
-        if correct is not None and correct.trend(t.rising_span)[1] < 1 and correct.level() <= 0.5 * reward.level():
+        if (
+            correct is not None
+            and correct.trend(span)[1] < t.flat_z
+            and correct.level() <= t.correct_share * reward.level()
+        ):
             return Finding(
                 "info",
                 f"Reward rises to {reward.level():.2f} while the share of correct answers stays at "
                 f"{correct.level():.2f}: most of it is not for answers (format, length)",
-                {"correct_rate": (correct.level(), 0.5 * reward.level()), "reward": (reward.level(), reward.peak_mean)},
+                {
+                    "correct_rate": (correct.level(), t.correct_share * reward.level()),
+                    "reward": (reward.level(), reward.peak_mean),
+                },
                 "Normal while a format is being learnt; if it lasts, lower the weight of the other reward parts in "
                 "env.kwargs.",
                 by="reward",
             )
-        found = view.get("answer_in_retrieved", 2 * t.warmup)
-        if found is not None and found.first and found.first >= 0.2 and found.level() < 0.5 * found.first:
+        found = view.get("answer_in_retrieved", 2 * view.warmup)
+        if (
+            found is not None
+            and found.first
+            and found.first >= t.least_retrieved
+            and found.level() < t.kept * found.first
+        ):
             return Finding(
                 "warn",
                 f"Reward rises while the share of rewarded answers that stand in what was retrieved fell from "
                 f"{found.first:.0%} to {found.level():.0%}",
-                {"answer_in_retrieved": (found.level(), 0.5 * found.first)},
+                {"answer_in_retrieved": (found.level(), t.kept * found.first)},
                 "Read the rollouts named here: memorised answers, leaked questions, or a reward that can be guessed.",
                 by="reward",
             )
-        search = view.get("valid_search_ratio", 2 * t.warmup)
-        if search is not None and search.first and search.first >= 0.1 and search.level() < 0.5 * search.first:
+        search = view.get("valid_search_ratio", 2 * view.warmup)
+        if (
+            search is not None
+            and search.first
+            and search.first >= t.least_search
+            and search.level() < t.kept * search.first
+        ):
             return Finding(
                 "warn",
                 f"Reward rises while searches fall from {search.first:.0%} to {search.level():.0%} of the actions: "
                 "answers come from nothing retrieved",
-                {"valid_search_ratio": (search.level(), 0.5 * search.first)},
+                {"valid_search_ratio": (search.level(), t.kept * search.first)},
                 "Read the rollouts named here: memorised answers, leaked questions, or a reward for guessing.",
                 by="reward",
             )
@@ -144,17 +165,14 @@ class Mismatch:
     name = "mismatch"
 
     def __call__(self, view: View) -> Finding | None:
-        """Warn at twice the starting level and at least 0.01 nats per token (an ordinary bf16 sampler has less).
-
-        Judged on the mean difference, or where only that is logged on the divergence, with 0.001 nats (half the square
-        of a difference of about 0.045).
-        """
-        for name, least in (("mismatch", 0.01), ("kl_sampler", 0.001)):
-            gap = view.get(name, view.thresholds.warmup)
+        """Warn far above the starting level of the mean difference, or where only that is logged of the divergence."""
+        t = view.thresholds.mismatch
+        for name, least in (("mismatch", t.least), ("kl_sampler", t.least_kl)):
+            gap = view.get(name, view.warmup)
             if gap is None or gap.first is None:
                 continue
-            level, limit = gap.level(), max(2 * gap.first, least)
-            if level < limit or gap.rise() < 4:
+            level, limit = gap.level(), max(t.factor * gap.first, least)
+            if level < limit or gap.rise() < t.z:
                 return None
             return Finding(
                 "warn",
@@ -173,7 +191,8 @@ class ToolOutage:
     name = "tool_outage"
 
     def __call__(self, view: View) -> Finding | None:
-        """Failures in three steps running, far above the run's start; critical when no episode was left."""
+        """Failures in several steps running, far above the run's start; critical when no episode was left."""
+        t = view.thresholds.tool_outage
         failed = view.value("failed_rollouts") or 0
         if failed and view.value("reward") is None:
             return Finding(
@@ -186,24 +205,28 @@ class ToolOutage:
             )
         for name in ("failed_rollouts", "tool_errors"):
             one = view.get(name)
-            if one is None or one.count < 3:
+            if one is None or one.count < t.run:
                 continue
-            recent, limit = one.last(3), 3 * max(one.first or 0.0, 0.0) + 1
+            recent, limit = one.last(t.run), t.factor * max(one.first or 0.0, 0.0) + 1
             if min(recent) >= limit:
                 return Finding(
                     "warn",
-                    f"{name.replace('_', ' ')}: {recent[-1]:.0f} at this step, three steps running",
+                    f"{name.replace('_', ' ')}: {recent[-1]:.0f} at this step, {t.run} steps running",
                     {name: (recent[-1], limit)},
                     "Check the search server and retriever.timeout_s; lower rollout.concurrency if it is overloaded.",
                     by="error",
                     immediate=True,
                 )
-        latency = view.get("tool_latency_s", view.thresholds.warmup)
-        if latency is not None and latency.first and latency.level() > max(5 * latency.first, 1.0):
+        latency = view.get("tool_latency_s", view.warmup)
+        if (
+            latency is not None
+            and latency.first
+            and latency.level() > max(t.latency_factor * latency.first, t.latency_s)
+        ):
             return Finding(
                 "info",
                 f"Tool calls take {latency.level():.1f} s, {latency.level() / latency.first:.0f} times the start",
-                {"tool_latency_s": (latency.level(), max(5 * latency.first, 1.0))},
+                {"tool_latency_s": (latency.level(), max(t.latency_factor * latency.first, t.latency_s))},
                 "Check the search server's load; lower rollout.concurrency.",
             )
         return None
@@ -215,14 +238,15 @@ class InvalidActions:
     name = "invalid_actions"
 
     def __call__(self, view: View) -> Finding | None:
-        """Warn when a fifth of all actions became unreadable since the best level."""
-        valid = view.get("valid_action_ratio", view.thresholds.warmup)
-        if valid is None or valid.highest - valid.level() < 0.2:
+        """Warn when a part of all actions became unreadable since the best level."""
+        lost = view.thresholds.invalid_actions.lost
+        valid = view.get("valid_action_ratio", view.warmup)
+        if valid is None or valid.highest - valid.level() < lost:
             return None
         return Finding(
             "warn",
             f"Valid actions fell from {valid.highest:.0%} to {valid.level():.0%}",
-            {"valid_action_ratio": (valid.level(), valid.highest - 0.2)},
+            {"valid_action_ratio": (valid.level(), valid.highest - lost)},
             "Go back to a checkpoint before the fall; check rollout.stop and rollout.max_tokens_per_turn.",
             by="reward",
         )
@@ -234,14 +258,15 @@ class Truncation:
     name = "truncation"
 
     def __call__(self, view: View) -> Finding | None:
-        """Warn at a quarter of the episodes if that is twice the start."""
-        cut = view.get("truncated_share", view.thresholds.warmup)
-        if cut is None or cut.first is None or cut.level() < max(0.25, 2 * cut.first):
+        """Warn at a share of the episodes if that is also a multiple of the start."""
+        t = view.thresholds.truncation
+        cut = view.get("truncated_share", view.warmup)
+        if cut is None or cut.first is None or cut.level() < max(t.share, t.factor * cut.first):
             return None
         return Finding(
             "warn",
             f"{cut.level():.0%} of the episodes are cut by a limit, {cut.first:.0%} at the start",
-            {"truncated_share": (cut.level(), max(0.25, 2 * cut.first))},
+            {"truncated_share": (cut.level(), max(t.share, t.factor * cut.first))},
             "Raise rollout.max_tokens_per_turn, rollout.max_turns or rollout.max_context, or look for endless output.",
             by="reward",
         )
@@ -253,18 +278,19 @@ class GradientSpike:
     name = "gradient_spike"
 
     def __call__(self, view: View) -> Finding | None:
-        """Info at ten times the median of the last steps: the norm alone does not foretell a collapse."""
-        one = view.get("grad_norm", view.thresholds.warmup)
+        """Info at a multiple of the median of the last steps: the norm alone does not foretell a collapse."""
+        t = view.thresholds.gradient_spike
+        one = view.get("grad_norm", view.warmup)
         now = view.value("grad_norm_max") or view.value("grad_norm")
         if one is None or now is None or not math.isfinite(now):
             return None
-        usual = one.level(20)
-        if usual <= 0.01 or now < 10 * usual:
+        usual = one.level(t.span)
+        if usual <= t.least or now < t.factor * usual:
             return None
         return Finding(
             "info",
             f"Gradient norm {now:.2f}, {now / usual:.0f} times the usual {usual:.2f}",
-            {"grad_norm": (now, 10 * usual)},
+            {"grad_norm": (now, t.factor * usual)},
             "Keep optim.max_grad_norm=1.0 or lower; look at the batch's longest and least likely responses.",
             by="logprob",
             immediate=True,
@@ -277,15 +303,16 @@ class NoSignal:
     name = "no_signal"
 
     def __call__(self, view: View) -> Finding | None:
-        """Info at nine tenths of the groups."""
-        right = view.get("groups_all_correct", view.thresholds.warmup)
-        wrong = view.get("groups_all_wrong", view.thresholds.warmup)
-        if right is None or wrong is None or right.level() + wrong.level() < 0.9:
+        """Info where most groups are so."""
+        share = view.thresholds.no_signal.share
+        right = view.get("groups_all_correct", view.warmup)
+        wrong = view.get("groups_all_wrong", view.warmup)
+        if right is None or wrong is None or right.level() + wrong.level() < share:
             return None
         return Finding(
             "info",
             f"{right.level():.0%} of the groups are all correct and {wrong.level():.0%} all wrong: hardly any gradient",
-            {"groups_all_correct": (right.level(), 0.9), "groups_all_wrong": (wrong.level(), 0.9)},
+            {"groups_all_correct": (right.level(), share), "groups_all_wrong": (wrong.level(), share)},
             "Set algorithm.dynamic_sampling=true, or use questions of another difficulty.",
             by="reward",
         )

@@ -18,23 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agentrl.monitors.stats import Series, median
+from agentrl.monitors.thresholds import PhaseThresholds, SpiralThresholds
 
 Phase = Literal["warmup", "learning", "plateau", "I", "II", "III"]
-
-
-@dataclass(frozen=True)
-class PhaseThresholds:
-    """Units and reasons of what separates the phases."""
-
-    window: int = 20  # steps per slope: long enough that a slope of a fifth of the noise per step shows
-    warmup: int = 10  # steps before the first judgement: half a window
-    significant: float = 2.0  # standard errors; a slope below that is called flat
-    fast: float = 2.0  # recent slope over the slope of the whole decay that counts as acceleration
-    collapsed: float = 0.5  # share of the peak reward gone that counts as the collapse itself
-    hold: int = 3  # steps that a new phase must last before it is announced
-    spiral_window: int = 12  # observations of Δ in two halves
-    spiral_epsilon: float = 0.005  # nats per token and step: 0.5 % less likely with every update
-    spiral_share: float = 0.6  # of the window's Δ that must be negative
 
 
 @dataclass(frozen=True)
@@ -51,8 +37,8 @@ class PhaseState:
 class PhaseClassifier:
     """Feed it the shared `Series` of a monitor, step by step. All statistics are in the series."""
 
-    def __init__(self, thresholds: PhaseThresholds | None = None) -> None:
-        self.thresholds = thresholds or PhaseThresholds()
+    def __init__(self, thresholds: PhaseThresholds | None = None, spiral: SpiralThresholds | None = None) -> None:
+        self.thresholds, self.spiral = thresholds or PhaseThresholds(), spiral or SpiralThresholds()
         self.state = PhaseState("warmup", 0, False, None)
         self._pending: tuple[Phase, int, int] | None = None  # a phase not announced yet, since when, for how long
 
@@ -65,7 +51,7 @@ class PhaseClassifier:
         self.state = PhaseState(
             phase=phase,
             since=since,
-            death_spiral=death_spiral(series.get("delta_correct"), self.thresholds),
+            death_spiral=death_spiral(series.get("delta_correct"), self.spiral),
             decay_since=likelihood.highest_step if likelihood is not None and falling else None,
             slopes=slopes,
         )
@@ -126,11 +112,11 @@ class PhaseClassifier:
         self._pending = (pending[0], pending[1], pending[2]) if pending else None
 
 
-def death_spiral(delta: Series | None, t: PhaseThresholds) -> bool:
+def death_spiral(delta: Series | None, t: SpiralThresholds) -> bool:
     """Δ is mostly negative, its median is below -ε, and the newer half is more negative than the older half."""
-    if delta is None or delta.count < t.spiral_window:
+    if delta is None or delta.count < t.window:
         return False
-    window = delta.last(t.spiral_window)
-    older, newer = window[: t.spiral_window // 2], window[t.spiral_window // 2 :]
+    window = delta.last(t.window)
+    older, newer = window[: t.window // 2], window[t.window // 2 :]
     negative = sum(v < 0 for v in window) / len(window)
-    return negative >= t.spiral_share and median(window) < -t.spiral_epsilon and median(newer) < median(older)
+    return negative >= t.share and median(window) < -t.epsilon and median(newer) < median(older)

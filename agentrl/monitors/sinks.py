@@ -15,11 +15,12 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from agentrl import plugins
 from agentrl.errors import AgentRLError
 from agentrl.types import Alarm
 
@@ -55,20 +56,75 @@ def console(stream: TextIO | None = None) -> Sink:
     return write
 
 
-def guarded(sink: Sink, name: str) -> Sink:
-    """`sink`, with its failures logged once instead of raised."""
-    failed = False
+class Guarded:
+    """A sink with its failures logged once instead of raised."""
 
-    def write(alarm: Alarm) -> None:
-        nonlocal failed
+    def __init__(self, sink: Sink, name: str) -> None:
+        self.sink, self.name = sink, name
+        self._failed = False
+
+    def __call__(self, alarm: Alarm) -> None:
+        """Hand the alarm on."""
         try:
-            sink(alarm)
+            self.sink(alarm)
         except Exception:
-            if not failed:
-                log.exception("alarm sink %s failed; further failures are not shown", name)
-            failed = True
+            if not self._failed:
+                log.exception("alarm sink %s failed; further failures are not shown", self.name)
+            self._failed = True
 
-    return write
+    def close(self) -> None:
+        """Close the sink where it can be closed."""
+        close([self.sink])
+
+
+def make(spec: str, source: str) -> Sink:
+    """The sink that `NAME` or `NAME=ARGUMENT` stands for (plug-in kind "sink"): a factory of `(source, argument)`.
+
+    `source` says whose alarms these are: the run's name, or the path that is watched. Raises PluginError for a name
+    that leads nowhere, AgentRLError for what the sink lacks.
+    """
+    name, _, argument = spec.partition("=")
+    try:
+        return Guarded(plugins.find("sink", name)(source, argument), name)
+    except ImportError as error:
+        raise AgentRLError(f"sink {name}: {error}") from error
+
+
+def close(outputs: Iterable[Sink]) -> None:
+    """Close those sinks that can be closed."""
+    for sink in outputs:
+        if callable(end := getattr(sink, "close", None)):
+            end()
+
+
+def to_console(source: str, argument: str = "") -> Sink:
+    """stderr, or with the argument `stdout` that."""
+    return console(sys.stdout if argument == "stdout" else None)
+
+
+def to_file(source: str, argument: str = "") -> Sink:
+    """Lines of JSON appended to the file that the argument names."""
+    if not argument:
+        raise AgentRLError("sink file: say which, for example file=alarms.jsonl")
+    return jsonl(argument)
+
+
+def to_webhook(source: str, argument: str = "") -> Sink:
+    """POST to the address in AGENTRL_WEBHOOK; an address is often a secret, so that none is taken from a config."""
+    hook = webhook_from_environment({"source": source})
+    if hook is None or argument:
+        raise AgentRLError(f"sink webhook: its address is taken from the environment; set {WEBHOOK_VARIABLE}")
+    return hook
+
+
+def to_wandb(source: str, argument: str = "") -> Sink:
+    """Alerts of the current W&B run."""
+    return wandb()
+
+
+def to_trackio(source: str, argument: str = "") -> Sink:
+    """Alerts of the current trackio run."""
+    return trackio()
 
 
 def jsonl(path: str | Path) -> Sink:
@@ -78,7 +134,7 @@ def jsonl(path: str | Path) -> Sink:
         with open(path, "a", encoding="utf-8") as file:
             file.write(as_json(alarm) + "\n")
 
-    return guarded(write, str(path))
+    return Guarded(write, str(path))
 
 
 class Webhook:
@@ -159,7 +215,7 @@ def wandb() -> Sink:
             level = getattr(module.AlertLevel, levels[alarm.level])
             module.alert(title=f"{alarm.rule} at step {alarm.step}", text=_text(alarm), level=level)
 
-    return guarded(write, "wandb")
+    return Guarded(write, "wandb")
 
 
 def trackio() -> Sink:
@@ -171,7 +227,7 @@ def trackio() -> Sink:
         level = getattr(module.AlertLevel, levels[alarm.level])
         module.alert(title=f"{alarm.rule} at step {alarm.step}", text=_text(alarm), level=level)
 
-    return guarded(write, "trackio")
+    return Guarded(write, "trackio")
 
 
 def _text(alarm: Alarm) -> str:

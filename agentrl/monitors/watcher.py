@@ -7,13 +7,16 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import TextIO
 
 from agentrl.errors import AgentRLError
 from agentrl.monitors import Monitor, sinks
+from agentrl.monitors.alarms import default_rules
 from agentrl.monitors.signals import SignalMap, guess_mapping
 from agentrl.monitors.sources import Row, Source, StepAssembler, open_source
+from agentrl.monitors.thresholds import Thresholds, parse
 from agentrl.types import Alarm, StepRecord
 
 _EARLY = ("clip_fraction", "delta_correct")  # without either, the earliest evidence cannot be had
@@ -29,27 +32,34 @@ def watch(
     every: float = 1.0,
     settle: float = 10.0,
     webhook: str | None = None,
+    thresholds: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+    form: str | None = None,
 ) -> None:
-    """Alarms on stdout, what was read on stderr. `columns` are SIGNAL=COLUMN pairs; times are in seconds."""
+    """Alarms on stdout, what was read on stderr. `columns` are SIGNAL=COLUMN pairs; times are in seconds.
+
+    `thresholds` are NAME=NUMBER pairs; `rules`, `outputs` (sinks) and `form` (log source) name plug-ins.
+    """
     overrides = parse_map(columns)
-    source = open_source(path, run)
-    outputs: list[sinks.Sink] = [_json_line(sys.stdout) if as_json else sinks.console(sys.stdout)]
-    hook = None
+    limits = Thresholds().changed(parse(thresholds))
+    judges = default_rules(rules)
+    source = open_source(path, run, form)
+    ends: list[sinks.Sink] = [_json_line(sys.stdout) if as_json else sinks.console(sys.stdout)]
     if webhook:
         try:
-            hook = sinks.Webhook(webhook, extra={"source": path})
+            ends.append(sinks.Webhook(webhook, extra={"source": path}))
         except ValueError as error:
             raise AgentRLError(str(error)) from error
-        outputs.append(hook)
-    watcher = Watcher(source, overrides, Monitor(sinks=outputs))
+    ends += [sinks.make(spec, path) for spec in outputs]
+    watcher = Watcher(source, overrides, Monitor(limits, judges, ends))
     try:
         if once:
             watcher.take(final=True)
         else:
             _follow(watcher, every, settle)
     finally:
-        if hook is not None:
-            hook.close()
+        sinks.close(ends)
         watcher.report(sys.stderr)
 
 

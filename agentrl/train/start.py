@@ -17,6 +17,7 @@ from agentrl.engines.kind import INITIAL, ready_kind
 from agentrl.engines.shared.loading import BUILTIN
 from agentrl.errors import RunError
 from agentrl.monitors import Monitor, sinks
+from agentrl.monitors.alarms import default_rules
 from agentrl.runs.checkpoint import latest_checkpoint
 from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog
@@ -132,10 +133,11 @@ def _train(job: Job, run: RunLog, progress: Progress, begin: Callable[[Trainer],
         outputs.append(hook)
     if "wandb" in config.log.all_trackers:
         outputs.append(sinks.wandb())
+    outputs += [sinks.make(spec, run.path.name) for spec in config.log.sinks]
     trainer = Trainer(
         job,
         run,
-        monitor=Monitor(sinks=outputs),
+        monitor=Monitor(config.monitors.limits(), default_rules(config.monitors.rules), outputs),
         progress=progress.step,
         say=progress.say,
         writers=writers,
@@ -146,8 +148,7 @@ def _train(job: Job, run: RunLog, progress: Progress, begin: Callable[[Trainer],
     finally:
         progress.end_line()
         trainer.close()
-        if hook is not None:
-            hook.close()
+        sinks.close(outputs)
     if result.status == "stopped":
         progress.say(f"stopped after step {result.steps} and saved; go on with: agentrl resume {run.path}")
     return FinishedRun(run.path, result)

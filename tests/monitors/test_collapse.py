@@ -176,3 +176,55 @@ def test_the_remedy_names_the_learning_rate_in_use():
         metrics["lr"] = 7e-4
 
     assert "optim.lr=0.00035 (now 0.0007)" in alarms(change)[0].remedy
+
+
+def lasting(until, fall_at, lost=0.7):
+    """Updates too large until a step, the reward gone from another step on; nothing else speaks."""
+
+    def change(step, metrics):
+        metrics["reward"] = (0.5 if step < fall_at else 0.5 * (1 - lost)) + 0.01 * (step % 3)
+        metrics["clip_fraction"] = 0.06 if step < until else 0.001
+
+    return change
+
+
+def test_evidence_stands_for_twenty_steps_and_no_longer():
+    """Large updates end at step 30 (their median of eight at 33); the fall is counted from the last of them."""
+
+    def critical(fall_at):
+        return [a.step for a in alarms(lasting(30, fall_at), only=("large_updates",)) if a.level == "critical"]
+
+    last = 33  # the last step at which the median of eight is above the limit
+    [at] = critical(45)  # eight means after the fall 40 % are gone
+    assert 33 + 12 < at <= last + 20
+    assert critical(51) == []  # five of eight means gone at step 55: two steps too late, and nothing else speaks
+    assert critical(49) == [] or critical(49)[0] <= last + 20
+
+
+def test_critical_needs_evidence_of_this_run_and_a_reward_that_was_earned():
+    """A reward that is gone is not critical by itself, nor where it was never above its own noise."""
+    assert [a.level for a in alarms(lasting(0, 40), only=("large_updates",))] == []
+
+    def noisy(step, metrics):
+        metrics["reward"] = (0.03 if step < 40 else 0.0) + 0.1 * (1 if step * 7 % 5 < 2 else -0.67)
+        metrics["clip_fraction"] = 0.06
+
+    assert "critical" not in [a.level for a in alarms(noisy, only=("large_updates",))]
+
+
+def test_a_reward_decline_within_its_noise_is_none():
+    """Over a third of the peak mean is gone, but so it goes up and down all the time."""
+
+    def noisy(step, metrics):
+        level = 0.5 if step < 40 else 0.3
+        metrics.clear()
+        metrics["reward"] = level + (0.45 if (step * 7) % 3 == 0 else -0.2)
+
+    found = alarms(noisy, only=("reward_decline",))
+    assert found == []
+
+    def steady(step, metrics):
+        metrics.clear()
+        metrics["reward"] = (0.5 if step < 40 else 0.3) + 0.01 * (step % 3)
+
+    assert [a.level for a in alarms(steady, only=("reward_decline",))][:1] == ["warn"]

@@ -2,8 +2,9 @@ import itertools
 import json
 import random
 
-from agentrl.monitors.phases import PhaseClassifier, PhaseThresholds, death_spiral
+from agentrl.monitors.phases import PhaseClassifier, death_spiral
 from agentrl.monitors.stats import Series
+from agentrl.monitors.thresholds import SpiralThresholds
 
 
 def classify(likelihood, reward, entropy=None, grad_norm=None, noise=0.0, seed=0):
@@ -112,7 +113,7 @@ def delta(values):
     series = Series()
     for step, value in enumerate(values):
         series.push(step, value)
-    return death_spiral(series, PhaseThresholds())
+    return death_spiral(series, SpiralThresholds())
 
 
 def test_death_spiral_is_negative_and_getting_more_negative():
@@ -121,6 +122,39 @@ def test_death_spiral_is_negative_and_getting_more_negative():
     assert not delta([-0.001 - 0.0001 * i for i in range(12)])  # below the size that matters
     assert not delta([0.01] * 12)
     assert not delta([-0.01 - 0.002 * i for i in range(11)])  # too short to say
+
+
+def test_the_spirals_limits_are_where_they_are_said_to_be():
+    """Exactly 60 % negative is enough for a share of 0.6 (of ten), one fewer is not; the median must be below -ε."""
+    ten = SpiralThresholds(window=10)
+
+    def spiral(values, t=ten):
+        series = Series()
+        for step, value in enumerate(values):
+            series.push(step, value)
+        return death_spiral(series, t)
+
+    six = [0.02, 0.02, -0.02, -0.02, -0.02, 0.02, 0.02, -0.03, -0.03, -0.03]
+    assert spiral(six) and sum(v < 0 for v in six) == 6
+    assert not spiral(six, SpiralThresholds(window=10, share=0.7))
+    five = [0.01, 0.01, 0.01, -0.03, -0.03, 0.01, 0.01, -0.04, -0.04, -0.04]
+    assert not spiral(five)
+    small = [-0.004] * 5 + [-0.0049] * 5
+    assert not spiral(small) and spiral(small, SpiralThresholds(window=10, epsilon=0.004))
+
+
+def test_the_alarm_and_the_collapse_rule_report_the_same_spiral():
+    from agentrl.monitors import Monitor, StepRecord, Thresholds
+
+    monitor = Monitor(Thresholds().changed({"death_spiral.window": 10, "epsilon": 0.004}))
+    found = {}
+    for step in range(30):
+        values = {"reward": 0.5, "delta_correct": -0.0045 - 1e-5 * step}
+        for alarm in monitor.observe(StepRecord(step, values)):
+            found.setdefault(alarm.rule, alarm.signals["delta_correct"])
+    assert found.keys() == {"death_spiral", "collapse"}
+    assert found["death_spiral"] == found["collapse"]
+    assert found["death_spiral"]["threshold"] == -0.004 and found["death_spiral"]["value"] < -0.004
 
 
 def test_state_survives_json():

@@ -16,8 +16,9 @@ from agentrl.config.files import to_yaml
 from agentrl.errors import DataError, RunError
 from agentrl.runs.checkpoint import list_checkpoints
 from agentrl.runs.log import RunLog
-from agentrl.runs.read import list_runs, read_evals, read_info, read_metrics, rollout_steps
+from agentrl.runs.read import list_runs, read_alarms, read_evals, read_info, read_metrics, rollout_steps
 from agentrl.train.start import resume_run, train_run
+from tests.monitors.plugged import Kept
 from tests.small import files_of, small_config, train_until, without_times
 
 NTHR = {"algorithm": {"nthr": {"enabled": True}}}
@@ -398,3 +399,17 @@ def test_a_checkpoint_is_a_model_to_start_from(stopped, warm_model, tmp_path):
         load_file(done.run_dir / "checkpoints" / "step-000001" / "model" / "model.safetensors"),
     )
     assert all((first[k] - last[k]).abs().max() < 1e-6 for k in first)
+
+
+def test_the_monitors_of_a_run_are_as_configured(tmp_path):
+    """Thresholds, a rule of one's own and a sink, in one run that trains."""
+    alarms = tmp_path / "elsewhere.jsonl"
+    sinks = [f"file={alarms}", "tests.monitors.plugged:Kept"]
+    Kept.made.clear()
+    monitors = {"thresholds": {"clip_share": 0.07}, "rules": ["tests.monitors.plugged:Tells"]}
+    run = train_run(small_config(tmp_path, monitors=monitors, log={"sinks": sinks}), quiet=True).run_dir
+    [(source, _, kept)] = Kept.made
+    assert source == run.name and [a.rule for a in kept if a.rule == "tells"] == ["tells"] and kept.closed
+    [row] = [a for a in read_alarms(run) if a["rule"] == "tells"]
+    assert (row["step"], row["message"]) == (0, "clip_share is 0.07")
+    assert json.loads(alarms.read_text().splitlines()[0])["rule"] == "tells"

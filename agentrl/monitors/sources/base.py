@@ -23,8 +23,28 @@ class Row:
     values: dict[str, float]
 
 
+NO, MAYBE, LIKELY, SURE = 0, 1, 2, 3  # how sure a format is that something is its own
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a format is shown to say whether it can read it."""
+
+    path: Path
+    head: bytes  # the first bytes of a file; empty for a directory
+    is_dir: bool
+
+
 class Source(ABC):
-    """A growing record of metrics."""
+    """A growing record of metrics. A format of your own is a class like this (plug-in kind "log source").
+
+    It is made with `(path, run)`; `run` is what `watch --run` names, for formats that hold several.
+    """
+
+    @classmethod
+    def recognises(cls, look: Look) -> int:
+        """NO, MAYBE, LIKELY or SURE: whether `look` is of this format. The surest of all formats reads it."""
+        return NO
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path, self.kind = path, kind

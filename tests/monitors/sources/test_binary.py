@@ -10,7 +10,9 @@ import pytest
 from agentrl.errors import RunError
 from agentrl.monitors import Alarm, sinks
 from agentrl.monitors.sources.base import StepAssembler
-from agentrl.monitors.sources.binary import TensorBoard, Trackio, Wandb
+from agentrl.monitors.sources.tensorboard import TensorBoard
+from agentrl.monitors.sources.trackio import Trackio
+from agentrl.monitors.sources.wandb import Wandb
 
 
 def assembled(rows):
@@ -102,7 +104,7 @@ def test_a_wandb_run_that_grows_in_odd_pieces(wandb_file, tmp_path):
 
 
 def test_large_files_come_in_parts(wandb_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("agentrl.monitors.sources.binary.WANDB_CHUNK", 65536)
+    monkeypatch.setattr("agentrl.monitors.sources.wandb.WANDB_CHUNK", 65536)
     source, parts = Wandb(wandb_file), []
     while rows := source.poll(final=True):
         parts.append([r.step for r in rows])

@@ -1,0 +1,253 @@
+"""Every threshold of phases and alarms: one tree of dataclasses, with unit, default and reason. Standard library only.
+
+`Thresholds()` are the shipped values. `changed` sets some by name, dotted (`collapse.clip_share`) or alone where only
+one part has it (`clip_share`): what `agentrl watch --set` and the config's `monitors.thresholds` do. Share, z and ratio
+thresholds have no unit of the task in them, so they do not depend on the reward's scale, the model's size or the
+learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from agentrl.errors import AgentRLError, nearest
+
+
+def limit(default: float, doc: str, least: float | None = None) -> Any:
+    """A field of a threshold part. `least`: the smallest value that makes sense (1 for whole numbers)."""
+    return field(
+        default=default, metadata={"doc": doc, "least": 1 if least is None and type(default) is int else least}
+    )
+
+
+@dataclass(frozen=True)
+class RaisingThresholds:
+    """When a rule's finding becomes an alarm."""
+
+    warmup: int = limit(10, "steps before a trend alarm: a rolling median and a slope need them to mean anything")
+    hold: int = limit(3, "steps in a row before a trend alarm is raised: one odd batch is not a trend")
+    clear: int = limit(10, "quiet steps before an alarm ends")
+    cooldown: int = limit(20, "steps before an alarm that ended may be raised again at the same level", 0)
+
+
+@dataclass(frozen=True)
+class CollapseThresholds:
+    """The collapse rule's evidence and when it becomes critical."""
+
+    clip_share: float = limit(
+        0.03,
+        "share of tokens outside the clip range at every step: the surrogate is blind there, healthy runs stay below",
+    )
+    delta_size: float = limit(
+        0.03, "the same in nats per token and step where no clip fraction is logged: 3 % more or less likely each time"
+    )
+    size_span: int = limit(8, "steps in the median of the update size")
+    early: int = limit(15, "steps in which more is needed: an optimiser's first steps are of full size anyway", 0)
+    early_factor: float = limit(2.0, "how much more")
+    rising_z: float = limit(2.0, "standard errors of the reward's slope that count as: it is learning")
+    rising_span: int = limit(20, "steps in that slope", 3)
+    rise_drift: float = limit(0.25, "entropy rise: deviations above the start that are forgiven per step")
+    rise_limit: float = limit(4.0, "entropy rise: deviations that must add up")
+    entropy_noise: float = limit(
+        0.05, "least deviation per step, so that a smooth entropy is not judged too finely", 1e-6
+    )
+    degradation_z: float = limit(4.5, "standard errors, combined over signals by Stouffer's rule")
+    floor: float = limit(-2.0, "least standard errors of one signal: one that is at its best speaks against")
+    cap: float = limit(6.0, "most standard errors of one signal: no single one decides alone")
+    entropy_factor: float = limit(1.2, "and it must matter: entropy this many times its lowest level, or")
+    reward_lost: float = limit(0.2, "this share of the peak reward gone")
+    decline_lost: float = limit(0.35, "reward decline: share of the peak of the rolling mean reward gone")
+    decline_z: float = limit(2.5, "and standard errors below its best level, so that it is not noise")
+    collapse_lost: float = limit(0.4, "critical: share of the peak gone, close to half")
+    evidence_steps: int = limit(
+        20, "steps for which evidence stands: a warning and the fall it foretold are one story", 0
+    )
+
+
+@dataclass(frozen=True)
+class SpiralThresholds:
+    """The death spiral (LLDS Def. 5.1), for the phase, the alarm and the collapse rule alike."""
+
+    window: int = limit(12, "measurements of Δ, judged in two halves", 2)
+    epsilon: float = limit(0.005, "nats per token and step: 0.5 % less likely with every update")
+    share: float = limit(0.6, "of the window's Δ that must be negative")
+
+
+@dataclass(frozen=True)
+class PhaseThresholds:
+    """What separates the phases."""
+
+    window: int = limit(20, "steps per slope: long enough that a slope of a fifth of the noise per step shows", 3)
+    warmup: int = limit(10, "steps before the first judgement: half a window", 2)
+    significant: float = limit(2.0, "standard errors; a slope below that is called flat")
+    fast: float = limit(2.0, "recent slope over the slope of the whole decay that counts as acceleration")
+    collapsed: float = limit(0.5, "share of the peak reward gone that counts as the collapse itself")
+    hold: int = limit(3, "steps that a new phase must last before it is announced")
+
+
+@dataclass(frozen=True)
+class NonFiniteThresholds:
+    """NaN and infinity."""
+
+    critical_run: int = limit(3, "steps in a row that make it critical")
+
+
+@dataclass(frozen=True)
+class EntropyCollapseThresholds:
+    """A policy that stops exploring."""
+
+    low: float = limit(0.15, "share of the starting entropy: information below it")
+    very_low: float = limit(0.05, "share of the starting entropy: a warning below it, while questions are unsolved:")
+    all_wrong: float = limit(0.2, "share of groups all wrong from which questions are unsolved, or")
+    correct: float = limit(0.7, "share of correct answers up to which they are")
+
+
+@dataclass(frozen=True)
+class RewardHackingThresholds:
+    """A reward that rises for another reason than the task."""
+
+    rising_z: float = limit(3.0, "standard errors of the reward's slope")
+    falling_z: float = limit(-1.0, "standard errors of the slope of correct answers that count as falling")
+    flat_z: float = limit(1.0, "and below which they do not rise")
+    correct_share: float = limit(0.5, "of the reward, that correct answers stay below")
+    kept: float = limit(0.5, "share of the start, of retrieved answers or searches, below which they are given up")
+    least_retrieved: float = limit(0.2, "share of answers in what was retrieved at the start, to be judged")
+    least_search: float = limit(0.1, "share of searches at the start, to be judged")
+
+
+@dataclass(frozen=True)
+class MismatchThresholds:
+    """Sampler and trainer apart."""
+
+    factor: float = limit(2.0, "times the starting level")
+    least: float = limit(0.01, "nats per token; an ordinary bf16 sampler has less")
+    least_kl: float = limit(0.001, "the same as a divergence: half the square of a difference of about 0.045")
+    z: float = limit(4.0, "standard errors above its lowest level")
+
+
+@dataclass(frozen=True)
+class ToolOutageThresholds:
+    """Failing and slow tools."""
+
+    run: int = limit(3, "steps in a row with failures")
+    factor: float = limit(3.0, "times the start (plus one) that count as failures")
+    latency_factor: float = limit(5.0, "times the starting latency that count as slow, and")
+    latency_s: float = limit(1.0, "seconds at least")
+
+
+@dataclass(frozen=True)
+class InvalidActionThresholds:
+    """Actions that the environment cannot read."""
+
+    lost: float = limit(0.2, "share of all actions that became unreadable since the best level")
+
+
+@dataclass(frozen=True)
+class TruncationThresholds:
+    """Episodes that run into a limit."""
+
+    share: float = limit(0.25, "of the episodes, and")
+    factor: float = limit(2.0, "times the start")
+
+
+@dataclass(frozen=True)
+class GradientSpikeThresholds:
+    """One gradient far out of the ordinary."""
+
+    factor: float = limit(10.0, "times the usual")
+    span: int = limit(20, "steps in the median that is the usual")
+    least: float = limit(0.01, "usual norm, below which nothing is judged")
+
+
+@dataclass(frozen=True)
+class NoSignalThresholds:
+    """Groups of equal rewards."""
+
+    share: float = limit(0.9, "of the groups with equal rewards")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The whole tree: one part for each rule, `raising` for all of them."""
+
+    raising: RaisingThresholds = RaisingThresholds()
+    phases: PhaseThresholds = PhaseThresholds()
+    collapse: CollapseThresholds = CollapseThresholds()
+    death_spiral: SpiralThresholds = SpiralThresholds()
+    non_finite: NonFiniteThresholds = NonFiniteThresholds()
+    entropy_collapse: EntropyCollapseThresholds = EntropyCollapseThresholds()
+    reward_hacking: RewardHackingThresholds = RewardHackingThresholds()
+    mismatch: MismatchThresholds = MismatchThresholds()
+    tool_outage: ToolOutageThresholds = ToolOutageThresholds()
+    invalid_actions: InvalidActionThresholds = InvalidActionThresholds()
+    truncation: TruncationThresholds = TruncationThresholds()
+    gradient_spike: GradientSpikeThresholds = GradientSpikeThresholds()
+    no_signal: NoSignalThresholds = NoSignalThresholds()
+
+    def changed(self, values: Mapping[str, Any]) -> Thresholds:
+        """A copy with `values` (names as in the module's docstring, or a mapping of a part's names) set.
+
+        Raises AgentRLError with the nearest name for an unknown or ambiguous one, and for a value that cannot be.
+        """
+        parts: dict[str, dict[str, Any]] = {}
+        for name, value in _flat(values):
+            part, leaf = self._find(name)
+            parts.setdefault(part, {})[leaf] = self._checked(part, leaf, value)
+        return replace(self, **{part: replace(getattr(self, part), **new) for part, new in parts.items()})
+
+    def items(self) -> Iterator[tuple[str, float, str]]:
+        """(dotted name, value, what it is) of every threshold."""
+        for part in fields(self):
+            for leaf in fields(inner := getattr(self, part.name)):
+                yield f"{part.name}.{leaf.name}", getattr(inner, leaf.name), leaf.metadata["doc"]
+
+    def _find(self, name: str) -> tuple[str, str]:
+        dotted = [n for n, _, _ in self.items()]
+        if name in dotted:
+            part, _, leaf = name.partition(".")
+            return part, leaf
+        found = [n for n in dotted if n.endswith(f".{name}")]
+        if len(found) == 1:
+            return self._find(found[0])
+        if found:
+            raise AgentRLError(f"threshold {name!r} is in several parts: write {' or '.join(found)}")
+        every = dotted if "." in name else [n.partition(".")[2] for n in dotted]
+        hint = nearest(name, every) or f"; the parts are {', '.join(f.name for f in fields(self))}"
+        raise AgentRLError(f"there is no threshold {name!r}{hint}; docs/alarms.md lists them")
+
+    def _checked(self, part: str, leaf: str, value: Any) -> float:
+        one = next(f for f in fields(getattr(self, part)) if f.name == leaf)
+        name, least = f"threshold {part}.{leaf}", one.metadata["least"]
+        whole = type(one.default) is int
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise AgentRLError(f"{name} is {value!r}; it must be a number, for example {one.default}")
+        if whole and value != int(value):
+            raise AgentRLError(f"{name} is {value!r}; it counts steps: use a whole number, for example {one.default}")
+        if least is not None and value < least:
+            raise AgentRLError(f"{name} is {value!r}; it must be {least} or more, for example {one.default}")
+        return int(value) if whole else float(value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def parse(pairs: Sequence[str]) -> dict[str, float]:
+    """`NAME=NUMBER` pairs of a command line; AgentRLError names the pair that is not one."""
+    out = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        try:
+            out[name.strip()] = float(text)
+        except ValueError:
+            equals = ""
+        if not equals or not name.strip():
+            raise AgentRLError(f"--set {pair}: expected NAME=NUMBER, for example clip_share=0.05")
+    return out
