@@ -8,7 +8,8 @@ import torch
 
 from agentrl.engines.local.cache import RowCache
 from agentrl.engines.local.qwen2 import FastQwen2
-from agentrl.engines.local.sampler import BatchSampler, TokenText, _inverse_cdf
+from agentrl.engines.local.sampler import BatchSampler, _inverse_cdf
+from agentrl.engines.shared.text import TokenText
 from agentrl.errors import AgentRLError
 from tests.fakes import tiny_model, tiny_tokenizer
 
