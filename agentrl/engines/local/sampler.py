@@ -81,7 +81,6 @@ class BatchSampler:
         self.driver: asyncio.Task[None] | None = None
         self.arrivals = 0
         self.sampled_tokens = 0
-        self.prefilled_tokens = 0
 
     # ---------------------------------------------------------------------------------------------------- interface
 
@@ -178,7 +177,6 @@ class BatchSampler:
         count = torch.tensor([len(n) for n in new], device=self.device)
         plan = self.cache.plan([q.row.index for q in requests], torch.tensor(start, device=self.device), count)
         logits = self.next_logits(ids, count - 1, self.cache, plan)
-        self.prefilled_tokens += sum(map(len, new))
         for request in requests:
             request.row.known = list(request.ids)
             self.waiting.remove(request)
