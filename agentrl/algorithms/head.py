@@ -121,6 +121,39 @@ class HeadPass:
     scores: Tensor | None  # NTHR, full vocabulary; 0 outside the spans
 
 
+@dataclass(frozen=True)
+class _Statistics:
+    """What the pass fills in, all (N,) fp32 and 0 before; the normaliser is in two parts.
+
+    `part` is a view: what is written there is written here.
+    """
+
+    logprobs: Tensor
+    top: Tensor  # the largest logit
+    log_total: Tensor  # log Σ exp(logit - top)
+    entropy: Tensor
+    scores: Tensor
+
+    @classmethod
+    def zeros(cls, n: int, device: torch.device) -> _Statistics:
+        return cls(*torch.zeros(5, n, device=device))
+
+    def part(self, start: int, end: int) -> _Statistics:
+        return _Statistics(
+            self.logprobs[start:end],
+            self.top[start:end],
+            self.log_total[start:end],
+            self.entropy[start:end],
+            self.scores[start:end],
+        )
+
+    def write(self, own: Tensor, top: Tensor, log_total: Tensor) -> None:
+        """log π from the token's `own` logit less `top`, and the normaliser."""
+        self.logprobs.copy_(own - log_total)
+        self.top.copy_(top)
+        self.log_total.copy_(log_total)
+
+
 @torch.no_grad()
 def head_pass(
     head: Head,
@@ -137,23 +170,23 @@ def head_pass(
     whatever the number of tokens and the size of the vocabulary.
     """
     n, d = hidden.shape
-    stats = torch.zeros(5, n, device=hidden.device)  # logprobs, largest logit, log of the sum, entropy, scores
+    stats = _Statistics.zeros(n, hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         for start, end, inside in _bundles(n, d, spans or [], head, chunk_tokens):
-            part = stats[:, start:end]
+            part = stats.part(start, end)
             h, y = hidden[start:end], token_ids[start:end]
             if (end - start) * head.vocabulary <= BLOCK_ELEMENTS:
                 _dense(head, h, y, inside, part, entropy)
             else:
                 _streamed(head, h, y, inside, part, entropy)
-        logprobs, lse = stats[0], stats[1] + stats[2]
+        lse = stats.top + stats.log_total
         for start, correct, end in spans or []:
             if not _takes_gram(start, correct, end, head, d):
                 rows = slice(start, end)
-                stats[4, rows] = column_scores(
+                stats.scores[rows] = column_scores(
                     head, hidden[rows], token_ids[rows], lse[rows], correct, chunk_tokens=chunk_tokens
                 )
-    return HeadPass(logprobs, lse, stats[3] if entropy else None, None if spans is None else stats[4])
+    return HeadPass(stats.logprobs, lse, stats.entropy if entropy else None, None if spans is None else stats.scores)
 
 
 def _takes_gram(start: int, correct: int, end: int, head: Head, d: int) -> bool:
@@ -180,7 +213,7 @@ def _bundles(n: int, d: int, spans: list[Span], head: Head, chunk: int) -> Itera
         start = end
 
 
-def _dense(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: Tensor, entropy: bool) -> None:
+def _dense(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: _Statistics, entropy: bool) -> None:
     """All logits fit: (N, V) is held once and turned into p and g in place."""
     everything = slice(0, head.vocabulary)
     z = head.logits(hidden, everything)
@@ -191,19 +224,19 @@ def _dense(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: Tensor
     e = z.exp()
     total = e.sum(1)
     log_total = total.log()
-    out[0], out[1], out[2] = own - log_total, top, log_total
+    out.write(own, top, log_total)
     if entropy:
-        out[3] = log_total - z.clamp_(min=-200.0).mul_(e).sum(1) / total  # the clamp keeps 0 * -inf out
+        out.entropy[:] = log_total - z.clamp_(min=-200.0).mul_(e).sum(1) / total  # the clamp keeps 0 * -inf out
     if not spans:
         return
     g = _subtract_from_onehot(e.div_(total[:, None]), y, everything)
     if slope is not None:
         g.mul_(slope)
     for a, correct, b in spans:
-        out[4, a:b] = _finish(g[a:b] @ g[a : a + correct].t(), hidden[a:b], head)
+        out.scores[a:b] = _finish(g[a:b] @ g[a : a + correct].t(), hidden[a:b], head)
 
 
-def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: Tensor, entropy: bool) -> None:
+def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: _Statistics, entropy: bool) -> None:
     """Blocks of the vocabulary, with a running maximum; products of pairs are scaled to the final one at the end."""
     n = len(y)
     top = torch.full((n,), -1e30, device=y.device)  # below every logit, and finite
@@ -241,19 +274,19 @@ def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: Ten
             k.addmm_(e[a:b], e[a : a + correct].t())
         del z, e  # before the next block is made
     log_total = total.log()
-    out[0], out[1], out[2] = own - top - log_total, top, log_total
+    out.write(own - top, top, log_total)
     if entropy:
-        out[3] = log_total - heat / total
+        out.entropy[:] = log_total - heat / total
     if not spans:
         return
     for (a, correct, _), k in zip(spans, pairs):
         k.div_(total[a : a + len(k), None]).div_(total[None, a : a + correct])
     for part in blocks(len(occurring), n):
-        g = head.error(hidden, y, out[1] + out[2], occurring[part])
+        g = head.error(hidden, y, top + log_total, occurring[part])
         for (a, correct, b), k in zip(spans, pairs):
             k.addmm_(g[a:b], g[a : a + correct].t())
     for (a, _, b), k in zip(spans, pairs):
-        out[4, a:b] = _finish(k, hidden[a:b], head)
+        out.scores[a:b] = _finish(k, hidden[a:b], head)
 
 
 def _finish(pairs: Tensor, hidden: Tensor, head: Head) -> Tensor:

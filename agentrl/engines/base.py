@@ -125,14 +125,14 @@ class Engine(Sampler, Protocol):
 
 
 class Scorer(Protocol):
-    """What the shared scoring pass needs of an engine whose model is in this process."""
+    """What the shared scoring pass and loss need: a model in this process, of the local engine or of a worker."""
 
     config: ModelConfig
     device: torch.device
     head: Any  # engines.shared.head.OutputHead
     micro_batch_tokens: int
 
-    def hidden(self, ids: Tensor, attention_mask: Tensor, model: Any = None) -> Tensor:
+    def hidden(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Right-padded ids (B, C) to the input of the output head (B, C, d)."""
         ...
 
@@ -143,7 +143,9 @@ class Scorer(Protocol):
         *,
         entropy: bool = False,
         entropy_gradient: bool = True,
-        model: Any = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """log π of the action tokens (B, S), 0 elsewhere, and their entropy when asked; differentiable."""
+        """log π of the action tokens (B, S), 0 elsewhere, and their entropy when asked; differentiable.
+
+        The entropy only with `entropy_gradient`.
+        """
         ...

@@ -10,7 +10,7 @@ import torch
 
 from agentrl.batch import pack
 from agentrl.config import LossConfig, NTHRConfig
-from agentrl.engines.local.engine import learning_rate
+from agentrl.engines.shared.updates import learning_rate
 from agentrl.errors import RunError
 from agentrl.rollouts.play import EnvPool, Player
 from agentrl.train.build import build_job

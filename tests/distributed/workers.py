@@ -10,7 +10,7 @@ cpu.before_import()
 
 from agentrl.engines.openrlhf.arguments import openrlhf_arguments  # noqa: E402
 from agentrl.engines.openrlhf.policy import AgentPolicy, WorkerSettings  # noqa: E402
-from agentrl.engines.openrlhf.sharing import UpdatePart  # noqa: E402
+from agentrl.engines.shared.updates import Update  # noqa: E402
 
 
 def policy(config, path, adapter=None):
@@ -38,8 +38,8 @@ def policy(config, path, adapter=None):
 def update(worker, batch, advantages, old, *, loss, lr, reference=None, temperature=1.0):
     """One optimiser step, as the engine asks for it; the metrics."""
     normalizer = LossNormalizer.of(batch.action_mask, correct=batch.correct)
-    part = UpdatePart(batch, advantages, old, reference, loss, normalizer, temperature, lr)
-    sums, stepped = worker.update(part)
+    part = Update(batch, advantages, old, reference, loss, normalizer, temperature)
+    sums, stepped = worker.update(part, lr)
     totals = MetricSums()
     for metrics in sums:
         totals.add(metrics)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,16 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agentrl.algorithms import LossNormalizer, MetricSums, policy_loss
+from agentrl.algorithms import LossNormalizer, MetricSums
 from agentrl.batch import TokenBatch, micro_batches
 from agentrl.config import LossConfig, ModelConfig, NTHRConfig, OptimConfig
 from agentrl.engines.base import ScoreResult
 from agentrl.engines.local.cache import Plan, RowCache
 from agentrl.engines.local.qwen2 import FastQwen2, usable
-from agentrl.engines.local.sampler import BatchSampler, TokenText
+from agentrl.engines.local.sampler import BatchSampler
 from agentrl.engines.shared.head import OutputHead
 from agentrl.engines.shared.loading import load_weights, pick_device
-from agentrl.engines.shared.scoring import score_batch
+from agentrl.engines.shared.scoring import score_batch, score_rows
+from agentrl.engines.shared.text import TokenText
+from agentrl.engines.shared.updates import Update, learning_rate, loss_of_rows, rows_with_gradient
 from agentrl.errors import ModelError
 from agentrl.types import Sample
 
@@ -235,55 +236,19 @@ class LocalEngine:
     ) -> dict[str, float]:
         """See `engines.base.Engine.update`."""
         normalizer = LossNormalizer.of(batch.action_mask, correct=batch.correct)
-        want_entropy = loss.entropy_coef != 0
+        whole = Update(batch, advantages, old_logprobs, reference_logprobs, loss, normalizer, temperature)
+        rows = rows_with_gradient(batch, advantages, loss)
         totals = MetricSums()
         self.model.train(self.config.gradient_checkpointing)
-        parts = self._contributing(batch, advantages, loss)
-        for index in parts:
-            part = batch.rows(index).to(self.device)
-            S = part.action_mask.shape[1]
-
-            def cut(x: Tensor, index: Tensor = index, S: int = S) -> Tensor:
-                return x[index, :S].to(self.device)
-
-            logprobs, entropy = self.logprobs(
-                part, temperature, entropy=want_entropy or scores is not None, entropy_gradient=want_entropy
-            )
-            if scores is not None:
-                _fill(scores, index, logprobs, entropy)
-            total, metrics = policy_loss(
-                logprobs,
-                logprobs.detach() if scores is not None else cut(old_logprobs),
-                cut(advantages),
-                part.action_mask,
-                config=loss,
-                normalizer=normalizer,
-                turn_ids=part.turn_ids,
-                answer_mask=part.answer_mask,
-                correct=part.correct,
-                reference_logprobs=None if reference_logprobs is None else cut(reference_logprobs),
-                rollout_logprobs=part.rollout_logprobs,
-                entropy=entropy if want_entropy else None,
-            )
+        for index in micro_batches(batch.lengths()[rows], self.micro_batch_tokens):
+            total, metrics = loss_of_rows(self, whole, rows[index], scores)
             total.backward()
             totals.add(metrics)
         self.model.eval()
         if scores is not None:
-            self._score_the_rest(batch, torch.cat(parts), temperature, scores)
+            left = torch.ones(len(batch), dtype=torch.bool).index_fill_(0, rows, False).nonzero()[:, 0]
+            score_rows(self, batch, left, temperature, scores)
         return {**totals.result(), **self.optimizer_step()}
-
-    @torch.no_grad()
-    def _score_the_rest(self, batch: TokenBatch, done: Tensor, temperature: float, scores: ScoreResult) -> None:
-        left = torch.ones(len(batch), dtype=torch.bool).index_fill_(0, done, False).nonzero()[:, 0]
-        for index in micro_batches(batch.lengths()[left], self.micro_batch_tokens) if len(left) else ():
-            rows = left[index]
-            logprobs, entropy = self.logprobs(batch.rows(rows).to(self.device), temperature, entropy=True)
-            _fill(scores, rows, logprobs, entropy)
-
-    def _contributing(self, batch: TokenBatch, advantages: Tensor, loss: LossConfig) -> list[Tensor]:
-        """Micro-batches of the rows that have a gradient."""
-        rows = rows_with_gradient(batch, advantages, loss)
-        return [rows[index] for index in micro_batches(batch.lengths()[rows], self.micro_batch_tokens)]
 
     def optimizer_step(self) -> dict[str, float]:
         """Clip, check, step; gradients are consumed. A non-finite gradient skips the step and says so."""
@@ -388,37 +353,6 @@ class LocalEngine:
         own = model(input_ids=ids).logits.log_softmax(-1)
         fast = (FastQwen2(model).hidden(ids) @ model.lm_head.weight.t()).log_softmax(-1)
         return float((fast - own).abs().max()) < FAST_TOLERANCE
-
-
-def rows_with_gradient(batch: TokenBatch, advantages: Tensor, loss: LossConfig) -> Tensor:
-    """Indices of the rows that add to the gradient, at least one.
-
-    Where only the clipped surrogate is on, a response whose advantages are all zero (its group's rewards are equal)
-    adds exactly nothing to loss and gradient; the divisor has counted it already, so it need not be computed.
-    """
-    if loss.kl_coef or loss.entropy_coef or loss.nll_coef or loss.llds.enabled:
-        return torch.arange(len(batch))
-    rows = (advantages != 0).any(1).nonzero()[:, 0]
-    # one row keeps the metrics and the gradient (zero) defined
-    return rows if len(rows) else batch.lengths().argmin()[None]
-
-
-def _fill(scores: ScoreResult, rows: Tensor, logprobs: Tensor, entropy: Tensor | None) -> None:
-    """Write a micro-batch's (n, S') values into the (B, S) tensors of `scores`."""
-    scores.logprobs[rows, : logprobs.shape[1]] = logprobs.detach().cpu()
-    if scores.entropy is not None and entropy is not None:
-        scores.entropy[rows, : entropy.shape[1]] = entropy.detach().cpu()
-
-
-def learning_rate(config: OptimConfig, update: int, total: int) -> float:
-    """At optimiser step `update` (from 0) of `total`."""
-    scale = min(1.0, (update + 1) / max(1, config.warmup_steps))
-    done = min(1.0, update / total)
-    if config.schedule == "linear":
-        scale *= 1.0 - done
-    elif config.schedule == "cosine":
-        scale *= 0.5 * (1.0 + math.cos(math.pi * done))
-    return config.lr * scale
 
 
 def _as_list(x: Any) -> list[Any]:

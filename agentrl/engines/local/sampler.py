@@ -15,13 +15,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from agentrl.engines.base import check_request
 from agentrl.engines.local.cache import Plan, RowCache
+from agentrl.engines.shared.text import TokenText
 from agentrl.types import Sample, Stop
 
 PREFILL_TOKENS = 16_384  # padded tokens of one prefill pass
@@ -31,16 +31,20 @@ QUIET_TICKS = 4  # event-loop rounds without news before an idle sampler starts 
 NextLogits = Callable[[Tensor, Tensor, RowCache, Plan], Tensor]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
+    """A row of the cache that a conversation keeps; `known` are the tokens whose keys and values are there."""
+
+    index: int
     session: int | None
-    known: list[int] = field(default_factory=list)  # tokens whose keys and values are in the cache
-    request: _Request | None = None
-    started: bool = False  # the request's context is in the cache
+    known: list[int] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
+    """One turn. It waits until its context is in the cache, then it is active until it ends."""
+
+    row: _Row
     ids: list[int]
     max_tokens: int
     stop: tuple[str, ...]
@@ -49,40 +53,6 @@ class _Request:
     draw: Callable[[], float]  # uniform numbers
     out: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-
-
-class TokenText:
-    """Ids to text, and which ids may complete a stop string."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        self.plain = tokenizer.backend_tokenizer.decoder is None  # a word-level tokenizer: words joined by spaces
-        self._candidates: dict[tuple[str, ...], frozenset[int]] = {}
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Exactly what the environment reads; special tokens included."""
-        if self.plain:
-            return " ".join([self.tokens[i] for i in ids])
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def candidates(self, stop: tuple[str, ...]) -> frozenset[int]:
-        """Ids whose text contains the last character of a stop string: only these can complete one."""
-        if stop not in self._candidates:
-            ends = {s[-1] for s in stop}
-            if all(c.isascii() and c.isprintable() and c != " " for c in ends):
-                found = [i for i, t in enumerate(self.tokens) if t and any(c in t for c in ends)]
-            else:  # byte-level vocabularies spell other characters in their own way: look at every token
-                found = list(range(len(self.tokens)))
-            self._candidates[stop] = frozenset(found)
-        return self._candidates[stop]
-
-    def ends_with_stop(self, out: list[int], stop: tuple[str, ...]) -> bool:
-        """Whether the token just sampled completed a stop string."""
-        longest = max(map(len, stop))
-        tail = self.decode(out[-(longest + 4) :])
-        before = self.decode(out[-(longest + 4) : -1])
-        return any(s in tail and s not in before for s in stop)
 
 
 class BatchSampler:
@@ -104,12 +74,13 @@ class BatchSampler:
         self.seed, self.context_length, self.device = seed, context_length, device
         self.policy_version = 0
         self.cache = RowCache(device, dtype)
-        self.rows: list[_Row | None] = []
-        self.by_session: dict[int, int] = {}
+        self.rows: list[_Row | None] = []  # by row of the cache; None is free
+        self.by_session: dict[int, _Row] = {}
+        self.waiting: list[_Request] = []
+        self.active: list[_Request] = []
         self.driver: asyncio.Task[None] | None = None
         self.arrivals = 0
         self.sampled_tokens = 0
-        self.prefilled_tokens = 0
 
     # ---------------------------------------------------------------------------------------------------- interface
 
@@ -127,49 +98,53 @@ class BatchSampler:
         loop = asyncio.get_running_loop()
         key = f"{self.seed}:{self.policy_version}:{session}:{len(ids)}".encode()
         draw = random.Random(int.from_bytes(blake2b(key, digest_size=8).digest())).random
-        request = _Request(list(ids), max_tokens, tuple(stop), temperature, loop.create_future(), draw)
-        self._row_for(session).request = request
+        row = self._row_for(session)
+        request = _Request(row, list(ids), max_tokens, tuple(stop), temperature, loop.create_future(), draw)
+        self.waiting.append(request)
         self.arrivals += 1
         if self.driver is None or self.driver.done() or self.driver.get_loop() is not loop:
             self.driver = loop.create_task(self._drive())
         try:
             return await request.future
         except asyncio.CancelledError:
-            self._forget_request(request)
+            self._end(request)
             raise
 
     def release(self, session: int) -> None:
         """Forget a conversation; unknown sessions are ignored."""
-        index = self.by_session.pop(session, None)
-        if index is not None:
-            self.rows[index] = None
+        row = self.by_session.pop(session, None)
+        if row is not None:
+            self.rows[row.index] = None
+            self.waiting = [q for q in self.waiting if q.row is not row]
+            self.active = [q for q in self.active if q.row is not row]
 
     def reset(self, policy_version: int) -> None:
         """Forget everything: the weights changed, cached keys and values are those of another policy."""
         self.policy_version = policy_version
-        self.rows, self.by_session = [], {}
+        self._clear()
 
     # ------------------------------------------------------------------------------------------------------- driving
 
     async def _drive(self) -> None:
         try:
             while True:
-                active = [i for i, r in enumerate(self.rows) if r and r.request and r.started]
-                if not active and await self._more_arrived():
+                if not self.active and await self._more_arrived():
                     continue
-                waiting = [i for i, r in enumerate(self.rows) if r and r.request and not r.started]
-                if not active and not waiting:
+                if not self.active and not self.waiting:
                     return
-                if waiting and len(waiting) >= len(active):
-                    self._prefill(waiting)
+                if self.waiting and len(self.waiting) >= len(self.active):
+                    self._prefill()
                 else:
                     self._decode()
                 await asyncio.sleep(0)
         except Exception as e:
-            for row in self.rows:
-                if row and row.request and not row.request.future.done():
-                    row.request.future.set_exception(e)
-            self.rows, self.by_session = [], {}
+            for request in _by_row([*self.waiting, *self.active]):
+                if not request.future.done():
+                    request.future.set_exception(e)
+            self._clear()
+
+    def _clear(self) -> None:
+        self.rows, self.by_session, self.waiting, self.active = [], {}, [], []
 
     async def _more_arrived(self) -> bool:
         """Wait for episodes that are just about to ask; True as soon as one has."""
@@ -178,73 +153,67 @@ class BatchSampler:
             await asyncio.sleep(0)
         return self.arrivals != before
 
-    def _prefill(self, waiting: list[int]) -> None:
-        """Feed the new tokens of these rows and sample each one's first token."""
-        fed: list[tuple[int, int]] = []  # (new tokens, row)
-        for i in waiting:
-            row = self.rows[i]
-            assert row is not None and row.request is not None
-            ids, known = row.request.ids, row.known
+    def _prefill(self) -> None:
+        """Feed the new tokens of the requests that wait, and sample each one's first token."""
+        for request in self.waiting:
+            ids, known = request.ids, request.row.known
             if ids[: len(known)] != known or len(known) == len(ids):
                 same = next((k for k, (a, b) in enumerate(zip(ids, known)) if a != b), min(len(ids), len(known)))
-                row.known = known[: min(same, len(ids) - 1)]
-            fed.append((len(ids) - len(row.known), i))
-        fed.sort()
+                request.row.known = known[: min(same, len(ids) - 1)]
+        fed = sorted(self.waiting, key=lambda q: (_new_tokens(q), q.row.index))
         while fed:
             take = 1
-            while take < len(fed) and (take + 1) * fed[take][0] <= PREFILL_TOKENS:
+            while take < len(fed) and (take + 1) * _new_tokens(fed[take]) <= PREFILL_TOKENS:
                 take += 1
-            self._prefill_rows([i for _, i in fed[:take]])
+            self._prefill_some(fed[:take])
             fed = fed[take:]
 
-    def _prefill_rows(self, index: list[int]) -> None:
-        rows = [self.rows[i] for i in index]
-        requests = [r.request for r in rows if r is not None and r.request is not None]
-        start = [len(r.known) for r in rows if r is not None]
+    def _prefill_some(self, requests: list[_Request]) -> None:
+        start = [len(q.row.known) for q in requests]
         new = [q.ids[s:] for q, s in zip(requests, start)]
         longest = max(map(len, new))
         self.cache.reserve(len(self.rows), max(len(q.ids) + q.max_tokens for q in requests))
         ids = torch.tensor([n + [0] * (longest - len(n)) for n in new], device=self.device)
         count = torch.tensor([len(n) for n in new], device=self.device)
-        plan = self.cache.plan(index, torch.tensor(start, device=self.device), count)
+        plan = self.cache.plan([q.row.index for q in requests], torch.tensor(start, device=self.device), count)
         logits = self.next_logits(ids, count - 1, self.cache, plan)
-        self.prefilled_tokens += sum(map(len, new))
-        for row, q in zip(rows, requests):
-            assert row is not None
-            row.known, row.started = list(q.ids), True
-        self._take(index, logits)
+        for request in requests:
+            request.row.known = list(request.ids)
+            self.waiting.remove(request)
+            self.active.append(request)
+        self._take(requests, logits)
 
     def _decode(self) -> None:
-        """One token for every active row."""
+        """One token for every active request."""
         self._compact()
-        active = [i for i, r in enumerate(self.rows) if r and r.request and r.started]
-        n = active[-1] + 1
+        active = _by_row(self.active)
+        n = active[-1].row.index + 1
         ids, start, count = [0] * n, [0] * n, [0] * n
-        for i in active:
-            row = self.rows[i]
-            assert row is not None and row.request is not None
-            ids[i], start[i], count[i] = row.request.out[-1], len(row.known), 1
-            row.known.append(ids[i])
+        for request in active:
+            i, known = request.row.index, request.row.known
+            ids[i], start[i], count[i] = request.out[-1], len(known), 1
+            known.append(ids[i])
         both = torch.tensor([ids, start, count], device=self.device)
         plan = self.cache.plan(n, both[1], both[2])
         logits = self.next_logits(both[0][:, None], both[2] * 0, self.cache, plan)
-        self._take(active, logits if len(active) == n else logits[torch.tensor(active, device=self.device)])
+        if len(active) < n:
+            logits = logits[torch.tensor([q.row.index for q in active], device=self.device)]
+        self._take(active, logits)
 
     def _compact(self) -> None:
         """Close gaps once more than a third of the rows that would be computed are idle or gone."""
-        active = [i for i, r in enumerate(self.rows) if r and r.request and r.started]
-        if len(active) * 3 >= 2 * (active[-1] + 1):
+        active = [q.row for q in _by_row(self.active)]
+        if len(active) * 3 >= 2 * (active[-1].index + 1):
             return
-        chosen = set(active)
-        order = active + [i for i, r in enumerate(self.rows) if r and i not in chosen]
-        longest = max(len(self.rows[i].known) for i in order)  # type: ignore[union-attr]
-        self.cache.keep(order, longest)
-        self.rows = [self.rows[i] for i in order]
-        self.by_session = {r.session: k for k, r in enumerate(self.rows) if r and r.session is not None}
+        chosen = {row.index for row in active}
+        order = active + [row for row in self.rows if row is not None and row.index not in chosen]
+        self.cache.keep([row.index for row in order], max(len(row.known) for row in order))
+        for index, row in enumerate(order):
+            row.index = index
+        self.rows = list(order)
 
-    def _take(self, index: list[int], logits: Tensor) -> None:
-        """Sample one token for each of the rows `index` from `logits` (n, V), and end the turns that are over."""
-        requests: list[_Request] = [self.rows[i].request for i in index]  # type: ignore[union-attr, misc]
+    def _take(self, requests: list[_Request], logits: Tensor) -> None:
+        """Sample one token for each of the requests from `logits` (n, V), and end the turns that are over."""
         temperatures = {q.temperature or 1.0 for q in requests}
         if temperatures != {1.0}:
             logits = logits / torch.tensor([q.temperature or 1.0 for q in requests], device=self.device)[:, None]
@@ -255,55 +224,56 @@ class BatchSampler:
         if greedy:
             token[greedy] = logits[greedy].argmax(-1)
         chosen = logp.gather(-1, token[:, None])[:, 0]
-        for i, q, t, lp in zip(index, requests, token.tolist(), chosen.tolist()):
+        for q, t, lp in zip(requests, token.tolist(), chosen.tolist()):
             q.out.append(t)
             q.logprobs.append(lp)
             if t in self.eos or (
                 q.stop and t in self.text.candidates(q.stop) and self.text.ends_with_stop(q.out, q.stop)
             ):
-                self._finish(i, "stop")
+                self._finish(q, "stop")
             elif len(q.out) == q.max_tokens:
-                self._finish(i, "length")
+                self._finish(q, "length")
 
-    def _finish(self, index: int, stop: Stop) -> None:
-        row = self.rows[index]
-        assert row is not None and row.request is not None
-        q = row.request
-        row.request, row.started = None, False
-        if row.session is None:
-            self.rows[index] = None
-        self.sampled_tokens += len(q.out)
-        ids = q.out[:-1] if q.out[-1] in self.eos else q.out
-        if not q.future.done():
-            q.future.set_result(Sample(q.out, q.logprobs, self.text.decode(ids), stop))
+    def _finish(self, request: _Request, stop: Stop) -> None:
+        self._end(request)
+        out = request.out
+        self.sampled_tokens += len(out)
+        ids = out[:-1] if out[-1] in self.eos else out
+        if not request.future.done():
+            request.future.set_result(Sample(out, request.logprobs, self.text.decode(ids), stop))
+
+    def _end(self, request: _Request) -> None:
+        """Take a request off its list; the row stays with its session, or is free where there is none."""
+        for requests in (self.waiting, self.active):
+            if request in requests:
+                requests.remove(request)
+                if request.row.session is None:
+                    self.rows[request.row.index] = None
 
     # ---------------------------------------------------------------------------------------------------------- rows
 
     def _row_for(self, session: int | None) -> _Row:
-        index = None if session is None else self.by_session.get(session)
-        if index is not None:
-            row = self.rows[index]
-            assert row is not None
-            if row.request is not None:
+        """The row of a session, or the first that is free."""
+        if session is not None and (known := self.by_session.get(session)) is not None:
+            if any(q.row is known for q in (*self.waiting, *self.active)):
                 raise RuntimeError(f"session {session} is already sampling; one conversation takes one turn at a time")
-            return row
-        row = _Row(session)
-        free = next((i for i, r in enumerate(self.rows) if r is None), None) if None in self.rows else None
-        if free is None:
-            free = len(self.rows)
-            self.rows.append(row)
-        else:
-            self.rows[free] = row
+            return known
+        if None not in self.rows:
+            self.rows.append(None)
+        row = _Row(self.rows.index(None), session)
+        self.rows[row.index] = row
         if session is not None:
-            self.by_session[session] = free
+            self.by_session[session] = row
         return row
 
-    def _forget_request(self, request: _Request) -> None:
-        for i, row in enumerate(self.rows):
-            if row is not None and row.request is request:
-                row.request, row.started = None, False
-                if row.session is None:
-                    self.rows[i] = None
+
+def _by_row(requests: list[_Request]) -> list[_Request]:
+    return sorted(requests, key=lambda q: q.row.index)
+
+
+def _new_tokens(request: _Request) -> int:
+    """Tokens that are not in the cache yet."""
+    return len(request.ids) - len(request.row.known)
 
 
 def _inverse_cdf(logp: Tensor, u: Tensor) -> Tensor:

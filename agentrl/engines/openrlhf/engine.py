@@ -24,16 +24,16 @@ from agentrl.algorithms import LossNormalizer, MetricSums
 from agentrl.batch import TokenBatch
 from agentrl.config import LossConfig, NTHRConfig, RunConfig
 from agentrl.engines.base import ScoreResult, check_request
-from agentrl.engines.local.engine import learning_rate, rows_with_gradient
-from agentrl.engines.local.sampler import TokenText
 from agentrl.engines.openrlhf import preflight
 from agentrl.engines.openrlhf.calls import DEAD, Calls
 from agentrl.engines.openrlhf.handover import HandOver
 from agentrl.engines.openrlhf.launch import Cluster, start_ray
 from agentrl.engines.openrlhf.router import Router
-from agentrl.engines.openrlhf.sharing import UpdatePart, balance, cut, merge, share_groups
+from agentrl.engines.openrlhf.sharing import balance, cut, merge, share_groups
 from agentrl.engines.openrlhf.watchdog import Watchdog
 from agentrl.engines.shared.scoring import nthr_metrics
+from agentrl.engines.shared.text import TokenText
+from agentrl.engines.shared.updates import Update, learning_rate, rows_with_gradient
 from agentrl.types import Sample
 
 
@@ -245,10 +245,10 @@ class OpenRLHFEngine:
         self.handover.policy_awake()
         lr = self.lr_scale * self.scheduled_lr
         normalizer = LossNormalizer.of(batch.action_mask, correct=batch.correct)
-        whole = UpdatePart(batch, advantages, old_logprobs, reference_logprobs, loss, normalizer, temperature, lr)
+        whole = Update(batch, advantages, old_logprobs, reference_logprobs, loss, normalizer, temperature)
         rows = rows_with_gradient(batch, advantages, loss)
         shares = balance(batch.lengths()[rows], len(self.cluster.workers))
-        parts = [(cut(whole, rows[share]),) for share in shares]
+        parts = [(cut(whole, rows[share]), lr) for share in shares]
         with self.handover.lock:  # a new engine is given weights that stand still, and compared with them
             results = self._each(self.cluster.workers, "update", parts, "policy workers to update")
         totals = MetricSums()

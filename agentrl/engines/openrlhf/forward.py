@@ -29,7 +29,7 @@ from agentrl.engines.shared.head import CHUNK_ELEMENTS, OutputHead
 
 
 class WorkerModel:
-    """One rank's part of a model. Has what `engines.local.scoring.score_batch` asks of an engine."""
+    """One rank's part of a model; an `engines.base.Scorer`."""
 
     def __init__(
         self, wrapped: Any, config: ModelConfig, *, micro_batch_tokens: int, packing: bool = False, zero_stage: int = 2
@@ -57,8 +57,10 @@ class WorkerModel:
         out[attention_mask] = hidden[0]
         return out
 
-    def logprobs(self, batch: TokenBatch, temperature: float = 1.0, *, entropy: bool = False) -> tuple[Tensor, Any]:
-        """log π of the action tokens (B, S), 0 elsewhere, and their entropy when asked; differentiable."""
+    def logprobs(
+        self, batch: TokenBatch, temperature: float = 1.0, *, entropy: bool = False, entropy_gradient: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `engines.base.Scorer.logprobs`."""
         mask = batch.action_mask
         logits = self._forward(batch.input_ids[:, :-1], batch.attention_mask[:, :-1], mask)
         self._hidden = None
@@ -66,7 +68,8 @@ class WorkerModel:
         zero = torch.zeros(mask.shape, device=flat.device)
         if not entropy:
             return zero.masked_scatter(mask, flat), None
-        return zero.masked_scatter(mask, flat[0]), zero.masked_scatter(mask, flat[1])
+        spread = flat[1] if entropy_gradient else flat[1].detach()
+        return zero.masked_scatter(mask, flat[0]), zero.masked_scatter(mask, spread)
 
     def nothing(self) -> Tensor:
         """A differentiable zero from a pass over two tokens: keeps step with the other ranks."""

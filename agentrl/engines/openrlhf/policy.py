@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ from openrlhf.utils.deepspeed import DeepspeedStrategy  # noqa: E402
 
 cpu.after_import()
 
-from agentrl.algorithms import policy_loss  # noqa: E402
 from agentrl.algorithms.losses import Metric, Metrics  # noqa: E402
 from agentrl.batch import TokenBatch, micro_batches  # noqa: E402
 from agentrl.config import ModelConfig, NTHRConfig  # noqa: E402
@@ -42,10 +41,10 @@ from agentrl.engines.base import ScoreResult  # noqa: E402
 from agentrl.engines.openrlhf.arguments import undecorated  # noqa: E402
 from agentrl.engines.openrlhf.forward import WorkerModel  # noqa: E402
 from agentrl.engines.openrlhf.shards import load_shard, save_shard, shard_file  # noqa: E402
-from agentrl.engines.openrlhf.sharing import UpdatePart  # noqa: E402
 from agentrl.engines.openrlhf.sync import Digest, parameter_group  # noqa: E402
 from agentrl.engines.shared.loading import is_adapter, load_weights  # noqa: E402
 from agentrl.engines.shared.scoring import score_batch  # noqa: E402
+from agentrl.engines.shared.updates import Update, loss_of_rows, without_dropout  # noqa: E402
 
 QUIET_PORTS = range(20000, 32000)  # above Ray's workers' own, below those of outgoing connections (Linux: from 32768)
 CPU_BUCKET = 5_000_000  # gradients summed at once; DeepSpeed's 500 million are 2 GB of memory in every process
@@ -119,16 +118,12 @@ class _Scoring:
         base = model.module.disable_adapter() if reference and hasattr(model.module, "disable_adapter") else None
         head = model.whole_head() if nthr is not None else nullcontext()
         with base or nullcontext(), head, model.together():
-            return None if batch is None else score_batch(cast(Any, model), batch, temperature, nthr, entropy)
+            return None if batch is None else score_batch(model, batch, temperature, nthr, entropy)
 
     def _made(self, wrapped: Any, settings: WorkerSettings) -> None:
         self.settings = settings
         wrapped.module.eval()
-        for module in wrapped.module.modules():  # sampler and scorer must be the same function
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            if isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
+        without_dropout(wrapped.module)
         self.model = WorkerModel(
             wrapped,
             settings.model,
@@ -166,50 +161,24 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc
 
     # ------------------------------------------------------------------------------------------------------- updates
 
-    def update(self, part: UpdatePart) -> tuple[list[Metrics], dict[str, float]]:
-        """One optimiser step; the sums behind the metrics of this rank's rows, and norm, lr, `nonfinite`."""
+    def update(self, part: Update | None, lr: float) -> tuple[list[Metrics], dict[str, float]]:
+        """One optimiser step; the sums behind the metrics of this rank's rows (`part`), and norm, lr, `nonfinite`."""
         model = self.model
-        batch = part.batch
-        index = [] if batch is None else micro_batches(batch.lengths(), model.micro_batch_tokens)
+        index = [] if part is None else micro_batches(part.batch.lengths(), model.micro_batch_tokens)
         passes = int(self.strategy.all_reduce(float(len(index)), "max"))
         model.module.train(self.settings.model.gradient_checkpointing)
         sums: list[Metrics] = []
         for i in range(passes):
             model.wrapped.set_gradient_accumulation_boundary(is_boundary=i == passes - 1)
-            if i < len(index):
-                loss, metrics = self._loss(part, index[i])
+            if part is not None and i < len(index):
+                loss, metrics = loss_of_rows(model, part, index[i])
                 sums.append({name: _on_cpu(metric) for name, metric in metrics.items()})
             else:
                 loss = model.nothing()
             # DeepSpeed takes the mean over ranks; the divisor has counted all of them
             self.strategy.backward(loss * dist.get_world_size(), self.actor, self.actor_optim)
         model.module.eval()
-        return sums, self._step(part.lr)
-
-    def _loss(self, part: UpdatePart, index: Tensor) -> tuple[Tensor, Metrics]:
-        assert part.batch is not None and part.advantages is not None and part.old_logprobs is not None
-        device = self.model.device
-        batch = part.batch.rows(index).to(device)
-        S = batch.action_mask.shape[1]
-
-        def cut(x: Tensor) -> Tensor:
-            return x[index, :S].to(device)
-
-        logprobs, entropy = self.model.logprobs(batch, part.temperature, entropy=part.loss.entropy_coef != 0)
-        return policy_loss(
-            logprobs,
-            cut(part.old_logprobs),
-            cut(part.advantages),
-            batch.action_mask,
-            config=part.loss,
-            normalizer=part.normalizer,
-            turn_ids=batch.turn_ids,
-            answer_mask=batch.answer_mask,
-            correct=batch.correct,
-            reference_logprobs=None if part.reference_logprobs is None else cut(part.reference_logprobs),
-            rollout_logprobs=batch.rollout_logprobs,
-            entropy=entropy,
-        )
+        return sums, self._step(lr)
 
     def _step(self, lr: float) -> dict[str, float]:
         """Clip, check, step. A gradient that is not finite on any rank skips the step on all."""

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 
-from agentrl.algorithms import LossNormalizer
 from agentrl.batch import TokenBatch
-from agentrl.config import LossConfig
 from agentrl.engines.base import ScoreResult
+from agentrl.engines.shared.updates import Update
 
 #: fields of ScoreResult with a value per token, and what is in columns that a worker's shorter rows lack
 _PER_TOKEN = {"logprobs": 0.0, "entropy": 0.0, "nthr_scores": 0.0, "nthr_selected": False, "nthr_factor": 1.0}
-
-
-@dataclass(frozen=True)
-class UpdatePart:
-    """One rank's rows of a mini-batch; `normalizer` counts all of it. None where a rank has no rows."""
-
-    batch: TokenBatch | None
-    advantages: Tensor | None
-    old_logprobs: Tensor | None
-    reference_logprobs: Tensor | None
-    loss: LossConfig
-    normalizer: LossNormalizer
-    temperature: float
-    lr: float
 
 
 def balance(lengths: Tensor, parts: int) -> list[Tensor]:
@@ -48,21 +31,9 @@ def share_groups(batch: TokenBatch, parts: int) -> list[Tensor]:
     return [torch.isin(slot, groups).nonzero()[:, 0] for groups in balance(tokens, parts)]
 
 
-def cut(part: UpdatePart, index: Tensor) -> UpdatePart:
-    """The rows `index` of a mini-batch, in columns that they fill; no batch where there are none."""
-    assert part.batch is not None and part.advantages is not None and part.old_logprobs is not None
-    if not len(index):
-        return replace(part, batch=None, advantages=None, old_logprobs=None, reference_logprobs=None)
-    batch = part.batch.rows(index)
-    S = batch.action_mask.shape[1]
-    reference = part.reference_logprobs
-    return replace(
-        part,
-        batch=batch,
-        advantages=part.advantages[index, :S],
-        old_logprobs=part.old_logprobs[index, :S],
-        reference_logprobs=None if reference is None else reference[index, :S],
-    )
+def cut(update: Update, index: Tensor) -> Update | None:
+    """The rows `index` of a mini-batch for one worker, with the divisor of all; None where it gets none."""
+    return update.rows(index) if len(index) else None
 
 
 def merge(batch: TokenBatch, parts: list[Tensor], results: list[ScoreResult | None]) -> ScoreResult:

@@ -49,21 +49,6 @@ class OutputHead:
         config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
         return cls(module, getattr(config, "final_logit_softcapping", None))
 
-    @property
-    def weight(self) -> Tensor:
-        """(V, d), with a LoRA adapter's change added."""
-        base = self.module.weight
-        if hasattr(self.module, "get_delta_weight"):
-            base = self.module.get_base_layer().weight
-            for adapter in self.module.active_adapters:
-                base = base + self.module.get_delta_weight(adapter)
-        return base
-
-    @property
-    def bias(self) -> Tensor | None:
-        """(V,) or None."""
-        return getattr(self.module, "bias", None)
-
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d) to (..., V) fp32."""
         out = self.module(hidden).float()

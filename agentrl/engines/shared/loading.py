@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from agentrl.config import ModelConfig
 from agentrl.engines.shared.tiny import build_tiny_model
+from agentrl.engines.shared.updates import without_dropout
 from agentrl.errors import ModelError, need
 
 BUILTIN = "builtin:tiny"
@@ -76,7 +77,7 @@ def load_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: in
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-        _without_dropout(model)  # checkpointing works only in training mode, which `update` turns on
+        without_dropout(model)  # checkpointing works only in training mode, which `update` turns on
     if config.lora is not None:
         model = _with_lora(model, config, seed)
     model.eval()  # no dropout anywhere: the sampler and the scorer must be the same function
@@ -123,14 +124,6 @@ def _with_lora(model: PreTrainedModel, config: ModelConfig, seed: int) -> Any:
             return get_peft_model(model, made)
         except ValueError as e:
             raise ModelError(f"model.lora.targets is {lora.targets!r}: {_first_line(e)}") from e
-
-
-def _without_dropout(model: Any) -> None:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
 
 
 def _expanded(path: str) -> str:

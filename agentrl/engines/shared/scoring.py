@@ -1,4 +1,4 @@
-"""The scoring pass of the local engine: log π_old, entropy, and NTHR from the same hidden states and logits.
+"""The scoring pass of an engine's model: log π_old, entropy, and NTHR from the same hidden states and logits.
 
 Without NTHR, rows are scored in micro-batches. With it, a group must be looked at whole: the model's forward is still
 micro-batched by token budget, the hidden states of the action tokens of whole groups are collected on the device, and
@@ -34,14 +34,25 @@ def score_batch(
         return _score_with_nthr(engine, batch, temperature, nthr, entropy)
     shape = batch.action_mask.shape
     out = ScoreResult(torch.zeros(shape), torch.zeros(shape) if entropy else None)
-    for index in micro_batches(batch.lengths(), engine.micro_batch_tokens):
-        part = batch.rows(index).to(engine.device)
-        S = part.action_mask.shape[1]
-        logp, ent = engine.logprobs(part, temperature, entropy=entropy)
-        out.logprobs[index, :S] = logp.cpu()
-        if ent is not None and out.entropy is not None:
-            out.entropy[index, :S] = ent.cpu()
+    score_rows(engine, batch, torch.arange(len(batch)), temperature, out)
     return out
+
+
+@torch.no_grad()
+def score_rows(engine: Scorer, batch: TokenBatch, rows: Tensor, temperature: float, out: ScoreResult) -> None:
+    """log π of the rows `rows` into `out`, and entropy where `out` has one; in micro-batches."""
+    for index in micro_batches(batch.lengths()[rows], engine.micro_batch_tokens):
+        here = rows[index]
+        part = batch.rows(here).to(engine.device)
+        logprobs, entropy = engine.logprobs(part, temperature, entropy=out.entropy is not None)
+        write_rows(out, here, logprobs, entropy)
+
+
+def write_rows(out: ScoreResult, rows: Tensor, logprobs: Tensor, entropy: Tensor | None) -> None:
+    """A micro-batch's values (n, S'), on any device, into the rows `rows` of `out` (B, S)."""
+    out.logprobs[rows, : logprobs.shape[1]] = logprobs.detach().cpu()
+    if out.entropy is not None and entropy is not None:
+        out.entropy[rows, : entropy.shape[1]] = entropy.detach().cpu()
 
 
 def _score_with_nthr(

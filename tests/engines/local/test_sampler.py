@@ -8,7 +8,8 @@ import torch
 
 from agentrl.engines.local.cache import RowCache
 from agentrl.engines.local.qwen2 import FastQwen2
-from agentrl.engines.local.sampler import BatchSampler, TokenText, _inverse_cdf
+from agentrl.engines.local.sampler import BatchSampler, _inverse_cdf
+from agentrl.engines.shared.text import TokenText
 from agentrl.errors import AgentRLError
 from tests.fakes import tiny_model, tiny_tokenizer
 
@@ -245,3 +246,35 @@ def test_row_cache_keeps_what_it_must():
     assert cache.n_rows >= 5 and cache.capacity >= 9
     kept = cache.layers[0][:2, 0, 0, :2]
     assert torch.equal(kept[0], kv[2, :, 0, 0]) and torch.equal(kept[1], kv[0, :, 0, 0])
+
+
+def test_a_turn_leaves_its_list_however_it_ends_and_the_row_stays_with_its_session(model):
+    sampler = make(model)
+
+    async def go():
+        kept = asyncio.create_task(sampler.sample([5, 6], max_tokens=30, session=1))
+        once = asyncio.create_task(sampler.sample([7, 8, 9], max_tokens=30))
+        late = asyncio.create_task(sampler.sample([10], max_tokens=30, session=2))
+        await asyncio.sleep(0)
+        assert [q.ids for q in sampler.waiting] == [[5, 6], [7, 8, 9], [10]] and not sampler.active
+        late.cancel()
+        await asyncio.sleep(0)
+        assert [q.ids for q in sampler.waiting] == [[5, 6], [7, 8, 9]]
+        while not sampler.active:
+            await asyncio.sleep(0)
+        assert not sampler.waiting and [q.row.known for q in sampler.active] == [[5, 6], [7, 8, 9]]
+        once.cancel()
+        await asyncio.sleep(0)
+        assert [q.row.session for q in sampler.active] == [1]
+        return await kept
+
+    sample = asyncio.run(go())
+    assert not sampler.waiting and not sampler.active
+    rows = {row.session: row for row in sampler.rows if row is not None}
+    assert set(rows) == {1, 2} == set(sampler.by_session)  # the turn of no session left its row free
+    assert rows[1].known == [5, 6, *sample.ids[:-1]] and rows[2].known == []  # the last token was not fed yet
+    again = asyncio.run(sampler.sample([11, 12], max_tokens=2, session=3))
+    assert again.ids and sampler.by_session[3].index not in {rows[1].index, rows[2].index}
+    assert len(sampler.rows) == 3  # it took the free one
+    sampler.release(1)
+    assert {row and row.session for row in sampler.rows} == {None, 2, 3}

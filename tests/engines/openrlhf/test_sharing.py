@@ -8,7 +8,8 @@ from agentrl.algorithms import LossNormalizer
 from agentrl.batch import pack
 from agentrl.config import LossConfig
 from agentrl.engines.base import ScoreResult
-from agentrl.engines.openrlhf.sharing import UpdatePart, balance, cut, merge, share_groups
+from agentrl.engines.openrlhf.sharing import balance, cut, merge, share_groups
+from agentrl.engines.shared.updates import Update
 from agentrl.types import Trajectory, Turn
 
 
@@ -56,10 +57,9 @@ def test_a_worker_gets_its_rows_with_the_divisor_of_all():
     whole = batch([3, 1, 2], ["a", "b", "a"])
     normalizer = LossNormalizer.of(whole.action_mask, correct=whole.correct)
     values = torch.arange(12.0).reshape(3, 4)
-    part = UpdatePart(whole, values, values + 100, None, LossConfig(), normalizer, 0.7, 1e-3)
+    part = Update(whole, values, values + 100, None, LossConfig(), normalizer, 0.7)
     mine = cut(part, torch.tensor([1, 2]))
     assert mine.advantages.tolist() == [[4, 5, 6], [8, 9, 10]]  # as many columns as the longer of both
     assert mine.old_logprobs.tolist() == [[104, 105, 106], [108, 109, 110]] and mine.reference_logprobs is None
     assert mine.batch.lengths().tolist() == [3, 4] and mine.normalizer is normalizer and normalizer.action_tokens == 6
-    nothing = cut(part, torch.tensor([], dtype=torch.int64))
-    assert nothing.batch is None and nothing.advantages is None and nothing.normalizer is normalizer
+    assert cut(part, torch.tensor([], dtype=torch.int64)) is None

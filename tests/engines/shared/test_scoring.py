@@ -29,6 +29,13 @@ def shuffled(batch: TokenBatch, seed: int = 0) -> TokenBatch:
     return out
 
 
+def head_matrix(module):
+    """W of a linear head, with the change of its adapters where there are any."""
+    if not hasattr(module, "get_delta_weight"):
+        return module.weight.detach()
+    return module.get_base_layer().weight.detach() + sum(map(module.get_delta_weight, module.active_adapters)).detach()
+
+
 def by_function(engine, batch, group, *, temperature=1.0, **options):
     """`nthr_scores` on one group's tokens, with hidden states of the whole batch at once."""
     rows = (batch.group_ids == group).nonzero()[:, 0]
@@ -37,7 +44,7 @@ def by_function(engine, batch, group, *, temperature=1.0, **options):
         hidden = engine.hidden(batch.input_ids[rows, :-1], batch.attention_mask[rows, :-1])[mask]
     row = mask.nonzero()[:, 0]
     ids = batch.input_ids[rows, 1:][mask]
-    weight, bias = engine.head.weight.detach(), engine.head.bias
+    weight, bias = head_matrix(engine.head.module), getattr(engine.head.module, "bias", None)
     result = nthr_scores(
         hidden.float(), ids, weight, row, batch.correct[rows][row], head_bias=bias, temperature=temperature,
         softcap=engine.head.softcap, **options,

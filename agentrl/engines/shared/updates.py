@@ -1,0 +1,104 @@
+"""What both engines do in an update: the loss of a micro-batch, the rows that count, the learning rate, no dropout."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agentrl.algorithms import LossNormalizer, Metrics, policy_loss
+from agentrl.batch import TokenBatch
+from agentrl.config import LossConfig, OptimConfig
+from agentrl.engines.base import Scorer, ScoreResult
+from agentrl.engines.shared.scoring import write_rows
+
+
+@dataclass(frozen=True)
+class Update:
+    """A mini-batch, or some of its rows, with all that its loss asks for. Tensors (B, S)."""
+
+    batch: TokenBatch
+    advantages: Tensor
+    old_logprobs: Tensor
+    reference_logprobs: Tensor | None
+    loss: LossConfig
+    normalizer: LossNormalizer  # of the whole mini-batch
+    temperature: float
+
+    def rows(self, index: Tensor) -> Update:
+        """The rows `index`, in columns that they fill."""
+        batch = self.batch.rows(index)
+        S = batch.action_mask.shape[1]
+        reference = None if self.reference_logprobs is None else self.reference_logprobs[index, :S]
+        return Update(
+            batch, self.advantages[index, :S], self.old_logprobs[index, :S], reference,
+            self.loss, self.normalizer, self.temperature,
+        )  # fmt: skip
+
+
+def loss_of_rows(
+    model: Scorer, update: Update, index: Tensor, scores: ScoreResult | None = None
+) -> tuple[Tensor, Metrics]:
+    """The loss of the rows `index` (scalar, differentiable) and its metrics, from one forward pass of `model`.
+
+    With `scores` this is the only update of its batch: the policy of this pass is π_old, `old_logprobs` is not read,
+    and the rows of `scores` are filled.
+    """
+    part, device, loss = update.rows(index), model.device, update.loss
+    batch, reference = part.batch.to(device), part.reference_logprobs
+    bonus = loss.entropy_coef != 0
+    logprobs, entropy = model.logprobs(
+        batch, update.temperature, entropy=bonus or scores is not None, entropy_gradient=bonus
+    )
+    if scores is not None:
+        write_rows(scores, index, logprobs, entropy)
+    return policy_loss(
+        logprobs,
+        part.old_logprobs.to(device) if scores is None else logprobs.detach(),
+        part.advantages.to(device),
+        batch.action_mask,
+        config=loss,
+        normalizer=update.normalizer,
+        turn_ids=batch.turn_ids,
+        answer_mask=batch.answer_mask,
+        correct=batch.correct,
+        reference_logprobs=None if reference is None else reference.to(device),
+        rollout_logprobs=batch.rollout_logprobs,
+        entropy=entropy if bonus else None,
+    )
+
+
+def without_dropout(model: Any) -> None:
+    """Training mode computes what evaluation mode does: the sampler and the scorer must be the same function."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def rows_with_gradient(batch: TokenBatch, advantages: Tensor, loss: LossConfig) -> Tensor:
+    """Indices of the rows that add to the gradient, at least one.
+
+    Where only the clipped surrogate is on, a response whose advantages are all zero (its group's rewards are equal)
+    adds exactly nothing to loss and gradient; the divisor has counted it already, so it need not be computed.
+    """
+    if loss.kl_coef or loss.entropy_coef or loss.nll_coef or loss.llds.enabled:
+        return torch.arange(len(batch))
+    rows = (advantages != 0).any(1).nonzero()[:, 0]
+    # one row keeps the metrics and the gradient (zero) defined
+    return rows if len(rows) else batch.lengths().argmin()[None]
+
+
+def learning_rate(config: OptimConfig, update: int, total: int) -> float:
+    """At optimiser step `update` (from 0) of `total`."""
+    scale = min(1.0, (update + 1) / max(1, config.warmup_steps))
+    done = min(1.0, update / total)
+    if config.schedule == "linear":
+        scale *= 1.0 - done
+    elif config.schedule == "cosine":
+        scale *= 0.5 * (1.0 + math.cos(math.pi * done))
+    return config.lr * scale
