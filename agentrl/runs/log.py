@@ -179,7 +179,7 @@ class RunLog:
         append_line(self.path / METRICS, _flat(row | record.metrics))
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
-        """One row of evals.jsonl: `step` (steps done before it), `split`, `em`, `n`, ..."""
+        """One row of evals.jsonl: `step` (steps done before it), `split`, `em`, `reward`, `n`, ..."""
         append_line(self.path / EVALS, _flat({"time": round(time.time(), 3), **row}))
 
     def alarm(self, alarm: Alarm) -> None:

@@ -93,6 +93,7 @@ def test_killed_and_resumed_is_the_same_as_never_killed(tmp_path, warm_model, ch
     same_run(whole.run_dir, run)
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, warm_model):
     config = small_config(tmp_path, warm_model, train={"steps": 5000})
     run = tmp_path / "a"
@@ -116,6 +117,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, warm_mod
     assert resume_run(run, quiet=True).result.steps == steps + 1 == len(read_metrics(run))
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_interrupts_at_once(tmp_path, warm_model):
     config = small_config(
         tmp_path, warm_model, train={"steps": 3}, eval={"questions": 1},
