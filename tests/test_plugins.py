@@ -195,12 +195,20 @@ def test_names_that_do_not_exist(changes, message):
         RunConfig.model_validate(merged({"world": {}}, changes))
 
 
-def test_the_config_key_stands_before_the_name(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("line", "key", "nearest"),
+    [
+        ("guard: {rules: [collaps]}", "guard.rules", "'collapse'"),
+        ("algorithm: {name: grop}", "algorithm.name", "'grpo'"),
+        ("log: {trackers: [wandd]}", "log.trackers", "'wandb'"),
+    ],
+)
+def test_the_config_key_stands_before_the_name(tmp_path, capsys, line, key, nearest):
     path = tmp_path / "c.yaml"
-    path.write_text("world: {}\nguard: {rules: [collaps]}\nalgorithm: {name: grop}\n")
+    path.write_text(f"world: {{}}\n{line}\n")
     assert main(["train", str(path)]) == 2
     said = capsys.readouterr().err
-    assert "guard.rules" in said and "'collapse'" in said and "algorithm.name" in said and "'grpo'" in said
+    assert key in said and f"did you mean {nearest}" in said
 
 
 def test_environments_that_cannot_be_made_name_the_key(tmp_path):

@@ -292,7 +292,11 @@ def test_a_server_that_dies_stops_a_run_that_needs_it_and_a_resume_goes_on(tmp_p
         ({"env": {"kwargs": {"topk": "many"}}}, ConfigError, "topk = 'many'"),
         ({"env": {"kwargs": {"top_k": 3}}}, ConfigError, "unexpected keyword argument 'top_k'"),
         ({"env": {"kwargs": {"prompt_template": "hi"}}}, ConfigError, r"prompt_template has no \{question\}"),
-        ({"env": {"id": "agentrl/Serch-v0"}}, ConfigError, "env.id agentrl/Serch-v0 cannot be made.*Serch"),
+        (
+            {"env": {"id": "agentrl/Serch-v0"}},
+            ConfigError,
+            "env.id: there is no environment .*mean 'agentrl/Search-v0'",
+        ),
         ({"env": {"id": "nomodule_x:A-v0"}}, ConfigError, "nomodule_x"),
         ({"retriever": {"index": None}}, ConfigError, "no retriever is set: give retriever.url or retriever.index"),
         ({"retriever": {"index": "/no/index"}}, IndexOpenError, "/no/index"),
