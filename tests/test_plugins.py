@@ -14,7 +14,7 @@ from agentrl.algorithms import advantages, group_gradient_weight
 from agentrl.cli import main
 from agentrl.config import RunConfig
 from agentrl.errors import AgentRLError, AlgorithmError, ConfigError, PluginError
-from agentrl.runs.read import read_metrics, read_rollouts
+from agentrl.runs.read import read_alarms, read_metrics, read_rollouts
 from agentrl.train.build import build_job
 from agentrl.train.start import train_run
 from tests.guests import PACKAGE, distribution
@@ -151,6 +151,27 @@ def test_doctor_lists_what_is_installed_and_from_where(guests, tmp_path, capsys)
     assert lines["world"] == "search, arithmetic; letters (agentrl-guests)"
 
 
+def test_a_monitor_rule_and_a_sink_of_a_package_act_in_a_run(guests, tmp_path):
+    written = tmp_path / "names.txt"
+    path, rows, _ = run_of(tmp_path, monitors={"rules": ["low_reward"]}, log={"sinks": [f"names={written}"]})
+    assert rows[0]["reward"] < 0.5 and [a["rule"] for a in read_alarms(path)] == ["low_reward"]
+    assert written.read_text() == "low_reward\n"
+
+
+def test_a_format_of_logs_of_a_package_is_watched(guests, tmp_path, capsys):
+    log = tmp_path / "run.ticks"
+    log.write_text("tick 0 0.9\ntick 1 0.1\n")
+    assert main(["watch", str(log), "--once", "--json", "--rule", "low_reward"]) in (0, 1)
+    assert '"rule": "low_reward"' in capsys.readouterr().out
+
+
+def test_the_guard_may_name_a_rule_of_a_package_that_runs(guests):
+    named = {"guard": {"rules": ["low_reward"]}}
+    with pytest.raises(ValidationError, match="no alarm is called 'low_reward'"):
+        RunConfig.model_validate(merged(LETTERS, named))
+    assert RunConfig.model_validate(merged(LETTERS, {**named, "monitors": {"rules": ["low_reward"]}}))
+
+
 # ----------------------------------------------------------------------------------------------------- names and errors
 
 
@@ -195,12 +216,20 @@ def test_names_that_do_not_exist(changes, message):
         RunConfig.model_validate(merged({"world": {}}, changes))
 
 
-def test_the_config_key_stands_before_the_name(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("line", "key", "nearest"),
+    [
+        ("guard: {rules: [collaps]}", "guard.rules", "'collapse'"),
+        ("algorithm: {name: grop}", "algorithm.name", "'grpo'"),
+        ("log: {trackers: [wandd]}", "log.trackers", "'wandb'"),
+    ],
+)
+def test_the_config_key_stands_before_the_name(tmp_path, capsys, line, key, nearest):
     path = tmp_path / "c.yaml"
-    path.write_text("world: {}\nguard: {rules: [collaps]}\nalgorithm: {name: grop}\n")
+    path.write_text(f"world: {{}}\n{line}\n")
     assert main(["train", str(path)]) == 2
     said = capsys.readouterr().err
-    assert "guard.rules" in said and "'collapse'" in said and "algorithm.name" in said and "'grpo'" in said
+    assert key in said and f"did you mean {nearest}" in said
 
 
 def test_environments_that_cannot_be_made_name_the_key(tmp_path):

@@ -95,7 +95,8 @@ def engine(run: RunConfig) -> Iterator[str]:
 
 def alarm_names(run: RunConfig) -> list[str]:
     """The names that an alarm of this run may bear: those of its monitors' rules."""
-    return list(plugins.BUILTIN["monitor rule"])
+    own = [getattr(plugins.find("monitor rule", name), "name", name) for name in run.monitors.rules]
+    return [*plugins.BUILTIN["monitor rule"], *own]
 
 
 def single_turn(run: RunConfig) -> bool:

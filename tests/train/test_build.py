@@ -295,7 +295,7 @@ def test_a_server_that_dies_stops_a_run_that_needs_it_and_a_resume_goes_on(tmp_p
         (
             {"env": {"id": "agentrl/Serch-v0"}},
             ConfigError,
-            "env.id: there is no environment 'agentrl/Serch-v0'; did you mean 'agentrl/Search-v0'",
+            "env.id: there is no environment .*mean 'agentrl/Search-v0'",
         ),
         ({"env": {"id": "nomodule_x:A-v0"}}, ConfigError, "nomodule_x"),
         ({"retriever": {"index": None}}, ConfigError, "no retriever is set: give retriever.url or retriever.index"),
