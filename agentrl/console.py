@@ -32,21 +32,20 @@ def printable(text: str) -> str:
     )
 
 
-def table(rows: Sequence[Sequence[str]], header: bool = True) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned, the first to the left and numbers to the right; a rule under the header."""
     if not rows:
         return ""
     texts = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in texts if i < len(row)) for i in range(max(map(len, texts)))]
     right = [
-        i > 0 and all(_number(row[i]) for row in texts[header:] if i < len(row) and row[i].strip())
+        i > 0 and all(_number(row[i]) for row in texts[1:] if i < len(row) and row[i].strip())
         for i in range(len(widths))
     ]
     lines = [
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)).rstrip() for row in texts
     ]
-    if header:
-        lines.insert(1, "─" * (sum(widths) + 2 * (len(widths) - 1)))
+    lines.insert(1, "─" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(lines)
 
 

@@ -50,7 +50,6 @@ def test_control_characters_are_shown():
 def test_table():
     text = table([["name", "em", "what"], ["one", "0.5", "a"], ["three", "12.25", "bcd"]])
     assert text.splitlines() == ["name      em  what", "─" * 18, "one      0.5  a", "three  12.25  bcd"]
-    assert table([["a", "1"], ["b", "22"]], header=False).splitlines() == ["a   1", "b  22"]
     assert table([]) == "" and table([["a"], ["b", "c"]]).splitlines()[-1] == "b  c"
 
 

@@ -8,8 +8,6 @@ from typing import Any
 from agentrl.errors import RunError
 
 Row = dict[str, Any]
-#: Per-token columns that a trajectory may carry, besides the sampler's `logprobs`.
-COLUMNS = ("old_logprobs", "advantages", "entropy", "nthr_scores", "nthr_selected", "delta_logprobs")
 
 
 def summary(row: Row) -> Row:

@@ -27,7 +27,6 @@ TAIL = 6 << 20  # bytes at the end of a larger file that are read whole
 SAMPLES = 3000  # rows taken from what is before
 ANCHOR = 256  # bytes under the checksum of a cursor
 LINE = 1 << 16  # longest line looked for when sampling
-KEYS = ("step", "time", "tokens")
 AT_ONCE = 1000  # rows classified per refresh
 PHASE_SIGNALS = ("logprob_correct", "reward", "entropy", "grad_norm", "delta_correct")
 

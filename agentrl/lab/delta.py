@@ -37,17 +37,17 @@ class DeltaResult:
         pairs = list(zip(self.per_response[method], self.per_response[other]))
         return sum(a > b for a, b in pairs), sum(a != b for a, b in pairs)
 
-    def table(self, epsilon: float = 0.0) -> list[tuple[str, ...]]:
-        """Rows of text: Δ per response (mean, median, lowest) and per token, share of Δ ≤ ε, and wins.
+    def table(self) -> list[tuple[str, ...]]:
+        """Rows of text: Δ per response (mean, median, lowest) and per token, share of Δ ≤ 0, and wins.
 
         Wins over the first method, and over `random` where it takes part: questions with a larger Δ, of those where Δ
         differs at all.
         """
         rivals = list(dict.fromkeys((next(iter(self.per_response)), *({"random"} & self.per_response.keys()))))
-        header = ("method", "mean Δ / response", "median", "lowest", "mean Δ / token", f"share Δ ≤ {epsilon:g}")
+        header = ("method", "mean Δ / response", "median", "lowest", "mean Δ / token", "share Δ ≤ 0")
         rows: list[tuple[str, ...]] = [(*header, *(f"above {r}" for r in rivals))]
         for m, values in self.per_response.items():
-            low = sum(v <= epsilon for v in values) / len(values)
+            low = sum(v <= 0 for v in values) / len(values)
             wins = ("–" if m == r else "{} of {}".format(*self.above(m, r)) for r in rivals)
             shown = (f"{v:+.4f}" for v in (mean(values), median(values), min(values)))
             rows.append((m, *shown, f"{mean(self.per_token[m]):+.5f}", f"{low:.2f}", *wins))

@@ -26,21 +26,24 @@ PANELS = {
 HARSH = ("rollout.prompts_per_step=8", "train.mini_batches=4", "train.epochs=2", "train.delta_every=1")
 
 
+LAST = 20  # steps whose mean reward is the final one
+
+
 @dataclass
 class SpiralResult:
     """Metrics per method and step."""
 
     rows: dict[str, list[dict[str, Any]]]
 
-    def table(self, last: int = 20) -> list[tuple[str, ...]]:
+    def table(self) -> list[tuple[str, ...]]:
         """Rows of text: peak and final reward, whether it fell below half of its peak, and the share of Δ ≤ 0."""
-        out: list[tuple[str, ...]] = [("method", "peak", f"last {last}", "mean", "half-fall at", "steps with Δ < 0")]
+        out: list[tuple[str, ...]] = [("method", "peak", f"last {LAST}", "mean", "half-fall at", "steps with Δ < 0")]
         for method, rows in self.rows.items():
             reward = [r["reward"] for r in rows if r.get("reward") is not None]
             smooth = [sum(reward[max(0, i - 4) : i + 1]) / min(i + 1, 5) for i in range(len(reward))]
             delta = [r["delta_correct"] for r in rows if r.get("delta_correct") is not None]
             share = f"{sum(d < 0 for d in delta) / len(delta):.2f}" if delta else "–"
-            tail = reward[-last:]
+            tail = reward[-LAST:]
             fall = half_fall(reward)
             out.append(
                 (method, f"{max(smooth):.2f}", f"{sum(tail) / len(tail):.2f}", f"{sum(reward) / len(reward):.2f}",

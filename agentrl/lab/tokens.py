@@ -10,7 +10,6 @@ from typing import Any
 
 from agentrl.config import NTHRConfig
 from agentrl.console import printable
-from agentrl.errors import AgentRLError
 from agentrl.lab.groups import Group
 from agentrl.train.build import Job
 
@@ -24,21 +23,16 @@ class ScoredToken:
     selected: bool
 
 
-def score_tokens(job: Job, group: Group, index: int | None = None) -> tuple[list[ScoredToken], float]:
-    """Scored tokens of the group's incorrect response number `index` (default: the one with most selected tokens).
+def score_tokens(job: Job, group: Group) -> tuple[list[ScoredToken], float]:
+    """Scored tokens of the group's incorrect response with most selected tokens, and the scale of the colours.
 
-    The second value is the largest |score|, the scale of the colours. AgentRLError for an index that does not exist.
+    The scale is the largest |score|.
     """
     nthr = NTHRConfig(enabled=True, method="exact", beta=job.config.algorithm.nthr.beta)
     scored = job.engine.score(group.batch, temperature=job.config.rollout.temperature, nthr=nthr)
     assert scored.nthr_scores is not None and scored.nthr_selected is not None
     wrong = [i for i, ok in enumerate(group.batch.correct.tolist()) if not ok]
-    if index is None:
-        row = max(wrong, key=lambda i: int(scored.nthr_selected[i].sum()))  # type: ignore[index]
-    elif 0 <= index < len(wrong):
-        row = wrong[index]
-    else:
-        raise AgentRLError(f"incorrect response {index} does not exist: the group has {len(wrong)}, from 0")
+    row = max(wrong, key=lambda i: int(scored.nthr_selected[i].sum()))  # type: ignore[index]
     ids = group.batch.input_ids[row][group.batch.attention_mask[row]].tolist()
     texts = _texts(job.engine.tokenizer, ids)
     tokens = [ScoredToken(texts[0], None, False)]

@@ -141,10 +141,22 @@ def log(tmp_path_factory) -> Path:
     return path
 
 
+HELP_OF_ALL = """
+from agentrl.cli import main
+for command in sys.argv[1:]:
+    try:
+        main([command, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+"""
+
+
 def test_help_watch_and_completion(log):
     assert "COMMAND" in base_agentrl("--help")
+    shown = base_python(HIDE + HELP_OF_ALL, *COMMANDS)
+    assert shown.returncode == 0, shown.stderr
     for command in COMMANDS:
-        assert base_agentrl(command, "--help").startswith(f"usage: agentrl {command}")
+        assert f"usage: agentrl {command}" in shown.stdout
     assert "Collapse ahead" in base_agentrl("watch", log, "--once")
     assert "_agentrl" in base_agentrl("completion", "bash")
 

@@ -59,8 +59,8 @@ def test_table_and_figure_bear_what_a_run_may_lack(tmp_path):
     full = [{"step": i, "reward": 0.5, "logprob_correct": -0.1, "entropy": 0.3, "grad_norm": 1.0} for i in range(8)]
     dead = [{"step": i, "reward": 0.5 if i < 10 else 0.0, "delta_correct": -1.0} for i in range(40)]
     result = SpiralResult({"grpo": full, "nthr": dead})
-    table = result.table(last=5)
-    assert table[1] == ("grpo", "0.50", "0.50", "0.50", "–", "–")
+    table = result.table()
+    assert table[0][2] == "last 20" and table[1] == ("grpo", "0.50", "0.50", "0.50", "–", "–")
     assert (
         table[2][2] == "0.00" and table[2][4] == str(half_fall([r["reward"] for r in dead])) and table[2][5] == "1.00"
     )

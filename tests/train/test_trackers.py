@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from agentrl.errors import ConfigError
+from agentrl.errors import DISTRIBUTION, ConfigError
 from agentrl.runs.read import read_metrics
 from agentrl.train import trackers as writers
 from agentrl.train.start import resume_run
@@ -22,7 +22,8 @@ def test_none_by_default(tmp_path):
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)  # what import does with a package that is not there
-    with pytest.raises(ConfigError, match=rf"log.{package} is true .*pip install 'agentrl\[{package}\]'.*=false"):
+    wanted = rf"log.{package} is true .*pip install '{DISTRIBUTION}\[{package}\]'.*=false"
+    with pytest.raises(ConfigError, match=wanted):
         make_writers(small_config(tmp_path, log={package: True}), tmp_path)
 
 
