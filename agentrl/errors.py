@@ -6,6 +6,7 @@ the trajectory and counted. A `ToolFailure` is how an environment says so.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -67,6 +68,11 @@ class NonFiniteError(AgentRLError):
     """Loss or gradient stayed non-finite for several steps; the batches were dumped and training stopped."""
 
     exit_code = 3
+
+
+def command(*words: object) -> str:
+    """`agentrl WORDS...` for a message, quoted so that it can be copied into a shell, paths with blanks included."""
+    return shlex.join(["agentrl", *map(str, words)])
 
 
 def nearest(value: str, valid: list[str] | tuple[str, ...]) -> str:

@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="another name it is reached under (proxies)"
     )
+    parser.add_argument(
+        "--root-path", default="", metavar="/PATH", help="the path under which a proxy shows it (JupyterHub, ingress)"
+    )
     parser.add_argument("--open", action="store_true", help="open it in the browser")
 
 
@@ -34,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
     def ready(url: str) -> None:
         print(f"dashboard: {url}{page} over {folder} (Ctrl-C ends it)", flush=True)
+        if args.root_path:
+            print(f"behind a proxy: {args.root_path.rstrip('/')}/{page}", flush=True)
         if not is_loopback(args.host):
             once = f"/?token=... with the value of {TOKEN_VARIABLE}"
             print(f"open it once as {once}; the connection itself is not encrypted", flush=True)
@@ -41,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
             webbrowser.open(url + page)
 
     with suppress(KeyboardInterrupt):
-        serve(folder, args.host, args.port, args.allow_host, ready=ready)
+        serve(folder, args.host, args.port, args.allow_host, root_path=args.root_path, ready=ready)
     return 0

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|MODEL",
         help="another one, in rows of its own, as often as wanted",
     )
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="of a run (default: the newest)")
+    parser.add_argument("--checkpoint", type=step_or_best, metavar="STEP|best", help="of a run (default: the newest)")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="also N sampled responses per question (avg@N, pass@k)"
     )
@@ -48,6 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="the last line is the result as JSON")
     shape.add_argument("--markdown", action="store_true", help="print a Markdown table")
+
+
+def step_or_best(text: str) -> int | str:
+    """What `--checkpoint` takes."""
+    if text == "best":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor best") from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,8 +132,8 @@ def _rows(
 def _what(args: argparse.Namespace, target: str) -> tuple[RunConfig, Path | None, Path | None]:
     """The config, the folder of the model where it is not the config's, and the run directory."""
     from agentrl.config.files import load_config
-    from agentrl.errors import ConfigError, RunError, nearest
-    from agentrl.runs.checkpoint import checkpoint_at
+    from agentrl.errors import ConfigError, RunError, command, nearest
+    from agentrl.runs.checkpoint import checkpoint_at, run_of_checkpoint
 
     if args.samples is not None and args.samples < 1:
         raise ConfigError([f"--samples {args.samples}: give the number of responses per question, for example 8"])
@@ -132,6 +142,9 @@ def _what(args: argparse.Namespace, target: str) -> tuple[RunConfig, Path | None
     changes = [*whole, *args.set]
     if args.questions is not None:
         changes.append(f"eval.questions={args.questions}")
+    inside = run_of_checkpoint(path)
+    if inside is not None and args.checkpoint is None:
+        path, args.checkpoint = inside
     if (path / "config.yaml").is_file():
         config = load_config(args.config or path / "config.yaml", changes).config
         return config, checkpoint_at(path, args.checkpoint) / "model", path
@@ -141,7 +154,7 @@ def _what(args: argparse.Namespace, target: str) -> tuple[RunConfig, Path | None
         around = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise RunError(
             f"{target} is not a run directory{nearest(str(path), around)}; to evaluate a model, say on what: "
-            f"agentrl eval {target} CONFIG"
+            f"{command('eval', target, 'CONFIG')}"
         )
     return load_config(args.config, [*changes, f"model.path={target}"]).config, None, None
 

@@ -97,12 +97,14 @@ def _short(text: str, limit: int = 150) -> str:
 
 
 def _next_commands(run_dir: Path, seconds: float) -> str:
+    from agentrl.errors import command
+
     return "\n".join(
         [
             f"  {seconds:.0f} s in all. Run directory: {run_dir}",
             "  Next:",
-            f"    agentrl rollouts show {run_dir} --worst 3     # what it still gets wrong",
-            f"    agentrl eval {run_dir}                        # evaluate again",
+            f"    {command('rollouts', 'show', run_dir, '--worst', 3)}     # what it still gets wrong",
+            f"    {command('eval', run_dir)}                        # evaluate again",
             "    agentrl dashboard                             # watch runs in the browser",
             "    agentrl env play agentrl/Search-v0            # be the agent yourself",
             "    agentrl train search_tiny --set algorithm.nthr.enabled=false   # plain GRPO, to compare",

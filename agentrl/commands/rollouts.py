@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Choose and print."""
     from agentrl.console import print_json
-    from agentrl.errors import RunError, nearest
+    from agentrl.errors import RunError, command, nearest
     from agentrl.runs.read import find_run, read_rollouts, rollout_steps
 
     path, kind = find_run(args.run), "eval" if args.eval else "step"
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if not steps:
         what = "evaluation" if args.eval else "training step"
         raise RunError(
-            f"{path} has no stored episodes of any {what} yet; `agentrl runs {path.parent}` shows how far it is"
+            f"{path} has no stored episodes of any {what} yet; `{command('runs', path.parent)}` shows how far it is"
         )
     step = steps[-1] if args.step is None else args.step
     rows = read_rollouts(path, step, kind)  # type: ignore[arg-type]

@@ -18,28 +18,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """List the runs, the latest first."""
     from agentrl.console import print_json, table
-    from agentrl.runs.read import list_runs
+    from agentrl.errors import command
+    from agentrl.runs.read import how_to_go_on, list_runs
 
     runs = list_runs(args.runs_dir)
     if args.json:
         print_json([_row(r) for r in runs])
         return 0
     if not runs:
-        print(f"no runs in {args.runs_dir}; start one: agentrl train search_tiny --set log.runs_dir={args.runs_dir}")
+        start = command("train", "search_tiny", "--set", f"log.runs_dir={args.runs_dir}")
+        print(f"no runs in {args.runs_dir}; start one: {start}")
         return 0
     rows = [["run", "status", "step", "reward", "updated"]]
     rows += [[r.name, r.status, _steps(r), _reward(r), _when(r.updated)] for r in runs]
     print(table(rows))
     unfinished = [r for r in runs if r.status in ("stopped", "failed")]
     for r in unfinished:
-        print(f"agentrl resume {r.path}" + (f"    # {r.message}" if r.status == "failed" and r.message else ""))
+        print(how_to_go_on(r.path) + (f"    # {r.message}" if r.status == "failed" and r.message else ""))
     return 0
 
 
 def _row(r: RunInfo) -> dict[str, Any]:
+    from agentrl.runs.read import how_to_go_on
+
     row = {"name": r.name, "path": str(r.path), "status": r.status, "step": r.step, "steps": r.steps}
     row |= {"reward": r.metrics.get("reward"), "updated": r.updated, "message": r.message}
-    return row | ({"resume": f"agentrl resume {r.path}"} if r.status in ("stopped", "failed") else {})
+    return row | ({"resume": how_to_go_on(r.path)} if r.status in ("stopped", "failed") else {})
 
 
 def _steps(r: RunInfo) -> str:

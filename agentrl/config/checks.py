@@ -6,6 +6,7 @@ every `RunConfig`, from a file or built in Python: `rule` registers it with the 
 
 from __future__ import annotations
 
+import datetime
 import importlib
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,40 @@ def questions(run: RunConfig) -> Iterator[str]:
         yield "warm_start needs a built-in world, which writes the demonstrations: drop it or set world"
     if run.model.path == "builtin:tiny" and run.world is None:
         yield "model.path builtin:tiny speaks only the built-in worlds' words: set world, or another model"
+
+
+LONGEST_NAME = 200  # bytes; a file system takes 255, and seed and time, or a prefix, are added
+
+
+@rule
+def names(run: RunConfig) -> Iterator[str]:
+    """The run's name is to be a folder's."""
+    key, name = ("name", run.name) if run.log.name is None else ("log.name", run.log.name)
+    size = len(name.encode(errors="surrogatepass"))
+    if size > LONGEST_NAME:
+        yield (
+            f"{key} has {size} bytes ({name[:20]}...) and becomes a folder's name, which takes {LONGEST_NAME}: "
+            "shorten it, or set log.name"
+        )
+
+
+@rule
+def plain_values(run: RunConfig) -> Iterator[str]:
+    """YAML reads some values as types that neither JSON nor an environment's server has."""
+    yield from _odd(run.model_dump(), "")
+
+
+def _odd(value: Any, key: str) -> Iterator[str]:
+    if isinstance(value, datetime.date):
+        yield f'{key} is a date ({value}): write it in quotes, "{value}", to have it as text'
+    elif isinstance(value, bytes | set):
+        yield f"{key} is a YAML {type(value).__name__}: write a text or a list"
+    elif isinstance(value, dict | list | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in parts:
+            if isinstance(name, datetime.date | bytes | tuple):
+                yield f"{key} has a key that is a {type(name).__name__} ({name}): write it in quotes"
+            yield from _odd(inner, f"{key}.{name}".lstrip("."))
 
 
 @rule
@@ -63,6 +98,17 @@ def guard(run: RunConfig) -> Iterator[str]:
             yield f"guard.rules: no alarm is called {name!r}{plugins.unknown(name, names)}"
     if run.guard.enabled and run.guard.on_critical == "rollback" and not run.log.checkpoint_every:
         yield "guard.on_critical is rollback but log.checkpoint_every is 0: set it to 10, for example"
+
+
+@rule
+def best(run: RunConfig) -> Iterator[str]:
+    """A best checkpoint needs what it is chosen by."""
+    asked = run.eval.questions and (run.world is not None or run.data.test is not None)
+    if run.log.keep_best is not None and not asked:
+        yield (
+            f"log.keep_best is {run.log.keep_best}, which is measured on held-out questions, and there are none: "
+            "set eval.questions to 200, for example, and data.test, or drop keep_best"
+        )
 
 
 @rule

@@ -1,7 +1,8 @@
 """Config files: YAML in, a checked `RunConfig` out, and where each value came from. No torch.
 
-A file may begin with `extends: OTHER`, a shipped config's name or a path beside it; its keys then replace the other's,
-part by part. `--set a.b=c` comes last. All problems are reported at once, each with file, line, dotted key and remedy.
+A file may begin with `extends: OTHER`, a shipped config's name or a path beside it; its keys then replace the other's.
+`--set a.b=c` comes last. Mappings are merged key by key, `env.kwargs` included; null empties one. All problems are
+reported at once, each with file, line, dotted key and remedy.
 """
 
 from __future__ import annotations
@@ -45,14 +46,34 @@ class _Tree:
     problems: list[str] = field(default_factory=list)
 
     def put(self, key: Key, value: Any, origin: str) -> None:
+        """Set one value. A mapping is merged into the one that is there, key by key; anything else replaces it."""
         at = self.values
-        for part in key[:-1]:
+        for i, part in enumerate(key[:-1]):
             below = at.get(part)
             if not isinstance(below, dict):
+                self._forget(key[: i + 1])
                 below = at[part] = {}
             at = below
+        if value is None and _holds_own_keys(key):
+            value = {}
+            self._forget(key)
+            at[key[-1]] = value
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            if not isinstance(at.get(key[-1]), dict):
+                self._forget(key)
+                at[key[-1]] = {}
+            if not value:
+                self.origins.setdefault(key, origin)
+            for name, inner in value.items():
+                self.put((*key, name), inner, origin)
+            return
+        self._forget(key)
         at[key[-1]] = value
         self.origins[key] = origin
+
+    def _forget(self, key: Key) -> None:
+        """What was written at `key` and below it is no longer there, and neither is where it was written."""
+        self.origins = {k: o for k, o in self.origins.items() if k[: len(key)] != key}
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
@@ -68,14 +89,13 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConf
     _read(path, tree, ())
     for text in overrides:
         _override(tree, text)
+    tree.values.setdefault("name", path.stem)
     try:
         config = RunConfig.model_validate(tree.values)
     except ValidationError as error:
         raise ConfigError(tree.problems + _explain(error, tree, path)) from None
     if tree.problems:
         raise ConfigError(tree.problems)
-    if "name" not in tree.values:
-        config.name = path.stem
     return LoadedConfig(config, _origins(config, tree), path)
 
 
@@ -141,9 +161,21 @@ def _read(path: Path, tree: _Tree, seen: tuple[Path, ...]) -> None:
         raise ConfigError([f"{path}:{node.start_mark.line + 1}: a config is a mapping of keys to values"])
     for name, value in node.value:
         if name.value == "extends":
+            if not isinstance(value, yaml.ScalarNode) or not str(value.value).strip():
+                line = value.start_mark.line + 1
+                raise ConfigError(
+                    [
+                        f"{path}:{line}: extends takes one name or path, not {_kind(value)}; "
+                        "let the other file extend the next"
+                    ]
+                )
             beside = path.parent / str(value.value)
             _read(beside if beside.is_file() else find_config(str(value.value)), tree, (*seen, path.resolve()))
     _walk(node, (), tree, path)
+
+
+def _kind(node: yaml.Node) -> str:
+    return {yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}.get(type(node), "nothing")
 
 
 def _walk(node: yaml.MappingNode, prefix: Key, tree: _Tree, path: Path) -> None:
@@ -170,6 +202,9 @@ def _walk(node: yaml.MappingNode, prefix: Key, tree: _Tree, path: Path) -> None:
             except yaml.YAMLError as error:
                 tree.problems.append(f"{path}:{line}: {'.'.join(key)}: {' '.join(str(error).split())}")
                 continue
+            if _holds_itself(value):
+                tree.problems.append(f"{path}:{line}: {'.'.join(key)} holds itself (a YAML anchor): write it out")
+                continue
             tree.put(key, value, f"{path}:{line}")
 
 
@@ -183,7 +218,17 @@ def _override(tree: _Tree, text: str) -> None:
     except yaml.YAMLError as error:
         tree.problems.append(f"--set {text!r}: the value is not YAML ({' '.join(str(error).split())})")
         return
+    if _holds_itself(value):
+        tree.problems.append(f"--set {text!r}: the value holds itself (a YAML anchor): write it out")
+        return
     tree.put(tuple(name.strip().split(".")), value, "--set")
+
+
+def _holds_itself(value: Any, above: tuple[int, ...] = ()) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return id(value) in above or any(_holds_itself(v, (*above, id(value))) for v in inner)
 
 
 # -------------------------------------------------------------------------------------------------- the schema's tree
@@ -215,6 +260,13 @@ def _is_free(key: Key) -> bool:
     return info is not None and _model_of(info.annotation) is None
 
 
+def _holds_own_keys(key: Key) -> bool:
+    """Whether the schema has a mapping at `key` whose keys are the user's (env.kwargs)."""
+    parent = _schema_at(key[:-1])
+    info = parent.model_fields.get(key[-1]) if parent is not None else None
+    return info is not None and typing.get_origin(info.annotation) is dict
+
+
 def _explain(error: ValidationError, tree: _Tree, path: Path) -> list[str]:
     """One line per wrong key; the alternatives of a union become one line."""
     messages: dict[Key, list[str]] = {}
@@ -229,8 +281,14 @@ def _explain(error: ValidationError, tree: _Tree, path: Path) -> list[str]:
         name = ".".join(key)
         if len(found) > 1 and not all(":" in m or ";" in m for m in found):
             found = [" or ".join([m.rpartition(", but is ")[0] for m in found[:-1]] + found[-1:])]
-        out += [f"{where}: {name}: {m}" if name else f"{where}: {m}" for m in found]
+        out += [f"{where}: {name}: {m}" if name else f"{_where(_first_word(m), tree, path)}: {m}" for m in found]
     return out
+
+
+def _first_word(message: str) -> Key:
+    """The key that a rule over the whole config speaks of first; none where it begins with another word."""
+    key = tuple(message.partition(" ")[0].split("."))
+    return key if key[0] in RunConfig.model_fields else ()
 
 
 def _known_part(loc: Key) -> Key:
@@ -261,10 +319,11 @@ def _where(key: Key, tree: _Tree, path: Path) -> str:
 
 
 def _origins(config: RunConfig, tree: _Tree) -> dict[str, str]:
+    """Where each value was written; of a mapping of the user's own keys, all the places that its keys come from."""
     out = {}
     for key in _leaves(config):
-        origin = next((tree.origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in tree.origins), DEFAULT)
-        out[".".join(key)] = origin
+        below = dict.fromkeys(o for k, o in tree.origins.items() if k[: len(key)] == key)
+        out[".".join(key)] = ", ".join(below) or DEFAULT
     return out
 
 
@@ -293,8 +352,15 @@ def to_yaml(config: RunConfig) -> str:
 
 def config_hash(config: RunConfig) -> str:
     """SHA-256 of the whole config; the order of keys does not matter."""
-    text = json.dumps(plain(config.model_dump()), sort_keys=True, ensure_ascii=True)
+    text = json.dumps(_ordered(plain(config.model_dump())), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _ordered(value: Any) -> Any:
+    """The same with all keys in order, whatever their types are."""
+    if isinstance(value, dict):
+        return {k: _ordered(value[k]) for k in sorted(value, key=lambda k: (str(k), type(k).__name__))}
+    return [_ordered(v) for v in value] if isinstance(value, list) else value
 
 
 def value_at(config: RunConfig, dotted: str) -> Any:

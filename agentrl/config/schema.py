@@ -363,6 +363,9 @@ class LogConfig(Part):
     name: str | None = Field(None, description="folder name under runs_dir; default: config name, time and seed")
     checkpoint_every: int = Field(50, ge=0, description="steps; 0 = at the end only")
     keep_checkpoints: PositiveInt = 3
+    keep_best: str | None = Field(
+        None, description="held-out metric (em): its best checkpoint is kept, as checkpoints/best"
+    )
     rollout_groups: int = Field(4, ge=-1, description="groups stored per step, besides those an alarm names; -1 = all")
     trackers: list[Annotated[str, plugin_name("tracker")]] = Field(
         [], description="where metrics go besides the folder"

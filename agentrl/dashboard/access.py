@@ -1,17 +1,19 @@
 """Who may ask: Host and Origin against other sites' pages, a token where others can connect, headers against injection.
 
 A page of another site can make a browser send requests here (and, by DNS rebinding, read the answers under its own
-name). So the Host must be one that only we can have, and a request that carries an Origin must come from that Host.
+name). So the Host must be one that only we can have, and a request that carries an Origin must come from that Host, or
+from a name that was allowed: some proxies put their own Host.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -69,12 +71,51 @@ def check_bind(host: str, token: str | None) -> None:
         )
 
 
-class Access:
-    """ASGI middleware: refuses what the module's docstring says, adds the headers to every answer."""
+def checked_prefix(text: str, own: Iterable[str]) -> str:
+    """A proxy's prefix as `/some/path`, empty for none. AgentRLError where it is no path, or begins like an own one."""
+    prefix = text.rstrip("/")
+    if prefix and not _PREFIX.fullmatch(prefix):
+        raise AgentRLError(f"--root-path {text!r}: expected a path such as /user/ann/proxy/8321")
+    first = prefix.split("/")[1] if prefix else ""
+    if first in {path.split("/")[1] for path in own} - {""}:
+        raise AgentRLError(f"--root-path {text!r} begins like an address of the dashboard itself: choose another")
+    return prefix
 
-    def __init__(self, app: ASGIApp, token: str | None = None, hosts: Iterable[str] = ()) -> None:
-        self.app, self.token = app, token
-        self.hosts = {*LOOPBACK, socket.gethostname().lower(), *(h.lower() for h in hosts)}
+
+_PREFIX = re.compile(r"(/[\w.~@%+-]+)+", re.ASCII)
+
+
+class Prefix:
+    """ASGI middleware: takes the proxy's prefix off the path, where the proxy has not done that itself.
+
+    The pages need nothing else: all their addresses are relative.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app, self.prefix = app, prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; the bare prefix is sent to the page that it is the folder of."""
+        path = scope.get("path", "")
+        if scope["type"] == "http" and self.prefix:
+            if path == self.prefix:
+                await RedirectResponse(f"{self.prefix}/", status_code=308)(scope, receive, send)
+                return
+            if path.startswith(f"{self.prefix}/"):
+                scope = {**scope, "path": path.removeprefix(self.prefix), "raw_path": None}
+        await self.app(scope, receive, send)
+
+
+class Access:
+    """ASGI middleware: refuses what the module's docstring says, adds the headers to every answer.
+
+    `prefix`: the proxy's, to which the cookie with the token is then confined.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None = None, hosts: Iterable[str] = (), prefix: str = "") -> None:
+        self.app, self.token, self.prefix = app, token, prefix
+        self.allowed = {h.lower() for h in hosts}
+        self.hosts = {*LOOPBACK, socket.gethostname().lower(), *self.allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, refuse or pass on one request."""
@@ -98,7 +139,7 @@ class Access:
         if name not in self.hosts and not _is_address(name):  # an address cannot be rebound, a name can
             return _no(421, f"Host {host[:100]!r} is not one of this server's; start it with --allow-host {name[:100]}")
         origin = headers.get("origin")
-        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}") and not self._allows(origin):
             return _no(403, f"Origin {origin[:100]!r} is another site")
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and (
             headers.get("sec-fetch-mode") != "navigate" or scope["method"] != "GET"
@@ -109,6 +150,14 @@ class Access:
             if headers.get("content-type", "").split(";")[0].strip() != "application/json":
                 return _no(415, "send application/json")
         return None
+
+    def _allows(self, origin: str) -> bool:
+        """Whether `origin` is a site whose name was given with --allow-host."""
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
+        return parts.scheme in ("http", "https") and (parts.hostname or "") in self.allowed
 
     def _login(self, scope: Scope, headers: Headers) -> Response | None:
         """None for whoever has the token; it comes as `Authorization: Bearer`, as a cookie, or once as `?token=`."""
@@ -122,9 +171,9 @@ class Access:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if scope["method"] == "GET" and self._same(query.pop("token", [""])[0]):
             rest = urlencode(query, doseq=True)
-            path = "/" + scope["path"].lstrip("/")  # never `//elsewhere`
-            answer = RedirectResponse(path + (f"?{rest}" if rest else ""), status_code=303)
-            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            page = "./" + quote(scope["path"].rpartition("/")[2])  # relative: right behind any prefix, never elsewhere
+            answer = RedirectResponse(page + (f"?{rest}" if rest else ""), status_code=303)
+            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", path=self.prefix or "/")
             return answer
         return _no(401, "open /?token=... once with the token that the server was started with")
 

@@ -29,6 +29,7 @@ from agentrl.runs.read import (
     ROLLOUTS,
     STATUS,
     RunInfo,
+    how_to_go_on,
     read_alarms,
     read_evals,
     read_guard,
@@ -257,7 +258,6 @@ def info_of(path: Path) -> RunInfo:
 def run_state(run_id: str, info: RunInfo) -> dict[str, Any]:
     """The part of a run that status.json and the last row tell."""
     reward = info.metrics.get("reward")
-    resume = read_json(info.path / STATUS).get("resume")
     return {
         "id": run_id,
         "name": info.name,
@@ -266,7 +266,7 @@ def run_state(run_id: str, info: RunInfo) -> dict[str, Any]:
         "steps": info.steps,
         "updated": info.updated,
         "message": info.message,
-        "resume": resume if isinstance(resume, str) else f"agentrl resume {info.path}",
+        "resume": how_to_go_on(info.path),
         "reward": reward if isinstance(reward, int | float) and reward == reward else None,
     }
 

@@ -18,11 +18,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from agentrl.dashboard import episodes, live, prometheus
-from agentrl.dashboard.access import TOKEN_VARIABLE, Access, check_bind
+from agentrl.dashboard.access import TOKEN_VARIABLE, Access, Prefix, check_bind, checked_prefix
 from agentrl.dashboard.history import columns, nonfinite_steps
 from agentrl.dashboard.library import Library, UnknownRun, info_of, run_state
 from agentrl.errors import AgentRLError
@@ -34,8 +34,11 @@ STATIC = Path(__file__).parent / "static"
 BODY = 1 << 16  # bytes of a POST
 
 
-def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = ()) -> Starlette:
-    """The application over `runs_dir`. `hosts`: names besides this machine's under which it may be reached."""
+def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = (), root_path: str = "") -> Starlette:
+    """The application over `runs_dir`. `hosts`: names besides this machine's under which it may be reached.
+
+    `root_path`: the path under which a proxy shows it; requests may come with it or without it.
+    """
     library = Library(runs_dir)
 
     def json(answer: Callable[[Library, Request], Any]) -> Callable[[Request], Any]:
@@ -84,28 +87,31 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
         disposition = f'attachment; filename="{name}.html"'
         return Response(text, media_type="text/html", headers={"Content-Disposition": disposition})
 
+    routes: list[BaseRoute] = [
+        Route("/", page),
+        Route("/run", page),
+        Route("/compare", page),
+        Route("/api/runs", json(_runs)),
+        Route("/api/signals", json(lambda *_: {k: asdict(s) for k, s in SIGNALS.items()})),
+        Route("/api/run", json(_one)),
+        Route("/api/metrics", json(_metrics)),
+        Route("/api/config", json(lambda lib, r: lib.config(_run(r)))),
+        Route("/api/rollouts", json(_rollouts)),
+        Route("/api/rollout", json(_rollout)),
+        Route("/api/group", json(_group)),
+        Route("/api/events", events),
+        Route("/api/acknowledge", acknowledge, methods=["POST"]),
+        Route("/api/report", report),
+        Route("/metrics", metrics),
+        Route("/grafana.json", grafana),
+        Mount("/static", _Static(directory=STATIC)),
+    ]
+    prefix = checked_prefix(root_path, [r.path for r in routes if isinstance(r, Route | Mount)])
     return Starlette(
-        routes=[
-            Route("/", page),
-            Route("/run", page),
-            Route("/compare", page),
-            Route("/api/runs", json(_runs)),
-            Route("/api/signals", json(lambda *_: {k: asdict(s) for k, s in SIGNALS.items()})),
-            Route("/api/run", json(_one)),
-            Route("/api/metrics", json(_metrics)),
-            Route("/api/config", json(lambda lib, r: lib.config(_run(r)))),
-            Route("/api/rollouts", json(_rollouts)),
-            Route("/api/rollout", json(_rollout)),
-            Route("/api/group", json(_group)),
-            Route("/api/events", events),
-            Route("/api/acknowledge", acknowledge, methods=["POST"]),
-            Route("/api/report", report),
-            Route("/metrics", metrics),
-            Route("/grafana.json", grafana),
-            Mount("/static", _Static(directory=STATIC)),
-        ],
+        routes=routes,
         middleware=[
-            Middleware(Access, token=token, hosts=tuple(hosts)),
+            Middleware(Prefix, prefix=prefix),
+            Middleware(Access, token=token, hosts=tuple(hosts), prefix=prefix),
             Middleware(GZipMiddleware, minimum_size=2048, compresslevel=3),
         ],
         exception_handlers={AgentRLError: _explain, OSError: _unreadable, HTTPException: _http, Exception: _bug},
@@ -113,7 +119,13 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
 
 
 def serve(
-    runs_dir: Path, host: str, port: int, hosts: Iterable[str] = (), *, ready: Callable[[str], None] = lambda url: None
+    runs_dir: Path,
+    host: str,
+    port: int,
+    hosts: Iterable[str] = (),
+    *,
+    root_path: str = "",
+    ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until interrupted. `ready` gets the address, which ends in /, when it is bound.
 
@@ -125,7 +137,7 @@ def serve(
         raise AgentRLError(
             f"{runs_dir} is not a folder: name the one that holds your runs, for example `agentrl dashboard runs`"
         )
-    app = create_app(runs_dir, token, [host, *hosts])
+    app = create_app(runs_dir, token, [host, *hosts], root_path)
     listening = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     ready(f"http://{shown}:{listening.getsockname()[1]}/")

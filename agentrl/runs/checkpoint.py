@@ -1,4 +1,4 @@
-"""Checkpoints on disk: complete or absent, verified before use.
+"""Checkpoints on disk: complete or absent, verified before use. `checkpoints/best` is a link to the best one.
 
 A checkpoint is written under a temporary name, every file is synced to the disk, `manifest.json` with their SHA-256
 comes last, and only then the folder gets its name. No torch: what is in it is the caller's (`Engine.save`).
@@ -16,17 +16,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import RunError
+from agentrl.errors import RunError, command
 from agentrl.runs.files import fsync_path, strict_json, writing
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
+BEST = "best"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
-def save_checkpoint(run_path: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], keep: int) -> Path:
-    """Write `run_path/checkpoints/step-NNNNNN` and prune to the newest `keep`; returns its path.
+def save_checkpoint(
+    run_path: Path, step: int, write: Callable[[Path], None], state: dict[str, Any], keep: int, *, best: bool = False
+) -> Path:
+    """Write `run_path/checkpoints/step-NNNNNN` and prune to the newest `keep` and the best one; returns its path.
+
+    `best` makes it the best one.
 
     `write(folder)` puts the model's and the optimiser's files there; `state` becomes `state.json`. Checkpoints of later
     steps belong to a past that a resume has left, and go. Raises RunError, with the earlier checkpoints as they were,
@@ -54,8 +59,41 @@ def save_checkpoint(run_path: Path, step: int, write: Callable[[Path], None], st
         os.rename(temporary, final)
         fsync_path(folder)
         shutil.rmtree(aside, ignore_errors=True)
+        if best:
+            _link_best(folder, final.name)
     _prune(run_path, step, keep)
     return final
+
+
+def best_step(run_path: Path) -> int | None:
+    """The step of the best checkpoint; None where none was kept."""
+    link = run_path / FOLDER / BEST
+    try:
+        name = os.readlink(link) if link.is_symlink() else link.read_text().strip()
+    except OSError:
+        return None
+    return next((step for step, path in list_checkpoints(run_path) if path.name == name), None)
+
+
+def _link_best(folder: Path, name: str) -> None:
+    """A relative link, so that a run may be moved; a file that holds the name where the file system has no links."""
+    temporary = folder / f".{BEST}.tmp"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.symlink(name, temporary, target_is_directory=True)
+    except (OSError, NotImplementedError):
+        temporary.write_text(name)
+    os.replace(temporary, folder / BEST)
+    fsync_path(folder)
+
+
+def run_of_checkpoint(path: Path) -> tuple[Path, int] | None:
+    """Run directory and step of the checkpoint folder `path` (`runs/NAME/checkpoints/best`); None for others."""
+    folder = path.parent
+    if folder.name != FOLDER or not (path / MANIFEST).is_file():
+        return None
+    step = next((n for n, p in list_checkpoints(folder.parent) if p.samefile(path)), None)
+    return None if step is None else (folder.parent, step)
 
 
 def latest_checkpoint(
@@ -78,13 +116,13 @@ def latest_checkpoint(
     if damaged:
         raise RunError(
             f"{run_path}: no checkpoint is whole ({'; '.join(damaged)}). Restore one from a copy, or train again: "
-            f"agentrl train {run_path / 'config.yaml'}"
+            f"{command('train', run_path / 'config.yaml')}"
         )
     return None
 
 
-def checkpoint_at(run_path: Path, step: int | None = None) -> Path:
-    """The verified checkpoint of `step`, or the newest whole one. RunError where there is none."""
+def checkpoint_at(run_path: Path, step: int | str | None = None) -> Path:
+    """The verified checkpoint of `step`, the best one, or the newest whole one. RunError where there is none."""
     found = dict(list_checkpoints(run_path))
     if not found:
         raise RunError(
@@ -94,6 +132,9 @@ def checkpoint_at(run_path: Path, step: int | None = None) -> Path:
         newest = latest_checkpoint(run_path)
         assert newest is not None  # there is at least one, and damage raises
         return newest[0]
+    if step == BEST:
+        if (step := best_step(run_path)) is None:
+            raise RunError(f"{run_path} has no best checkpoint: log.keep_best, for example em, keeps one")
     if step not in found:
         raise RunError(f"{run_path} has no checkpoint of step {step}; there are {', '.join(map(str, found))}")
     if problems := verify(found[step]):
@@ -101,6 +142,12 @@ def checkpoint_at(run_path: Path, step: int | None = None) -> Path:
             f"checkpoint {found[step].name} is damaged: {'; '.join(problems)}; take another of {list(found)}"
         )
     return found[step]
+
+
+def read_checkpoint(run_path: Path, step: int | str) -> tuple[Path, dict[str, Any]]:
+    """As `checkpoint_at`, with its state."""
+    path = checkpoint_at(run_path, step)
+    return path, json.loads((path / STATE).read_text())
 
 
 def list_checkpoints(run_path: Path) -> list[tuple[int, Path]]:
@@ -165,7 +212,10 @@ def _sha256(path: Path) -> str:
 
 
 def _prune(run_path: Path, step: int, keep: int) -> None:
-    found = list_checkpoints(run_path)
-    past = [path for n, path in found if n <= step]
-    for path in (*past[: -max(1, keep)], *(path for n, path in found if n > step)):
+    found, best = list_checkpoints(run_path), best_step(run_path)
+    past = [(n, path) for n, path in found if n <= step]
+    old = [path for n, path in past[: -max(1, keep)] if n != best]
+    for path in (*old, *(path for n, path in found if n > step)):
         shutil.rmtree(path, ignore_errors=True)
+    if best is not None and best > step:
+        (run_path / FOLDER / BEST).unlink(missing_ok=True)

@@ -108,8 +108,11 @@ def _existing(path: Path) -> Path:
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Replace `path` so that a reader, or a crash, sees the old content or the new one. Raises RunError."""
+def atomic_write(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Replace `path` so that a reader, or a crash, sees the old content or the new one. Raises RunError.
+
+    `durable`: also after a power cut.
+    """
     raw = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with writing(path):
@@ -117,7 +120,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             with temporary.open("wb") as file:
                 file.write(raw)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):

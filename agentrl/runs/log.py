@@ -27,7 +27,8 @@ from typing import Any, Literal, Self
 
 from agentrl.config import RunConfig
 from agentrl.config.files import config_hash, to_yaml
-from agentrl.errors import DISTRIBUTION, RunError
+from agentrl.config.paths import with_absolute_paths
+from agentrl.errors import DISTRIBUTION, RunError, command
 from agentrl.runs.checkpoint import clean_leftovers, list_checkpoints
 from agentrl.runs.files import (
     RunLock,
@@ -50,6 +51,8 @@ from agentrl.runs.read import (
     ROLLOUTS,
     STATUS,
     find_run,
+    how_to_go_on,
+    read_metrics,
     rollout_files,
 )
 from agentrl.types import Alarm, StepRecord
@@ -75,6 +78,7 @@ class RunLog:
     def __init__(self, path: Path, lock: RunLock, say: Callable[[str], None]) -> None:
         self.path = path
         self.begun = True  # False from `create` to `settle`
+        self._untouched = False  # True from `open` to `truncate_after`
         self._replaces = False  # whether `create` has set a run aside
         self._lock = lock
         self._say = say
@@ -99,14 +103,19 @@ class RunLog:
         """
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise RunError(f"log.name is {name!r}: it becomes a folder's name, so use letters, digits, - and _")
+        config = with_absolute_paths(config)  # a resume or an evaluation may be called from another folder
+        text, meta = (
+            to_yaml(config),
+            json.dumps(_meta(config, argv), indent=1),
+        )  # whatever cannot be written, is not begun
         path = Path(runs_dir).expanduser() / name
         replaces = _make_room(path, force)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
         run = cls._locked(path, say)
         run.begun, run._replaces = False, replaces
-        atomic_write(path / CONFIG, to_yaml(config))
-        atomic_write(path / META, json.dumps(_meta(config, argv), indent=1))
+        atomic_write(path / CONFIG, text)
+        atomic_write(path / META, meta)
         run.set_status("running", step=0, steps=config.train.steps)
         return run
 
@@ -134,12 +143,9 @@ class RunLog:
 
     @classmethod
     def open(cls, path: str | Path, *, say: Callable[[str], None] | None = None) -> RunLog:
-        """Take over an existing run to go on with it; says what a killed writer left torn, and mends it."""
-        path = find_run(path)
-        run = cls._locked(path, say)
-        clean_leftovers(path)
-        for file in (METRICS, EVALS, ALARMS, GUARD):
-            run._mend(path / file)
+        """Take over an existing run to go on with it. Nothing in it changes before `truncate_after`."""
+        run = cls._locked(find_run(path), say)
+        run._untouched = True
         return run
 
     @classmethod
@@ -159,7 +165,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is not None and self._lock.held and self.status().get("status") == "running":
+            ours = self._lock.held and not self._untouched
+            if kind is not None and ours and self.status().get("status") == "running":
                 interrupted = issubclass(kind, KeyboardInterrupt)
                 message = "interrupted" if interrupted else f"{kind.__name__}: {error}"
                 try:
@@ -177,6 +184,8 @@ class RunLog:
         if tokens is not None:
             row["tokens"] = tokens
         append_line(self.path / METRICS, _flat(row | record.metrics))
+        if self.status().get("status") == "running":
+            self.set_status("running", step=record.step + 1, durable=False)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """One row of evals.jsonl: `step` (steps done before it), `split`, `em`, `reward`, `n`, ..."""
@@ -207,19 +216,32 @@ class RunLog:
         atomic_write(folder / f"{name}.jsonl.gz", gzip.compress(text.encode(), compresslevel=4, mtime=0))
 
     def set_status(
-        self, status: Status, *, step: int | None = None, steps: int | None = None, message: str | None = None
+        self,
+        status: Status,
+        *,
+        step: int | None = None,
+        steps: int | None = None,
+        message: str | None = None,
+        durable: bool = True,
     ) -> None:
-        """Replace status.json; `step` and `steps` stay what they were where they are not given."""
+        """Replace status.json; `step` defaults to the steps that were made, `steps` stays what it was.
+
+        `durable`: also after a power cut.
+        """
         before = self.status()
+        if step is None:
+            last = read_metrics(self.path, tail=1)
+            step = int(last[0]["step"]) + 1 if last else before.get("step", 0)
         row = {
             "status": status,
-            "step": before.get("step", 0) if step is None else step,
+            "step": step,
             "steps": before.get("steps") if steps is None else steps,
             "updated": round(time.time(), 3),
-            "resume": f"agentrl resume {self.path}",
             "message": message or "",
         }
-        atomic_write(self.path / STATUS, json.dumps(row))
+        if status in ("stopped", "failed"):
+            row["resume"] = how_to_go_on(self.path)
+        atomic_write(self.path / STATUS, json.dumps(row), durable=durable)
 
     def status(self) -> dict[str, Any]:
         """status.json as it is."""
@@ -232,7 +254,14 @@ class RunLog:
     # -------------------------------------------------------------------------------------------------------- resuming
 
     def truncate_after(self, steps: int) -> None:
-        """Forget what came after the first `steps` steps: the rows that a resume from there will write again."""
+        """The resumed run begins: forget what came after its first `steps` steps, which it will write again.
+
+        What a killed writer left torn is repaired first, aloud.
+        """
+        self._untouched = False
+        clean_leftovers(self.path)
+        for file in (METRICS, EVALS, ALARMS, GUARD):
+            self._repair(self.path / file)
         dropped = self._keep(METRICS, lambda row: row["step"] < steps)
         self._keep(EVALS, lambda row: row["step"] <= steps)
         self._keep(ALARMS, lambda row: row["step"] < steps if "step" in row else True)
@@ -252,7 +281,7 @@ class RunLog:
             atomic_write(path, "".join(strict_json(row) + "\n" for row in kept))
         return len(rows) - len(kept)
 
-    def _mend(self, path: Path) -> None:
+    def _repair(self, path: Path) -> None:
         """Cut off a last line that was not written whole, and say so."""
         if not path.exists():
             return
@@ -279,7 +308,7 @@ def _make_room(path: Path, force: bool) -> bool:
         raise RunError(f"{path} exists and is not a run directory, so it is left alone; set log.name to something else")
     if not force:
         raise RunError(
-            f"{path} already holds a run. Go on with it (agentrl resume {path}), choose another name "
+            f"{path} already holds a run. Go on with it ({command('resume', path)}), choose another name "
             "(--set log.name=...), or delete it and start again (--force)"
         )
     lock = RunLock(path / LOCK)

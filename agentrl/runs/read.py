@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from agentrl.errors import RunError, nearest
+from agentrl.errors import RunError, command, nearest
+from agentrl.runs.checkpoint import best_step, list_checkpoints
 from agentrl.runs.files import append_line, lock_holder, parse_line, read_json, read_last_lines, read_lines
 
 CONFIG, META, STATUS, LOCK = "config.yaml", "meta.json", "status.json", "run.lock"
@@ -31,6 +32,15 @@ def read_metrics(path: str | Path, tail: int | None = None) -> list[dict[str, An
 def read_evals(path: str | Path) -> list[dict[str, Any]]:
     """Rows of evals.jsonl."""
     return read_lines(Path(path) / EVALS)
+
+
+def beats_best(path: str | Path, metric: str, value: float) -> bool:
+    """Whether a held-out `value` is larger than the one of the best checkpoint; True where there is none yet."""
+    step = best_step(Path(path))
+    if step is None:
+        return True
+    rows = [row[metric] for row in read_evals(path) if row.get("step") == step and row.get(metric) is not None]
+    return not rows or value > float(rows[-1])
 
 
 def read_guard(path: str | Path) -> list[dict[str, Any]]:
@@ -104,7 +114,7 @@ def read_info(path: str | Path) -> RunInfo:
     row = read_json(path / STATUS)
     status, message = str(row.get("status", "unknown")), str(row.get("message") or "")
     if status == "running" and lock_holder(path / LOCK) is None:
-        status, message = "stopped", f"its process is gone; {row.get('resume') or f'agentrl resume {path}'}"
+        status, message = "stopped", f"its process is gone; {how_to_go_on(path)}"
     last = read_metrics(path, tail=1)
     step, steps = row.get("step"), row.get("steps")
     done = int(last[0].get("step", -1)) + 1 if last else 0  # status.json is not rewritten at every step
@@ -118,6 +128,15 @@ def read_info(path: str | Path) -> RunInfo:
         message=message,
         metrics=last[0] if last else {},
     )
+
+
+def how_to_go_on(path: str | Path) -> str:
+    """The command that goes on with a run: `resume` where it has a checkpoint, and else the one that starts again."""
+    path = Path(path)
+    if list_checkpoints(path):
+        return command("resume", path)
+    into = ("--set", f"log.runs_dir={path.parent}", "--set", f"log.name={path.name}")
+    return command("train", path / CONFIG, *into, "--force")
 
 
 def list_runs(runs_dir: str | Path) -> list[RunInfo]:

@@ -15,12 +15,13 @@ from agentrl.config.files import load_config
 from agentrl.console import Progress
 from agentrl.engines.kind import INITIAL, ready_kind
 from agentrl.engines.shared.loading import BUILTIN
-from agentrl.errors import RunError
+from agentrl.errors import RunError, command
 from agentrl.monitors import Monitor, sinks
 from agentrl.monitors.alarms import default_rules
-from agentrl.runs.checkpoint import latest_checkpoint
+from agentrl.runs.checkpoint import latest_checkpoint, read_checkpoint
 from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog
+from agentrl.runs.read import how_to_go_on
 from agentrl.train.build import Job, build_job
 from agentrl.train.trackers import make_writers
 from agentrl.train.trainer import Trainer, TrainResult
@@ -91,34 +92,37 @@ def _warm(job: Job, run: RunLog, progress: Progress) -> None:
     )
 
 
-def resume_run(run_dir: Path, *, quiet: bool = False) -> FinishedRun:
-    """Continue a stopped or killed run from its last good checkpoint."""
+def resume_run(run_dir: Path, *, checkpoint: int | str | None = None, quiet: bool = False) -> FinishedRun:
+    """Continue a stopped or killed run from its last good checkpoint, or from the one of a step, or `best`.
+
+    A resume that fails before its first step has changed nothing.
+    """
     progress = Progress(quiet)
     with RunLog.open(run_dir, say=progress.say) as run:
         config = load_config(run.path / "config.yaml").config
-        found = latest_checkpoint(run.path)
+        found = latest_checkpoint(run.path) if checkpoint is None else read_checkpoint(run.path, checkpoint)
         if found is None:
-            raise RunError(
-                f"{run.path} has no checkpoint to resume from; start it again: "
-                f"agentrl train {run.path / 'config.yaml'} --set log.name={run.path.name} --force"
-            )
+            raise RunError(f"{run.path} has no checkpoint to resume from; start it again: {how_to_go_on(run.path)}")
         path, state = found
         if state["step"] >= config.train.steps:
-            fresh = (
-                f"; to start a new run from its model: agentrl train {run.path / 'config.yaml'} "
-                f"--set model.path={path / 'model'} --set warm_start=null --set log.name=..."
-            )
+            model = f"model.path={path / 'model'}"
+            again = command("train", run.path / "config.yaml", "--set", model, "--set", "warm_start=null")
+            fresh = f"; to start a new run from its model: {again} --set log.name=..."
             raise RunError(
                 f"{run.path} has finished its {config.train.steps} steps; to train on, raise train.steps in "
                 f"{run.path / 'config.yaml'} and resume{'' if config.model.lora else fresh}"
             )
         progress.say(f"resuming {run.path} at step {state['step']} of {config.train.steps}")
-        run.truncate_after(state["step"])
         job = build_job(config, run.path, model_path=path / "model", say=progress.say)
         with closing(job.engine):
             if job.engine.reference is not None:
                 job.engine.freeze_reference(run.path / REFERENCE)
-            return _train(job, run, progress, begin=lambda trainer: trainer.restore(path, state))
+
+            def begin(trainer: Trainer) -> None:
+                trainer.restore(path, state)
+                run.truncate_after(state["step"])
+
+            return _train(job, run, progress, begin=begin)
 
 
 def _train(job: Job, run: RunLog, progress: Progress, begin: Callable[[Trainer], None]) -> FinishedRun:
@@ -150,7 +154,7 @@ def _train(job: Job, run: RunLog, progress: Progress, begin: Callable[[Trainer],
         trainer.close()
         sinks.close(outputs)
     if result.status == "stopped":
-        progress.say(f"stopped after step {result.steps} and saved; go on with: agentrl resume {run.path}")
+        progress.say(f"stopped after step {result.steps} and saved; go on with: {command('resume', run.path)}")
     return FinishedRun(run.path, result)
 
 

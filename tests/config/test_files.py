@@ -134,10 +134,10 @@ def test_all_problems_at_once(write):
 
 def test_problems_of_the_whole_config_have_lines_of_their_own(write):
     found = problems(write("rollout: {temperature: 0}\n"))
-    assert [f[:24] for f in found] == [
-        " neither world nor data.",
-        " model.path builtin:tiny",
-        " rollout.temperature is ",
+    assert [f[:25] for f in found] == [
+        " neither world nor data.t",
+        " model.path builtin:tiny ",
+        "1: rollout.temperature is",
     ]
 
 
@@ -231,6 +231,73 @@ def test_extends_replaces_part_by_part(write):
     assert loaded.origins["optim.warmup_steps"].endswith("base.yaml:2")
     shipped = load_config(write("extends: search_tiny\ntrain: {steps: 3}\n", "mine.yaml")).config
     assert shipped.train.steps == 3 and shipped.rollout == load_config("search_tiny").config.rollout
+
+
+def test_a_mapping_in_an_override_is_merged_key_by_key(write):
+    path = write("world: {people: 30}\noptim: {lr: 1e-3, weight_decay: 0.3}\nenv: {kwargs: {a: {x: 1}, b: 2}}\n")
+    loaded = load_config(path, ["optim={lr: 0.1}", "world={}", "env.kwargs={a: {y: 3}}"])
+    assert (loaded.config.optim.lr, loaded.config.optim.weight_decay, loaded.config.world.people) == (0.1, 0.3, 30)
+    assert loaded.config.env.kwargs == {"a": {"x": 1, "y": 3}, "b": 2}
+    assert loaded.origins["optim.lr"] == "--set" and loaded.origins["optim.weight_decay"] == f"{path}:2"
+    assert loaded.origins["optim.betas"] == "default" and loaded.origins["world.people"] == f"{path}:1"
+    assert loaded.origins["env.kwargs"] == f"{path}:3, --set"
+    assert load_config(path, ["env={kwargs: {b: 5}}"]).config.env.kwargs == {"a": {"x": 1}, "b": 5}
+
+
+def test_mappings_of_a_file_that_is_extended_are_merged_too(write):
+    write("world: {people: 40}\nenv: {kwargs: {topk: 5, max_turns: 2}}\nmodel: {lora: {rank: 4}}\n", "base.yaml")
+    path = write("extends: base.yaml\nworld: {}\nenv: {kwargs: {topk: 7}}\nmodel: {lora: {}}\n")
+    config = load_config(path).config
+    assert (config.world.people, config.env.kwargs) == (40, {"topk": 7, "max_turns": 2})
+    assert config.model.lora.rank == 4
+
+
+@pytest.mark.parametrize("given", ["env.kwargs=null", "env={kwargs: null}"])
+def test_null_empties_a_mapping_of_ones_own_keys(write, given):
+    loaded = load_config(write("world: {}\nenv: {kwargs: {topk: 5}}\n"), [given, "env.kwargs.max_turns=2"])
+    assert loaded.config.env.kwargs == {"max_turns": 2} and loaded.origins["env.kwargs"] == "--set"
+
+
+def test_the_origin_of_a_value_that_was_replaced_is_forgotten(write):
+    path = write("world: {}\nwarm_start: {epochs: 1, batch: 8}\nmodel: {lora: {rank: 4}}\n")
+    loaded = load_config(path, ["warm_start=null", "warm_start.epochs=2", "model.lora=null", "model.lora={alpha: 2}"])
+    assert (loaded.config.warm_start.batch, loaded.config.model.lora.rank) == (32, 16)
+    assert loaded.origins["warm_start.batch"] == loaded.origins["model.lora.rank"] == "default"
+    assert loaded.origins["warm_start.epochs"] == loaded.origins["model.lora.alpha"] == "--set"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("env: {kwargs: {since: 2024-05-06}}", r'env.kwargs.since is a date \(2024-05-06\): .*quotes, "2024-05-06"'),
+        ("env: {kwargs: {a: [{at: 2024-05-06 07:08:00}]}}", r"env.kwargs.a.0.at is a date \(2024-05-06 07:08:00\)"),
+        ("env: {kwargs: {a: {2024-05-06: 1}}}", "env.kwargs.a has a key that is a date"),
+        ("env: {kwargs: {raw: !!binary aGk=}}", "env.kwargs.raw is a YAML bytes"),
+        ("env: {kwargs: {a: !!set {x, y}}}", "env.kwargs.a is a YAML set"),
+        ("env: {kwargs: &k {a: {b: *k}}}", "2: env.kwargs holds itself"),
+        ("extends: [search_tiny, math_tiny]", "2: extends takes one name or path, not a list; let the other file"),
+        ("extends: {a: b}", "2: extends takes one name or path, not a mapping"),
+        ("extends:", "2: extends takes one name or path, not nothing"),
+        (f"name: {'n' * 250}", r"2: name has 250 bytes \(nnnn.* becomes a folder's name, which takes 200: shorten"),
+        (f"log: {{name: {'ü' * 150}}}", r"log.name has 300 bytes"),
+    ],
+)
+def test_what_yaml_can_say_and_a_run_cannot_use(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write("world: {}\n" + text + "\n"))
+
+
+def test_a_file_with_a_long_name_needs_a_name_for_its_run(write):
+    path = write("world: {}\n", "f" * 240 + ".yaml")
+    with pytest.raises(ConfigError, match="name has 240 bytes"):
+        load_config(path)
+    assert load_config(path, ["log.name=short"]).config.log.name == "short"
+
+
+def test_keys_of_several_types_have_a_hash(write):
+    config = load_config(write("world: {}\nenv: {kwargs: {levels: {1: a, x: b, 2: c}}}\n")).config
+    assert config.env.kwargs == {"levels": {1: "a", "x": "b", 2: "c"}} and len(config_hash(config)) == 64
+    assert load_config(write(to_yaml(config), "again.yaml")).config == config
 
 
 def test_a_problem_in_the_file_that_is_extended_names_that_file(write):

@@ -85,4 +85,4 @@ LOST = re.compile(r"net::ERR_(CONNECTION|INCOMPLETE|EMPTY)")  # the test has sto
 
 
 def _local(url: str) -> bool:
-    return url.startswith(("http://127.0.0.1:", "blob:http://127.0.0.1:", "data:"))
+    return url.startswith(("http://127.0.0.1:", "blob:http://127.0.0.1:", "data:", "about:"))

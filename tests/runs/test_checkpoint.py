@@ -9,10 +9,13 @@ import pytest
 from agentrl.errors import RunError
 from agentrl.runs import checkpoint
 from agentrl.runs.checkpoint import (
+    best_step,
     checkpoint_at,
     clean_leftovers,
     latest_checkpoint,
     list_checkpoints,
+    read_checkpoint,
+    run_of_checkpoint,
     save_checkpoint,
     verify,
 )
@@ -71,6 +74,59 @@ def test_only_the_newest_are_kept_and_the_future_is_forgotten(tmp_path):
     assert steps(tmp_path) == [4, 5]
     save(tmp_path, 6, keep=0)
     assert steps(tmp_path) == [6]
+
+
+def link(run):
+    path = run / "checkpoints" / "best"
+    return os.readlink(path) if path.is_symlink() else None
+
+
+def test_the_best_is_kept_and_linked(tmp_path):
+    assert best_step(tmp_path) is None
+    with pytest.raises(RunError, match=r"has no checkpoint yet"):
+        checkpoint_at(tmp_path, "best")
+    save(tmp_path, 1, keep=1)
+    with pytest.raises(RunError, match=r"no best checkpoint: log.keep_best"):
+        checkpoint_at(tmp_path, "best")
+    save_checkpoint(tmp_path, 2, writer("two "), {"step": 2}, keep=1, best=True)
+    save(tmp_path, 3, 4, keep=1)
+    assert steps(tmp_path) == [2, 4] and link(tmp_path) == "step-000002" and best_step(tmp_path) == 2
+    assert checkpoint_at(tmp_path, "best") == tmp_path / "checkpoints" / "step-000002"
+    assert read_checkpoint(tmp_path, "best")[1] == {"step": 2}
+    assert (tmp_path / "checkpoints" / "best" / "model" / "weights").is_file()
+    assert latest_checkpoint(tmp_path)[1]["step"] == 4  # the best is not the newest
+    save_checkpoint(tmp_path, 5, writer("five "), {"step": 5}, keep=1, best=True)
+    assert steps(tmp_path) == [5] and link(tmp_path) == "step-000005"  # the former best is an old one
+    moved = tmp_path.with_name("moved")
+    os.rename(tmp_path, moved)
+    assert best_step(moved) == 5 and (moved / "checkpoints" / "best" / "state.json").is_file()
+    os.rename(moved, tmp_path)
+
+
+def test_a_best_of_the_future_goes_with_it(tmp_path):
+    save(tmp_path, 1)
+    save_checkpoint(tmp_path, 5, writer("five "), {"step": 5}, keep=2, best=True)
+    save(tmp_path, 2)  # a resume went back to step 1
+    assert (
+        steps(tmp_path) == [1, 2] and best_step(tmp_path) is None and "best" not in os.listdir(tmp_path / "checkpoints")
+    )
+
+
+def test_without_links_a_file_names_the_best(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError("this file system has no links")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    save_checkpoint(tmp_path, 1, writer("x"), {"step": 1}, keep=1, best=True)
+    save(tmp_path, 2, 3, keep=1)
+    assert link(tmp_path) is None and best_step(tmp_path) == 1 and steps(tmp_path) == [1, 3]
+
+
+def test_a_checkpoint_folder_knows_its_run(tmp_path):
+    save(tmp_path, 1)
+    path = save_checkpoint(tmp_path, 2, writer("x"), {"step": 2}, keep=9, best=True)
+    assert run_of_checkpoint(path) == run_of_checkpoint(tmp_path / "checkpoints" / "best") == (tmp_path, 2)
+    assert run_of_checkpoint(tmp_path) is None and run_of_checkpoint(path / "model") is None
 
 
 def test_a_step_that_is_saved_again_replaces_the_first(tmp_path):

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import shlex
 from dataclasses import asdict
 
 import pytest
@@ -11,10 +12,13 @@ import pytest
 from agentrl.config.files import config_hash, load_config
 from agentrl.errors import RunError
 from agentrl.runs import log
+from agentrl.runs.checkpoint import save_checkpoint
 from agentrl.runs.log import RunLog
 from agentrl.runs.read import (
     acknowledge,
+    beats_best,
     find_run,
+    how_to_go_on,
     list_runs,
     read_alarms,
     read_eval_rollouts,
@@ -69,7 +73,7 @@ def test_a_new_run_says_what_it_is(create, tmp_path):
         assert json.loads((run.path / "meta.json").read_text())["warm_start"] == {"loss": None}
         status = run.status()
         assert (status["status"], status["step"], status["steps"]) == ("running", 0, 2)
-        assert status["resume"] == f"agentrl resume {run.path}"
+        assert "resume" not in status  # nothing can be resumed yet
 
 
 def test_a_run_is_never_overwritten_without_force(create):
@@ -147,7 +151,7 @@ def test_a_status_that_was_set_is_kept_when_an_error_follows(create):
 
 
 def test_on_a_full_disk_the_first_error_is_shown(create, monkeypatch, said):
-    def full(*_):
+    def full(*_, **__):
         raise RunError("second")
 
     with pytest.raises(ValueError, match="first"), create() as run:
@@ -162,7 +166,10 @@ def test_a_run_whose_process_is_gone_is_stopped(create):
     assert read_info(run.path).status == "running"
     run.close()  # the status still says running, as after a kill
     info = read_info(run.path)
-    assert info.status == "stopped" and f"agentrl resume {run.path}" in info.message
+    again = f"agentrl train {run.path}/config.yaml --set log.runs_dir={run.path.parent} --set log.name=a --force"
+    assert info.status == "stopped" and info.message == f"its process is gone; {again}"
+    (run.path / "checkpoints" / "step-000002").mkdir(parents=True)
+    assert read_info(run.path).message == f"its process is gone; agentrl resume {run.path}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -239,7 +246,10 @@ def test_a_torn_last_line_is_cut_off_and_said(create, said):
             file.write(b'{"step": 3, "rew')
     assert [r["step"] for r in read_metrics(run.path)] == [0, 1, 2]  # a reader changes nothing
     assert (run.path / "metrics.jsonl").read_bytes().endswith(b'"rew')
+    before = {k: v for k, v in files_of(run.path).items() if k != "run.lock"}
     with RunLog.open(run.path, say=said.append) as again:
+        assert {k: v for k, v in files_of(run.path).items() if k != "run.lock"} == before and said == []
+        again.truncate_after(3)
         assert [line.partition(": ")[2] for line in said] == [
             "the last line (16 bytes) was not written whole and is cut off"
         ] * 2
@@ -254,7 +264,8 @@ def test_only_the_line_break_is_missing(create, said):
     file = run.path / "metrics.jsonl"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    RunLog.open(run.path, say=said.append).close()
+    with RunLog.open(run.path, say=said.append) as again:
+        again.truncate_after(2)
     assert file.read_bytes() == whole and said == []
 
 
@@ -272,6 +283,70 @@ def test_what_came_after_the_checkpoint_is_forgotten(create, said):
     assert [r["step"] for r in read_metrics(run.path)] == [0, 1, 2] == rollout_steps(run.path)
     assert [r["step"] for r in read_evals(run.path)] == [0, 3] == rollout_steps(run.path, "eval")
     assert [(a["step"], a["acknowledged"]) for a in read_alarms(run.path)] == [(0, False), (1, True), (2, False)]
+
+
+def test_a_resume_that_fails_before_it_begins_changes_nothing(create, said):
+    run = fill(create(), range(3))
+    run.close()  # killed: the status still says running
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 3, "rew')
+    (run.path / "checkpoints" / ".step-000004.tmp").mkdir(parents=True)
+    before = files_of(run.path)
+    with pytest.raises(ValueError, match="no such model"), RunLog.open(run.path, say=said.append):
+        raise ValueError("no such model")
+    assert files_of(run.path) == before and said == []
+    with pytest.raises(ValueError, match="later"), RunLog.open(run.path, say=said.append) as again:
+        again.truncate_after(2)
+        raise ValueError("later")
+    assert read_info(run.path).status == "failed" and len(read_metrics(run.path)) == 2
+    assert not (run.path / "checkpoints" / ".step-000004.tmp").exists()
+
+
+def test_status_json_has_the_step_that_was_made_last(create):
+    with pytest.raises(ValueError), create() as run:
+        for n in range(3):
+            fill(run, [n])
+            assert run.status()["step"] == n + 1 and run.status()["steps"] == 2
+        raise ValueError
+    assert (run.status()["status"], run.status()["step"]) == ("failed", 3)
+    with RunLog.open(run.path) as again:
+        again.truncate_after(1)
+        again.set_status("running")
+        assert again.status()["step"] == 1
+
+
+def test_the_files_that_a_config_names_are_found_from_any_folder(create, tmp_path, monkeypatch):
+    (tmp_path / "q.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with create(data={"train": "q.jsonl"}, world=None, model={"path": "owner/model"}) as run:
+        stored = load_config(run.path).config
+    assert stored.data.train == str(tmp_path / "q.jsonl") and stored.model.path == "owner/model"
+    assert json.loads((run.path / "meta.json").read_text())["config_hash"] == config_hash(stored)
+
+
+def test_a_config_that_cannot_be_written_leaves_no_directory(create, tmp_path):
+    with pytest.raises(Exception, match="cannot represent an object"):
+        create("odd", env={"kwargs": {"retriever": object()}})
+    assert not (tmp_path / "odd").exists()
+
+
+def test_the_command_that_goes_on_with_a_run_can_be_copied(tmp_path):
+    run = tmp_path / "my runs" / "it's"
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    words = shlex.split(how_to_go_on(run))
+    assert words == ["agentrl", "resume", str(run)] and how_to_go_on("runs/a b").startswith(
+        "agentrl train 'runs/a b/con"
+    )
+
+
+@pytest.mark.parametrize(("value", "better"), [(0.3, False), (0.4, False), (0.5, True)])
+def test_what_beats_the_best_checkpoint(create, value, better):
+    with create() as run:
+        assert beats_best(run.path, "em", 0.0)  # there is none yet
+        run.evaluation({"step": 2, "em": 0.4})
+        run.evaluation({"step": 3, "em": 0.1})
+        save_checkpoint(run.path, 2, lambda folder: None, {}, keep=1, best=True)
+        assert beats_best(run.path, "em", value) is better and beats_best(run.path, "other", 0.0)
 
 
 def test_two_writers_are_refused(create):

@@ -2,12 +2,12 @@
 
 export async function get(path, params = {}) {
   const query = new URLSearchParams(Object.entries(params).filter(([, v]) => v !== null && v !== undefined));
-  const response = await fetch(`/api/${path}?${query}`, { headers: { Accept: "application/json" } });
+  const response = await fetch(`api/${path}?${query}`, { headers: { Accept: "application/json" } });
   return answer(response);
 }
 
 export async function post(path, body) {
-  return answer(await fetch(`/api/${path}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }));
+  return answer(await fetch(`api/${path}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }));
 }
 
 async function answer(response) {
@@ -28,7 +28,7 @@ export class Stream {
 
   start() {
     if (this.source || this.closed) return;
-    const source = new EventSource(`/api/events?${new URLSearchParams({ run: this.run, after: this.cursor })}`);
+    const source = new EventSource(`api/events?${new URLSearchParams({ run: this.run, after: this.cursor })}`);
     this.source = source;
     source.onopen = () => this.handlers.state?.("live");
     source.onerror = () => {

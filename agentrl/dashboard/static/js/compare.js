@@ -13,10 +13,10 @@ const EVERY_MS = 1500;
 
 export async function show(main, crumbs, live) {
   document.title = "Compare · agentrl";
-  fill(crumbs, h("a", { href: "/" }, "runs"), " / compare");
+  fill(crumbs, h("a", { href: "./" }, "runs"), " / compare");
   const asked = [...new Set((param("runs") ?? "").split(",").filter(Boolean))], ids = asked.slice(0, MOST);
   if (ids.length < 2) {
-    fill(main, h("p", { class: "empty" }, "Pick two to eight runs in the ", h("a", { href: "/" }, "list of runs"), "."));
+    fill(main, h("p", { class: "empty" }, "Pick two to eight runs in the ", h("a", { href: "./" }, "list of runs"), "."));
     return;
   }
   const [signals, ...answers] = await Promise.all([get("signals"), ...ids.map((run) => get("metrics", { run }).then((a) => ({ run, ...a }), (error) => ({ run, error })))]);
@@ -51,7 +51,7 @@ export async function show(main, crumbs, live) {
     fill(legend, runs.map((r) => {
       const swatch = h("i", { class: r.dash ? "swatch dash" : "swatch" });
       swatch.style.borderTopColor = `var(--${r.color})`;
-      return h("span", {}, swatch, h("a", { href: address("/run", { run: r.id }) }, r.id), h("span", { class: "muted small" }, ` ${r.state.status}, step ${number(r.state.step)}, reward ${number(r.state.reward, 3)}`));
+      return h("span", {}, swatch, h("a", { href: address("run", { run: r.id }) }, r.id), h("span", { class: "muted small" }, ` ${r.state.status}, step ${number(r.state.step)}, reward ${number(r.state.reward, 3)}`));
     }));
   }
 

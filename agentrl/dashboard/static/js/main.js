@@ -1,8 +1,8 @@
-// Picks the view from the path.
+// Picks the view from the last part of the path: whatever stands before it is a proxy's prefix, so every address is relative.
 import { fill, h } from "./dom.js";
 import { key, showHelp } from "./keys.js";
 
-const views = { "/": () => import("./runs.js"), "/run": () => import("./run.js"), "/compare": () => import("./compare.js") };
+const views = { "": () => import("./runs.js"), run: () => import("./run.js"), compare: () => import("./compare.js") };
 const main = document.getElementById("main");
 
 function toggleTheme() {
@@ -22,12 +22,12 @@ key("/", "search", () => {
 });
 key("?", "this help", showHelp);
 key("t", "light or dark", toggleTheme);
-key("h", "list of runs", () => location.assign("/"));
+key("h", "list of runs", () => location.assign("./"));
 
 try {
-  const view = await (views[location.pathname] ?? views["/"])();
+  const view = await (views[location.pathname.split("/").at(-1)] ?? views[""])();
   await view.show(main, document.getElementById("crumbs"), document.getElementById("live"));
 } catch (error) {
   fill(main, h("div", { class: "notice error", role: "alert" }, h("b", {}, "This cannot be shown. "), error.message),
-    h("p", {}, h("a", { href: "/" }, "To the list of runs")));
+    h("p", {}, h("a", { href: "./" }, "To the list of runs")));
 }

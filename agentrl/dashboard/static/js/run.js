@@ -18,7 +18,7 @@ const TABS = Object.keys(TAB_NAMES);
 
 export async function show(main, crumbs, live) {
   const page = new RunPage(param("run", ""), main, live);
-  fill(crumbs, h("a", { href: "/" }, "runs"), " / ", page.run);
+  fill(crumbs, h("a", { href: "./" }, "runs"), " / ", page.run);
   document.title = `${page.run} · agentrl`;
   await page.load();
 }
@@ -129,7 +129,7 @@ class RunPage {
       this.store.phase?.death_spiral ? h("span", { class: "level", data: { level: "critical" } }, "death spiral") : null,
       h("span", { class: "grow" }),
       !["finished", "running"].includes(s.status) ? h("button", { type: "button", title: `${s.resume} (click to copy)`, onclick: () => copy(s.resume) }, "Copy resume command") : null,
-      h("a", { class: "button", href: address("/api/report", { run: this.run }), download: "" }, "Report"));
+      h("a", { class: "button", href: address("api/report", { run: this.run }), download: "" }, "Report"));
     if (s.message) this.headBox.append(h("span", { class: "muted small" }, s.message));
   }
 

@@ -87,7 +87,7 @@ export async function show(main, crumbs, live) {
 
   function updateCompare() {
     const fits = picked.size > 1 && picked.size < 9;
-    compare.href = fits ? address("/compare", { runs: [...picked].join(",") }) : "#";
+    compare.href = fits ? address("compare", { runs: [...picked].join(",") }) : "#";
     compare.setAttribute("aria-disabled", String(!fits));
     compare.textContent = picked.size ? `Compare ${picked.size}` : "Compare (pick 2 to 8)";
     change({ runs: [...picked].join(",") });
@@ -99,12 +99,12 @@ export async function show(main, crumbs, live) {
     const a = run.last_alarm;
     return h("tr", {},
       h("td", {}, box),
-      h("td", {}, h("a", { class: "name", href: address("/run", { run: run.id }) }, run.id), run.message ? h("div", { class: "muted small" }, run.message) : null),
+      h("td", {}, h("a", { class: "name", href: address("run", { run: run.id }) }, run.id), run.message ? h("div", { class: "muted small" }, run.message) : null),
       h("td", {}, h("span", { class: "pill", data: { status: run.status } }, run.status)),
       h("td", { class: "num nowrap" }, `${number(run.step)}${run.steps ? ` / ${number(run.steps)}` : ""} `, progress(run)),
       h("td", { class: "num" }, number(run.reward, 3)),
       h("td", {}, spark(run.spark)),
-      h("td", { class: "nowrap" }, a ? h("a", { href: address("/run", { run: run.id, alarm: a.id }) }, h("span", { class: "level", data: { level: a.acknowledged ? "none" : a.level } }, a.rule.replaceAll("_", " ")), h("span", { class: "muted" }, ` at ${a.step}`),) : h("span", { class: "muted" }, "–")),
+      h("td", { class: "nowrap" }, a ? h("a", { href: address("run", { run: run.id, alarm: a.id }) }, h("span", { class: "level", data: { level: a.acknowledged ? "none" : a.level } }, a.rule.replaceAll("_", " ")), h("span", { class: "muted" }, ` at ${a.step}`),) : h("span", { class: "muted" }, "–")),
       h("td", { class: "nowrap" }, unseen(run)),
       h("td", { class: "nowrap" }, ago(run.updated)),
       h("td", {}, ["finished", "running"].includes(run.status) ? h("span", { class: "muted" }, "–") : h("button", { class: "quiet", type: "button", title: `${run.resume} (click to copy)`, onclick: () => copy(run.resume) }, h("code", { class: "copy" }, run.resume))));
