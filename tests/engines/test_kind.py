@@ -162,7 +162,7 @@ def test_a_context_that_the_model_does_not_have_is_refused_and_the_engine_closed
         ("openrlfh", r"there is no engine 'openrlfh'; did you mean 'openrlhf'"),
         ("lokal", r"did you mean 'local'"),
         ("somewhere", r"there are local, openrlhf"),
-        ("no.such:ENGINE", r"engine 'no.such:ENGINE' cannot be imported"),
+        ("no.such:ENGINE", r"no\.such:ENGINE cannot be imported"),
         (f"{HERE}:OUTSIED", r"has no 'OUTSIED'; did you mean 'OUTSIDE'"),
         (f"{HERE}:NOT_ONE", r"a int: it must be an agentrl.engines.kind.EngineKind"),
     ],
