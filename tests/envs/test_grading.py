@@ -163,8 +163,11 @@ def test_a_computation_without_end_misses_the_deadline_and_the_next_answer_is_gr
 
 def spin(deadline_s):
     """A long computation in Python, under the worker's own deadline."""
-    worker.algebra = lambda *_: [None for _ in iter(int, 1)]
-    return worker.judge("x+1", ["1+x"], None, deadline_s)
+    algebra, worker.algebra = worker.algebra, lambda *_: [None for _ in iter(int, 1)]
+    try:
+        return worker.judge("x+1", ["1+x"], None, deadline_s)
+    finally:
+        worker.algebra = algebra  # this process goes on
 
 
 def test_the_deadline_is_cpu_time_and_a_worker_that_hears_it_goes_on(monkeypatch):
@@ -174,14 +177,12 @@ def test_the_deadline_is_cpu_time_and_a_worker_that_hears_it_goes_on(monkeypatch
     assert time.perf_counter() - began >= 0.3
     assert pool.schedule(abs, args=[-3], timeout=20).result() == 3
     monkeypatch.setattr(grading, "_verify", rests)
-    assert grade("x+1", ["1+x+0"], deadline_s=0.7) == grading.Grade(
-        True, "math-verify"
-    )  # 0.8 s and more, but not of CPU
+    assert grade("x+1", ["1+x+0"], deadline_s=2.0).correct  # 2.2 s and more, but not of CPU
 
 
 def rests(answer, golden_answers, tolerance, deadline_s):
-    time.sleep(0.8)
-    return worker.judge(answer, golden_answers, tolerance, deadline_s * 20)
+    time.sleep(2.2)
+    return worker.judge(answer, golden_answers, tolerance, deadline_s)
 
 
 def test_a_hung_worker_is_replaced():
