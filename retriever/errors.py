@@ -19,6 +19,10 @@ class IndexOpenError(RetrieverError):
     """A folder is not there, is not an index, or is damaged."""
 
 
+class EncoderError(RetrieverError):
+    """An encoder is not there, cannot be loaded, or cannot do what is asked of it."""
+
+
 class BadQuery(RetrieverError, ValueError):
     """The caller's arguments make no sense (`topk` of 0, a string where a list of strings belongs)."""
 

@@ -29,6 +29,7 @@ from starlette.routing import Route
 from agentrl.retriever.base import MAX_QUERY_CHARS, Searcher
 from agentrl.retriever.corpus import json_kind
 from agentrl.retriever.errors import ServeError
+from agentrl.retriever.opening import open_index
 from agentrl.retriever.wire import TOKEN_VARIABLE, dump_json, environment_token, is_loopback, render_response
 
 _log = logging.getLogger("agentrl.retriever.server")
@@ -118,9 +119,7 @@ def serve(
             f"host {host!r} can be reached from other machines: set {TOKEN_VARIABLE} to a secret, "
             "for the server and its clients, or serve on 127.0.0.1"
         )
-    from agentrl.retriever.bm25 import Bm25Index  # `create_app` serves any searcher, without tantivy
-
-    index = Bm25Index.open(index_path)
+    index = open_index(index_path)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=512)

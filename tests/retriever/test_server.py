@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentrl.retriever.base import Hit
-from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.bm25 import Bm25Index
+from agentrl.retriever.building import build_index
 from agentrl.retriever.corpus import Passage
 from agentrl.retriever.errors import IndexOpenError, ServeError
 from agentrl.retriever.server import Limits, create_app, serve
