@@ -54,7 +54,11 @@ BUILTIN: dict[str, dict[str, str]] = {
         "onnx": "agentrl.retriever.encoders.onnx_runtime:OnnxEncoder",
         "torch": "agentrl.retriever.encoders.torch_runtime:TorchEncoder",
     },
-    "dialect": {},
+    "dialect": {
+        "search-r1": "agentrl.retriever.dialects.search_r1:SearchR1",
+        "rllm": "agentrl.retriever.dialects.rllm:Rllm",
+        "gem": "agentrl.retriever.dialects.gem:Gem",
+    },
     "log source": {
         "tensorboard": "agentrl.monitors.sources.tensorboard:TensorBoard",
         "wandb": "agentrl.monitors.sources.wandb:Wandb",

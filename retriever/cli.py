@@ -80,14 +80,34 @@ def _add_serve(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="serve an index over HTTP",
-        description="Serve an index in Search-R1's wire format: POST /retrieve, GET /health. An address other machines "
-        "can reach needs a secret in AGENTRL_RETRIEVER_TOKEN, for the server and its clients.",
+        description="Serve an index to the clients of Search-R1, verl, slime, skyrl-gym, GEM, rLLM and others: POST "
+        "/retrieve and /access, GET /documents/ID, /health and /metrics. An address other machines can reach needs a "
+        "secret in AGENTRL_RETRIEVER_TOKEN, for the server and its clients.",
     )
-    parser.add_argument("index", help="folder written by `build`")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--topk", type=int, default=3, help="passages where a request names no number (default: 3)")
-    parser.set_defaults(run=_guarded(lambda a: serve(a.index, host=a.host, port=a.port, topk=a.topk)))
+    add = parser.add_argument
+    add("index", help="folder written by `build`")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    add("--topk", type=int, default=3, help="passages where a request names no number (default: 3)")
+    add("--replicas", type=int, default=1, help="processes that share the index files (default: 1)")
+    add("--threads", type=int, help="that encode, in each replica (default: all cores, shared by the replicas)")
+    add("--deadline", type=float, default=30.0, metavar="S", help="of a request that names none (default: 30)")
+    add("--overload-status", type=int, default=503, help="where a deadline cannot be met (default: 503)")
+    add("--drain", type=float, default=30.0, metavar="S", help="to finish requests after SIGTERM (default: 30)")
+    add("--max-batch", type=int, default=64, help="queries searched together at most (default: 64)")
+    add("--cache", type=int, default=8_192, help="answers kept; 0 for none (default: 8192)")
+    add(
+        "--dialect",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a plug-in, asked before the built-in ones",
+    )
+    add("--encoder", metavar="PATH_OR_ID", help="where the index's encoder is now")
+    add("--trust", action="store_true", help="open files whose hashes are not the manifest's")
+    add("--access-log", metavar="FILE", help="a line for each request, without its text; - for stderr")
+    add("--log-queries", action="store_true", help="with the text of the queries")
+    parser.set_defaults(run=_guarded(serve))
 
 
 def _add_query(subparsers: Any) -> None:
@@ -150,15 +170,41 @@ def build(args: argparse.Namespace) -> None:
     print(f'next: agentrl retriever query {args.out} "your question"')
 
 
-def serve(index: str, *, host: str = "127.0.0.1", port: int = 8000, topk: int = 3) -> None:
-    """Serve the folder `index` until interrupted."""
+def serve(args: argparse.Namespace) -> None:
+    """Serve the folder `args.index` until interrupted."""
+    from agentrl.retriever.base import Opening
+    from agentrl.retriever.dialects.base import Limits
     from agentrl.retriever.errors import BadQuery
-    from agentrl.retriever.server import Limits
-    from agentrl.retriever.server import serve as run_server
+    from agentrl.retriever.server import Manners
+    from agentrl.retriever.serving import Service
+    from agentrl.retriever.serving import serve as run_server
 
-    if not 1 <= topk <= Limits.max_topk:
-        raise BadQuery(f"--topk {topk}: must be between 1 and {Limits.max_topk}")
-    run_server(index, host, port, limits=Limits(default_topk=topk), say=lambda line: print(line, flush=True))
+    for name, value, least, most in [
+        ("topk", args.topk, 1, Limits.max_topk),
+        ("overload-status", args.overload_status, 400, 599),
+        ("max-batch", args.max_batch, 1, 4_096),
+        ("cache", args.cache, 0, 10**7),
+        ("deadline", args.deadline, 0.001, 3_600),
+        ("drain", args.drain, 0, 3_600),
+        ("threads", 1 if args.threads is None else args.threads, 1, 1_024),
+    ]:
+        if not least <= value <= most:
+            raise BadQuery(f"--{name} {value}: must be between {least} and {most}")
+    threads = args.threads or max(1, (os.cpu_count() or 1) // max(1, args.replicas))
+    service = Service(
+        host=args.host,
+        port=args.port,
+        replicas=args.replicas,
+        limits=Limits(default_topk=args.topk),
+        manners=Manners(args.deadline, overload_status=args.overload_status, log_queries=args.log_queries),
+        opening=Opening(trust=args.trust, threads=threads, encoder=args.encoder),
+        dialects=tuple(args.dialect),
+        cache=args.cache,
+        max_batch=args.max_batch,
+        drain_s=args.drain,
+        access_log=args.access_log,
+    )
+    run_server(args.index, service, say=lambda line: print(line, flush=True))
 
 
 def query(where: str, queries: Sequence[str], *, topk: int = 3, as_json: bool = False) -> None:
