@@ -17,7 +17,8 @@ DISTRIBUTION = "agentrl-search"
 #: extra -> the modules that come with it and that the base does without.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "peft", "matplotlib"),
-    "retriever": ("tantivy",),
+    "retriever": ("tantivy", "orjson", "httptools", "uvloop", "msgpack", "faiss", "onnxruntime", "onnx"),
+    "qdrant": ("qdrant_client",),
     "math": ("math_verify", "pebble", "latex2sympy2_extended", "sympy"),
     "cluster": ("openrlhf", "ray", "vllm", "deepspeed", "grpc", "psutil"),
     "tensorboard": ("tensorboard",),
