@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -45,7 +46,7 @@ class RetrieverClient:
         url: str,
         *,
         timeout_s: float = 10.0,
-        retries: int = 3,
+        retries: int | None = 3,
         attempt_timeout_s: float | None = None,
         max_queries: int = 512,
         max_body_bytes: int = 8 << 20,
@@ -55,8 +56,9 @@ class RetrieverClient:
         """`url` is the server's base, with or without a final `/retrieve`.
 
         `timeout_s` bounds a whole call, retries included; `attempt_timeout_s` one attempt (default: what is left of the
-        call). More than `max_queries` queries, or a body beyond `max_body_bytes`, are sent as several requests.
-        `token` defaults to the environment variable AGENTRL_RETRIEVER_TOKEN.
+        call). `retries` None tries again until `timeout_s` has passed. More than `max_queries` queries, or a body
+        beyond `max_body_bytes`, are sent as several requests. `token` defaults to the environment variable
+        AGENTRL_RETRIEVER_TOKEN.
         """
         try:
             parts = httpx.URL(url)
@@ -66,7 +68,7 @@ class RetrieverClient:
             raise BadQuery(f"url {url!r}: expected http://HOST:PORT, for example http://127.0.0.1:8000")
         if parts.userinfo:
             raise BadQuery(f"the url of {parts.host} holds a password, which logs would show: use {TOKEN_VARIABLE}")
-        if timeout_s <= 0 or retries < 0 or max_queries < 1:
+        if timeout_s <= 0 or (retries is not None and retries < 0) or max_queries < 1:
             raise BadQuery(
                 f"timeout_s = {timeout_s}, retries = {retries}, max_queries = {max_queries}: they must be > 0, ≥ 0, ≥ 1"
             )
@@ -165,13 +167,13 @@ class RetrieverClient:
             yield len(encoded) - start, _body(encoded[start:], topk)
 
     async def _post(self, body: bytes, failures: list[RetrieverError]) -> bytes:
-        for attempt in range(self.retries + 1):
+        for attempt in count() if self.retries is None else range(self.retries + 1):
             try:
                 return await self._attempt("POST", "/retrieve", body)
             except RetrieverUnavailable as error:
                 failures.append(error)
-            if attempt < self.retries:
-                await asyncio.sleep(self._random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2**attempt)))
+            if attempt != self.retries:
+                await asyncio.sleep(self._random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2 ** min(attempt, 10))))
         raise failures[-1]
 
     async def _attempt(self, method: str, path: str, body: bytes | None) -> bytes:
