@@ -64,6 +64,10 @@ def pack(trajectories: Sequence[Trajectory], pad_id: int = 0) -> TokenBatch:
     logp: list[float] = []
     lengths: list[int] = []
     group_of: dict[str, int] = {}
+    names = [t.sample_id for t in trajectories]
+    if len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise AssertionError(f"two episodes of the batch have one name, so that groups would mix: {twice[:5]}")
     for t in trajectories:
         if t.error is not None:
             raise ValueError(f"trajectory {t.sample_id} failed ({t.error}); failed rollouts are kept out of the loss")

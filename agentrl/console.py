@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from agentrl.types import StepRecord
@@ -68,11 +69,51 @@ def duration(seconds: float) -> str:
     return f"{s // 60}:{s % 60:02d}" if s < 3600 else f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}"
 
 
+class Unbreakable:
+    """A text stream that takes whatever is written, also when nobody reads it any more.
+
+    `train ... | head` closes the pipe, a hang-up closes the terminal: neither is a reason to end a run.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or not."""
+        with suppress(OSError, ValueError):  # the pipe or the terminal is gone; the stream was closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not. What a closed pipe has left in the buffer is dropped, or the interpreter's end would fail."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def unbreakable() -> Iterator[None]:
+    """While entered, nothing that is printed can fail."""
+    out, err = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Unbreakable(out), Unbreakable(err)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = out, err
+
+
 class Progress:
     """One line that is overwritten on a terminal; elsewhere a plain line now and then. Goes to stderr."""
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
+        self.stream: Any = Unbreakable(stream or sys.stderr)
         self.quiet = quiet
         self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self._open = False  # a line without its line break is on the screen

@@ -61,6 +61,14 @@ class AlgorithmError(AgentRLError, ValueError):
     """Arguments of an algorithm make no sense together."""
 
 
+class EnvError(AgentRLError, TypeError):
+    """An environment returned what no environment may: a reward that is no number, an observation that is no text."""
+
+
+class OutageError(AgentRLError):
+    """A tool was away for longer than the run waits. The last whole step is saved."""
+
+
 class RunError(AgentRLError):
     """A run directory is in use, damaged, or cannot be written."""
 

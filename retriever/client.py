@@ -10,6 +10,7 @@ Equal queries under way on one event loop share one request.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -51,7 +52,7 @@ class RetrieverClient:
         url: str | Sequence[str],
         *,
         timeout_s: float = 10.0,
-        retries: int = 3,
+        retries: int | None = 3,
         attempt_timeout_s: float | None = None,
         hedge: bool = False,
         max_queries: int = 512,
@@ -62,13 +63,14 @@ class RetrieverClient:
         """`url` is the server's base, with or without a final `/retrieve`; several in a list, or with commas between.
 
         `timeout_s` bounds a whole call, retries included; `attempt_timeout_s` one attempt (default: what is left of the
-        call). With `hedge`, an attempt that takes longer than 95 % of the latest gets a second one beside it, and the
-        first answer counts. More than `max_queries` queries, or a body beyond `max_body_bytes`, are sent as several
-        requests. `token` defaults to the environment variable AGENTRL_RETRIEVER_TOKEN.
+        call). `retries` None tries again until `timeout_s` has passed. With `hedge`, an attempt that takes longer than
+        95 % of the latest gets a second one beside it, and the first answer counts. More than `max_queries` queries, or
+        a body beyond `max_body_bytes`, are sent as several requests. `token` defaults to the environment variable
+        AGENTRL_RETRIEVER_TOKEN.
         """
         urls = [u for u in (url.split(",") if isinstance(url, str) else url) if u.strip()]
         bases = [_checked_url(u.strip()) for u in (urls or [""])]
-        if timeout_s <= 0 or retries < 0 or max_queries < 1:
+        if timeout_s <= 0 or (retries is not None and retries < 0) or max_queries < 1:
             raise BadQuery(
                 f"timeout_s = {timeout_s}, retries = {retries}, max_queries = {max_queries}: they must be > 0, ≥ 0, ≥ 1"
             )
@@ -220,14 +222,14 @@ class RetrieverClient:
         return dict(zip(queries, found))
 
     async def _tried(self, method: str, path: str, body: bytes | None, call: _Call) -> bytes:
-        """The body of a 200 after at most `retries` + 1 tries."""
-        for attempt in range(1, self.retries + 2):
+        """The body of a 200 after at most `retries` + 1 tries; without `retries`, until the call's deadline."""
+        for attempt in itertools.count(1) if self.retries is None else range(1, self.retries + 2):
             try:
                 return await self._hedged(method, path, body, call, attempt)
             except RetrieverUnavailable as error:
                 call.failures.append(error)
-            if attempt <= self.retries:
-                pause = self._random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2 ** (attempt - 1)))
+            if self.retries is None or attempt <= self.retries:
+                pause = self._random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2 ** min(attempt - 1, 10)))
                 await asyncio.sleep(max(pause, call.failures[-1].retry_after_s or 0.0))
         raise call.failures[-1]
 
@@ -280,7 +282,8 @@ class RetrieverClient:
 
     def _marked(self, error: RetrieverError, endpoint: Endpoint, call: _Call, attempt: int) -> RetrieverError:
         error.url, error.attempt, error.elapsed_s = endpoint.url, attempt, call.elapsed_s
-        tries = f"attempt {attempt} of {self.retries + 1}, {call.elapsed_s:.2f} s, request {call.name}"
+        most = "" if self.retries is None else f" of {self.retries + 1}"
+        tries = f"attempt {attempt}{most}, {call.elapsed_s:.2f} s, request {call.name}"
         error.args = (f"{error.args[0]} ({tries})", *error.args[1:])
         return error
 

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Resume."""
     from agentrl.commands.train import report
+    from agentrl.console import unbreakable
     from agentrl.runs.checkpoint import run_of_checkpoint
     from agentrl.runs.read import find_run
 
@@ -29,4 +30,5 @@ def run(args: argparse.Namespace) -> int:
     path = find_run(args.run)  # a wrong path is told before torch is loaded
     from agentrl.train.start import resume_run
 
-    return report(resume_run(path, checkpoint=args.checkpoint, quiet=args.json), args.json)
+    with unbreakable():
+        return report(resume_run(path, checkpoint=args.checkpoint, quiet=args.json), args.json)

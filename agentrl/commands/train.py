@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,9 +44,11 @@ def run(args: argparse.Namespace) -> int:
             print(dry_run_report(loaded))
         return 0
     need_packages("agentrl train", loaded.config)
+    from agentrl.console import unbreakable
     from agentrl.train.start import train_run
 
-    return report(train_run(loaded.config, force=args.force, quiet=args.json), args.json)
+    with unbreakable():
+        return report(train_run(loaded.config, force=args.force, quiet=args.json), args.json)
 
 
 def need_packages(what: str, config: RunConfig) -> None:
@@ -59,9 +62,9 @@ def need_packages(what: str, config: RunConfig) -> None:
 
 
 def report(done: FinishedRun, as_json: bool) -> int:
-    """The last line of a run; 130 where Ctrl-C has stopped it."""
+    """The last line of a run; 130 where Ctrl-C has stopped it, 143 for SIGTERM, as shells have it."""
     result = done.result
     if as_json:
         row = {"run_dir": str(done.run_dir), "status": result.status, "steps": result.steps}
         print(json.dumps(row | {"evaluations": result.evaluations}))
-    return 130 if result.status == "stopped" else 0
+    return 128 + (result.signal or signal.SIGINT) if result.status == "stopped" else 0

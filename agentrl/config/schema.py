@@ -141,6 +141,9 @@ class RetrieverConfig(Part):
     index: str | None = Field(None, description="folder written by `agentrl retriever build`")
     wait_s: float = Field(60.0, ge=0, description="how long to wait for a server at start")
     timeout_s: float = Field(10.0, gt=0, description="deadline of one call, retries included")
+    retries: int | None = Field(
+        None, ge=0, description="of one call that fails (refused, timeout, 5xx); null: until timeout_s has passed"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -171,6 +174,9 @@ class RolloutConfig(Part):
     max_context: PositiveInt = 300
     concurrency: PositiveInt = Field(256, description="episodes in flight at once")
     tool_timeout_s: float = Field(60.0, gt=0, description="an environment step that takes longer is a failed rollout")
+    outage_wait_s: float = Field(
+        600.0, ge=0, description="how long to wait for a tool that most episodes have lost; 0: not at all"
+    )
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

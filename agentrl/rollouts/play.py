@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -21,20 +20,38 @@ import httpx
 from agentrl.config import RolloutConfig
 from agentrl.envs.errors import ToolFailure
 from agentrl.envs.waiting import time_limit
+from agentrl.errors import EnvError
 from agentrl.retriever.errors import RetrieverError
 from agentrl.rollouts.chat import ChatFormat, PromptTooLong, parts_of
 from agentrl.rollouts.pool import EnvHandle, EnvPool
 from agentrl.rollouts.spans import token_span
 from agentrl.types import Sampler, Task, Trajectory, Turn
 
-__all__ = ["EnvPool", "Player"]
+__all__ = ["EnvPool", "Episode", "Player", "lost_its_tool"]
 
 T = TypeVar("T")
 TOOL_ERRORS = (ToolFailure, RetrieverError, httpx.HTTPError, OSError)  # the last includes TimeoutError
 
 
+CONTEXT, REWARD = "context: ", "reward: "  # how errors begin for which no tool is to blame
+
+
 class _Failed(Exception):
     """The episode cannot go on; the text is for `Trajectory.error`."""
+
+
+def lost_its_tool(t: Trajectory) -> bool:
+    """Whether a tool, a server or the network failed it: played again, it may succeed."""
+    return t.error is not None and not t.error.startswith((CONTEXT, REWARD))
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One that is to be played. Played again, it is the same: seeds follow from `sample_id`."""
+
+    task: Task
+    group_id: str
+    sample_id: str
 
 
 async def _guarded(call: Awaitable[T], timeout_s: float) -> T:
@@ -67,34 +84,39 @@ class Player:
         """`play_groups` for callers without an event loop: runs it on the pool's. Ctrl-C leaves nothing behind."""
         return self.pool.run(self.play_groups(tasks, group_size, prefix=prefix))
 
-    async def play_groups(self, tasks: Sequence[Task], group_size: int, *, prefix: str = "") -> list[Trajectory]:
-        """Play `group_size` episodes of each task.
+    def replay(self, episodes: Sequence[Episode]) -> list[Trajectory]:
+        """`play_all` for callers without an event loop."""
+        return self.pool.run(self.play_all(episodes))
 
-        The result is ordered by task, then by sample, whatever finished first. Group ids are `{prefix}{task.id}` (with
-        `.2` and so on for a task that occurs again, so that its groups stay apart), sample ids `{group id}-{i}`. Equal
-        arguments of equal players give equal episodes. The first exception cancels the other episodes and is raised as
-        it is.
+    async def play_groups(self, tasks: Sequence[Task], group_size: int, *, prefix: str = "") -> list[Trajectory]:
+        """Play `group_size` episodes of each task; see `episodes_of` for their names and `play_all` for the rest."""
+        return await self.play_all(episodes_of(tasks, group_size, prefix))
+
+    async def play_all(self, episodes: Sequence[Episode]) -> list[Trajectory]:
+        """The trajectories, in the order of `episodes`, whatever finished first.
+
+        Equal arguments of equal players give equal episodes. The first exception cancels the other episodes and is
+        raised as it is.
         """
-        seen: Counter[str] = Counter()
-        jobs: list[tuple[Task, str, str]] = []
-        for task in tasks:
-            seen[task.id] += 1
-            group_id = f"{prefix}{task.id}" + (f".{seen[task.id]}" if seen[task.id] > 1 else "")
-            jobs += [(task, group_id, f"{group_id}-{i}") for i in range(group_size)]
-        done: list[Trajectory | None] = [None] * len(jobs)
-        todo = iter(range(len(jobs)))
+        done: list[Trajectory | None] = [None] * len(episodes)
+        todo = iter(range(len(episodes)))
 
         async def work() -> None:
             for k in todo:
-                handle = self.pool.take()
+                e = episodes[k]
                 try:
-                    done[k] = await self.play(handle, *jobs[k])
+                    handle = self.pool.take()
+                except TOOL_ERRORS as error:  # its server cannot be started, or is away
+                    done[k] = _never_began(e, error, self.sampler.policy_version)
+                    continue
+                try:
+                    done[k] = await self.play(handle, e.task, e.group_id, e.sample_id)
                 finally:
                     self.pool.give(handle)
 
         try:
             async with asyncio.TaskGroup() as workers:
-                for _ in range(min(self.concurrency or self.config.concurrency, len(jobs))):
+                for _ in range(min(self.concurrency or self.config.concurrency, len(episodes))):
                     workers.create_task(work())
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None  # the others were cancelled because of it, or came after it
@@ -112,7 +134,7 @@ class Player:
         turns: list[Turn] = []
         reward, correct, terminated, truncated, error = 0.0, False, False, False, None
         try:
-            terminated, truncated, correct = await self._episode(handle, task, session, turns)
+            terminated, truncated, correct = await self._play(handle, task, session, turns)
             reward = math.fsum(t.reward for t in turns)
         except _Failed as failure:
             reward, error = math.nan, str(failure)
@@ -131,17 +153,18 @@ class Player:
             error=error,
         )
 
-    async def _episode(self, handle: EnvHandle, task: Task, session: int, turns: list[Turn]) -> tuple[bool, bool, bool]:
+    async def _play(self, handle: EnvHandle, task: Task, session: int, turns: list[Turn]) -> tuple[bool, bool, bool]:
         """Append to `turns` until the episode ends; (terminated, truncated, correct). Raises _Failed."""
         config, chat, sampler = self.config, self.chat, self.sampler
         timeout_s, max_tokens = config.tool_timeout_s, config.max_tokens_per_turn
         temperature = config.temperature if self.temperature is None else self.temperature
         stop = tuple(config.stop) or handle.stop_strings
-        observation, info = await _guarded(handle.reset(seed=session & 0x7FFFFFFF, options=task.options), timeout_s)
+        begun = await _guarded(handle.reset(seed=session & 0x7FFFFFFF, options=task.options), timeout_s)
+        observation, info = _unpacked(begun, handle, "reset", ("observation", "info"))
         try:
             new = chat.start(parts_of(_text(observation, handle), info))
         except PromptTooLong as error:
-            raise _Failed(f"context: {error}") from error
+            raise _Failed(f"{CONTEXT}{error}") from error
         context = list(new)
         while True:
             version = sampler.policy_version
@@ -165,9 +188,11 @@ class Player:
             try:
                 answer = await _guarded(handle.step(sample.text), timeout_s)
                 latency_s = time.perf_counter() - began
-                observation, reward, terminated, truncated, info = answer
+                parts_of_step = ("observation", "reward", "terminated", "truncated", "info")
+                observation, reward, terminated, truncated, info = _unpacked(answer, handle, "step", parts_of_step)
+                reward = _number(reward, handle)
                 if not math.isfinite(reward):
-                    raise _Failed(f"reward: {handle.id} returned {reward!r} for an action")
+                    raise _Failed(f"{REWARD}{handle.id} returned {reward!r} for an action")
             except _Failed as failure:
                 latency_s = time.perf_counter() - began
                 turns.append(
@@ -184,7 +209,7 @@ class Player:
                 Turn(
                     **record,
                     observation=chat.shown(parts),
-                    reward=float(reward),
+                    reward=reward,
                     info=turn_info,
                     answer_span=None if span is None else token_span(chat.tokenizer, sample.ids, sample.text, span),
                 )
@@ -198,13 +223,76 @@ class Player:
                 return bool(terminated), bool(truncated), bool(info.get("correct", total >= self.correct_threshold))
 
 
+def episodes_of(tasks: Sequence[Task], group_size: int, prefix: str = "") -> list[Episode]:
+    """`group_size` episodes of each task, ordered by task, then by sample.
+
+    Group ids are `{prefix}{task.id}`, with `/2` and so on for a task that occurs again: its groups stay apart, and no
+    id of a data set has a slash. Sample ids are `{group id}-{i}`. AssertionError where two groups would have one name.
+    """
+    used: set[str] = set()
+    ids = {task.id for task in tasks}
+    out = []
+    for task in tasks:
+        name, again = task.id, 1
+        while name in used or (again > 1 and name in ids):
+            again += 1
+            name = f"{task.id}/{again}"
+        used.add(name)
+        group_id = f"{prefix}{name}"
+        out += [Episode(task, group_id, f"{group_id}-{i}") for i in range(group_size)]
+    if len({e.sample_id for e in out}) != len(out):
+        raise AssertionError(f"two episodes of {prefix or 'a batch'} have one name: {sorted(used)[:10]}")
+    return out
+
+
+def _never_began(episode: Episode, error: BaseException, version: int) -> Trajectory:
+    """What is known of an episode whose environment could not be made."""
+    return Trajectory(
+        sample_id=episode.sample_id,
+        group_id=episode.group_id,
+        env_id="",
+        policy_version=version,
+        turns=(),
+        reward=math.nan,
+        correct=False,
+        terminated=False,
+        truncated=False,
+        error=f"{type(error).__name__}: {error}",
+    )
+
+
 def _text(observation: Any, handle: EnvHandle) -> str:
     if not isinstance(observation, str):
-        raise TypeError(
+        raise EnvError(
             f"environment {handle.id} returned an observation of type {type(observation).__name__}; rollouts need an "
             "environment whose observations and actions are text (gymnasium.Env[str, str])"
         )
     return observation
+
+
+def _unpacked(answer: Any, handle: EnvHandle, method: str, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """What `reset` or `step` returned, in as many parts as Gymnasium has; `info` is a mapping."""
+    if not isinstance(answer, tuple | list) or len(answer) != len(names):
+        got = f"{len(answer)} values" if isinstance(answer, tuple | list) else f"a {type(answer).__name__}"
+        raise EnvError(f"environment {handle.id}: {method}() returned {got}; it must return {', '.join(names)}")
+    if not isinstance(info := answer[-1], Mapping):
+        raise EnvError(
+            f"environment {handle.id}: {method}() returned {info!r} as info; it must be a dictionary, for example {{}}"
+        )
+    return tuple(answer)
+
+
+def _number(reward: Any, handle: EnvHandle) -> float:
+    """The reward as a float: also numpy's and torch's numbers."""
+    if not isinstance(reward, str | bytes):
+        try:
+            return float(reward)
+        except (TypeError, ValueError, RuntimeError):  # the last is torch's, for more than one number
+            pass
+    raise EnvError(
+        f"environment {handle.id}: step() returned the reward {reward!r} ({type(reward).__name__}); it must return a "
+        "number, for example 0.0"
+    )
 
 
 def session_of(seed: int, sample_id: str) -> int:

@@ -141,7 +141,9 @@ def environment_maker(
     elif config.retriever.url:
         from agentrl.retriever.client import RetrieverClient
 
-        client = RetrieverClient(config.retriever.url, timeout_s=config.retriever.timeout_s)
+        client = RetrieverClient(
+            config.retriever.url, timeout_s=config.retriever.timeout_s, retries=config.retriever.retries
+        )
         client.wait_until_ready(config.retriever.wait_s, say=say)
         kwargs["retriever"] = client
     elif config.retriever.index:

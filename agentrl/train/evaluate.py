@@ -10,6 +10,7 @@ from typing import Any
 
 from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
+from agentrl.train.patience import Patience
 from agentrl.types import Task, Trajectory
 
 
@@ -22,18 +23,27 @@ class EvalResult:
 
 
 def evaluate(
-    job: Job, pool: EnvPool, *, step: int, tasks: Sequence[Task] | None = None, split: str = "test"
+    job: Job,
+    pool: EnvPool,
+    *,
+    step: int,
+    tasks: Sequence[Task] | None = None,
+    split: str = "test",
+    patience: Patience | None = None,
 ) -> EvalResult:
     """Play `config.eval.samples` episodes of each of the first `config.eval.questions` tasks.
 
     `em` is the share of correct responses, `reward` their mean reward; both leave out responses that failed, which are
-    counted beside them. `em_{h}hop` and `em_level_{l}` are `em` of the tasks that say so.
+    counted beside them. `em_{h}hop` and `em_level_{l}` are `em` of the tasks that say so. `patience` waits for a tool
+    that is away.
     """
     config = job.config
     chosen = list(tasks if tasks is not None else job.test_tasks)[: config.eval.questions]
     start = time.perf_counter()
     player = job.player(pool, seed=config.seed, temperature=config.eval.temperature, concurrency=config.eval.batch)
-    episodes = player.collect(chosen, config.eval.samples, prefix=f"eval{step}/")
+    patience = patience or Patience(0)
+    what = f"evaluation after {step} steps"
+    episodes = patience.collect(player, chosen, config.eval.samples, prefix=f"eval{step}/", what=what)
     good = [t for t in episodes if t.error is None]
     summary: dict[str, Any] = {"step": step, "split": split, "n": len(chosen), "failed": len(episodes) - len(good)}
     if good:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from agentrl.config import RunConfig
 from agentrl.config.files import load_config
@@ -21,14 +23,36 @@ from agentrl.monitors.alarms import default_rules
 from agentrl.runs.checkpoint import latest_checkpoint, read_checkpoint
 from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog
-from agentrl.runs.read import how_to_go_on
+from agentrl.runs.read import how_to_go_on, read_evals
 from agentrl.train.build import Job, build_job
 from agentrl.train.trackers import make_writers
-from agentrl.train.trainer import Trainer, TrainResult
+from agentrl.train.trainer import LEAVES_STEP, Trainer, TrainResult
 from agentrl.train.warmstart import warm_start
 from agentrl.types import Alarm
 
 REFERENCE = "reference"  # the frozen initial policy, kept where the loss has a KL term
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While entered, SIGTERM and SIGHUP end the program as an exception does: locks and directories are cleared up.
+
+    The trainer has handlers of its own while it runs. A signal that was ignored (nohup) stays ignored.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    for number in LEAVES_STEP:
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            with suppress(ValueError):  # not the main thread
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 @dataclass
@@ -45,7 +69,7 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
     name = config.log.name or f"{config.name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunLog.create(config.log.runs_dir, name, config, force=force, argv=sys.argv, say=progress.say)
     progress.say(f"run directory: {run.path}")
-    with run:
+    with terminable(), run:
         try:
             kind = ready_kind(config)  # what would stop it here is said before a model is made or warmed up
             model = None if kind.warms_up_with is None else _initial_model(config, kind.warms_up_with, run, progress)
@@ -98,13 +122,13 @@ def resume_run(run_dir: Path, *, checkpoint: int | str | None = None, quiet: boo
     A resume that fails before its first step has changed nothing.
     """
     progress = Progress(quiet)
-    with RunLog.open(run_dir, say=progress.say) as run:
+    with terminable(), RunLog.open(run_dir, say=progress.say) as run:
         config = load_config(run.path / "config.yaml").config
         found = latest_checkpoint(run.path) if checkpoint is None else read_checkpoint(run.path, checkpoint)
         if found is None:
             raise RunError(f"{run.path} has no checkpoint to resume from; start it again: {how_to_go_on(run.path)}")
         path, state = found
-        if state["step"] >= config.train.steps:
+        if state["step"] >= config.train.steps and not _owes_last_evaluation(config, run.path):
             model = f"model.path={path / 'model'}"
             again = command("train", run.path / "config.yaml", "--set", model, "--set", "warm_start=null")
             fresh = f"; to start a new run from its model: {again} --set log.name=..."
@@ -123,6 +147,12 @@ def resume_run(run_dir: Path, *, checkpoint: int | str | None = None, quiet: boo
                 run.truncate_after(state["step"])
 
             return _train(job, run, progress, begin=begin)
+
+
+def _owes_last_evaluation(config: RunConfig, path: Path) -> bool:
+    """Whether a run that has made all its steps was stopped in the evaluation after them."""
+    asked = config.eval.questions and (config.world is not None or config.data.test is not None)
+    return bool(asked) and not any(row.get("step") == config.train.steps for row in read_evals(path))
 
 
 def _train(job: Job, run: RunLog, progress: Progress, begin: Callable[[Trainer], None]) -> FinishedRun:

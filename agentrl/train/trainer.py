@@ -7,6 +7,7 @@ bit for bit on a CPU without any generator state in the checkpoint.
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,16 +28,17 @@ from agentrl.engines.base import ScoreResult
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.monitors import Monitor
 from agentrl.rollouts.ahead import Ahead
-from agentrl.rollouts.play import EnvPool
+from agentrl.rollouts.play import CONTEXT, EnvPool, lost_its_tool
 from agentrl.runs.checkpoint import save_checkpoint
 from agentrl.runs.episodes import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
 from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog, Status
-from agentrl.runs.read import read_evals
+from agentrl.runs.read import beats_best, how_to_go_on, read_evals
 from agentrl.train import measure as M
 from agentrl.train.build import Job
 from agentrl.train.evaluate import evaluate
 from agentrl.train.guard import Guarding
+from agentrl.train.patience import Patience, Stopped
 from agentrl.types import Alarm, StepRecord, Task, Trajectory
 
 Observer = Callable[[StepRecord], list[Alarm]]
@@ -49,6 +51,7 @@ class TrainResult:
     status: Status  # finished or stopped
     steps: int
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    signal: int | None = None  # the one that has stopped it
 
 
 @dataclass
@@ -107,6 +110,12 @@ class Trainer:
         self.nonfinite_in_a_row = 0
         self.probe: list[Trajectory] = []
         self.stop_requested = False
+        self.signal: int | None = None  # the first that asked for the stop
+        self.whole = True  # False while weights and records are between two steps
+        self._saved = -1  # the step of the newest checkpoint
+        self._position: dict[str, Any] | None = None  # in the questions, where the step in progress began
+        self.stopping = threading.Event()
+        self.patience = Patience(self.config.rollout.outage_wait_s, say, self._outage, self.stopping)
         self.ahead = Ahead(
             lambda n: self.rollouts(n),
             self.stream.state_dict,
@@ -117,30 +126,92 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------- the loop
 
     def train(self) -> TrainResult:
-        """Run to the configured number of steps; Ctrl-C finishes the step, saves, and returns `stopped`."""
+        """Run to the configured number of steps. Whatever ends it before, the last whole step is saved.
+
+        Ctrl-C finishes the step, saves, and returns `stopped`; SIGTERM and SIGHUP leave the step at the next point
+        where that loses nothing but the step.
+        """
         config = self.config
-        evaluations = []
+        evaluations: list[dict[str, Any]] = []
         self.run.set_status("running", step=self.step_number, steps=config.train.steps)
-        with _interruptible(self):
-            begins = self.step_number == 0 and not read_evals(self.run.path)  # a resume may come back to step 0
-            if begins and config.eval.questions and self.job.test_tasks:
-                evaluations.append(self.evaluate())
-            if self.step_number == 0 and (self.guard is not None or self.engine.needs_first_checkpoint):
-                self.save()  # there must be something to go back to, after a worker's death too
-            while self.step_number < config.train.steps and not self.stop_requested:
-                self.step()
-                n, last = self.step_number, self.step_number == config.train.steps
-                if config.eval.questions and self.job.test_tasks and (last or _due(n, config.eval.every)):
-                    evaluations.append(self.evaluate())
-                if last or _due(n, config.log.checkpoint_every):
-                    self.save()
-        finished = self.step_number >= config.train.steps
-        if not finished or not config.train.steps:
-            self.save()
+        with interruptible(self):
+            try:
+                self._loop(evaluations)
+            except Stopped:
+                pass
+            except BaseException as error:
+                if not (isinstance(error, KeyboardInterrupt) and self.signal in LEAVES_STEP):
+                    self._rescue()
+                    raise
+            finished = self.step_number >= config.train.steps and not self._owes_evaluation()
+            if self._saved != self.step_number:
+                self.save()
         status: Status = "finished" if finished else "stopped"
-        why = self.guard.stopped if self.guard is not None and not finished else None
-        self.run.set_status(status, step=self.step_number, steps=config.train.steps, message=why)
-        return TrainResult(status, self.step_number, evaluations)
+        self.run.set_status(
+            status, step=self.step_number, steps=config.train.steps, message=None if finished else self._why_stopped()
+        )
+        return TrainResult(status, self.step_number, evaluations, None if finished else self.signal)
+
+    def _loop(self, evaluations: list[dict[str, Any]]) -> None:
+        config = self.config
+        if self.step_number == 0 and (self.guard is not None or self.engine.needs_first_checkpoint):
+            self.save()  # there must be something to go back to, after a worker's death too
+        if self._owes_evaluation():  # before the first step, or where a run was stopped in it
+            evaluations.append(self.evaluate())
+        while self.step_number < config.train.steps and not self.stop_requested:
+            self.step()
+            if self._owes_evaluation() and self.signal not in LEAVES_STEP:
+                evaluations.append(self.evaluate())
+            if self.step_number == config.train.steps or _due(self.step_number, config.log.checkpoint_every):
+                if self._saved != self.step_number:
+                    self.save()
+
+    def _owes_evaluation(self) -> bool:
+        """Whether the held-out questions are due after this number of steps and were not played."""
+        n, config = self.step_number, self.config
+        due = n in (0, config.train.steps) or _due(n, config.eval.every)
+        return bool(
+            due
+            and config.eval.questions
+            and self.job.test_tasks
+            and not any(row.get("step") == n for row in read_evals(self.run.path))
+        )
+
+    def _rescue(self) -> None:
+        """Save the last whole step, where there is one that is not saved; why the run ends is raised by the caller."""
+        n = self.step_number
+        if n and n != self._saved and self.whole:
+            try:
+                self.save()
+            except Exception as error:  # why the run ends is what is to be shown
+                self.say(f"the {n} steps that were made could not be saved: {error}")
+        if self._saved >= 0:
+            lost = f", {n - self._saved} steps after that are lost" if n > self._saved else ""
+            self.say(f"saved are {self._saved} steps{lost}; go on with: {how_to_go_on(self.run.path)}")
+
+    def _why_stopped(self) -> str | None:
+        if self.guard is not None and self.guard.stopped:
+            return self.guard.stopped
+        return None if self.signal in (None, signal.SIGINT) else f"stopped by {signal.Signals(self.signal).name}"
+
+    def _leave_if_asked(self) -> None:
+        """Between two parts of a step that have changed nothing yet: SIGTERM leaves no time to finish it."""
+        if self.signal in LEAVES_STEP:
+            raise Stopped
+
+    def _outage(self, message: str) -> None:
+        """An alarm beside the monitors': no step was made that they could look at."""
+        alarm = Alarm(
+            id=f"tool_outage-{self.step_number:06d}-warn-{time.time_ns()}",
+            step=self.step_number,
+            rule="tool_outage",
+            level="warn",
+            message=message,
+            remedy="Look at the tool or server; the run goes on by itself when it answers. See docs/runs.md.",
+        )
+        self.run.alarm(alarm)
+        for sink in self.monitor.sinks if self.monitor is not None else ():
+            sink(alarm)
 
     def close(self) -> None:
         """Close environments and writers; the run directory is its owner's."""
@@ -153,15 +224,19 @@ class Trainer:
         """One training step: the README's picture, from left to right, then what it did is measured and recorded."""
         clock = _Clock()
         before = self.engine.sampled_tokens
+        self._position = self.ahead.position()
         rollouts = self.ahead.take(self.step_number)
         step = Step(self.step_number, rollouts, sampled=self.engine.sampled_tokens - before)
         if self.engine.samples_ahead:  # the engine has counted the next steps', too
             step.sampled = sum(t.action_tokens for t in rollouts.all)
         self.pack(step)
         clock.lap("t_rollout_s")
+        self._leave_if_asked()
         self.score(step)
         clock.lap("t_score_s")
         self.advantages(step)
+        self._leave_if_asked()
+        self.whole = False
         self.update(step)
         self.sync()
         clock.lap("t_update_s")
@@ -186,9 +261,10 @@ class Trainer:
         used: list[Trajectory] = []
         drawn = 0
         while drawn < budget:
+            self._leave_if_asked()
             have = len({t.group_id for t in used})
             fresh = self.stream.take(min(want - have if config.algorithm.dynamic_sampling else want, budget - drawn))
-            episodes = self.player.collect(fresh, size, prefix=f"{n}.{drawn}/")
+            episodes = self.patience.collect(self.player, fresh, size, prefix=f"{n}.{drawn}/", what=f"step {n}")
             drawn += len(fresh)
             task_of |= {t.group_id: fresh[i // size] for i, t in enumerate(episodes)}
             everything += episodes
@@ -198,11 +274,7 @@ class Trainer:
         if not used:  # no contrast anywhere: keep what there is, the update will be zero
             used = _comparable(everything, drop_equal=False)
         if not used:
-            errors = sorted({t.error for t in everything if t.error})[:3]
-            raise RunError(
-                f"step {n}: all {len(everything)} rollouts failed ({'; '.join(errors)}). "
-                "Mend the tool or server, then resume the run."
-            )
+            raise RunError(_nothing_left(n, everything))
         return Rollouts(task_of, everything, used)
 
     def pack(self, step: Step) -> None:
@@ -297,6 +369,7 @@ class Trainer:
         groups = M.group_rows(batch, rollouts.used, scores.logprobs, step.delta_of, rollouts.task_of, failed)
         record = StepRecord(step.number, values, groups)
         self.run.append(record, tokens=self.tokens)
+        self.step_number, self._position, self.whole = self.step_number + 1, None, True
         for w in self.writers:
             w.write(record)
         alarms = self.observe(record) if self.observe else []
@@ -304,7 +377,6 @@ class Trainer:
             self.run.alarm(alarm)
         named = {group for alarm in alarms for group in alarm.groups}
         self.run.write_rollouts(step.number, self._trace(step, named))
-        self.step_number += 1
         if self.progress:
             self.progress(record, self.config.train.steps)
         if self.guard is not None and self.guard.after(record, alarms):
@@ -313,23 +385,38 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out evaluation under the current weights, written to the run directory."""
-        result = self.ahead.run(lambda: evaluate(self.job, self.pool, step=self.step_number))
+        how = {"step": self.step_number, "patience": self.patience}
+        result = self.ahead.run(lambda: evaluate(self.job, self.pool, **how))
+        best = self._beats_best(result.summary)
         self.run.evaluation(result.summary)
         rows = eval_rows(result.trajectories, self.job.test_tasks, self.config.eval.samples)
         self.run.write_eval_rollouts(self.step_number, rows)
         if "em" in result.summary:
             em, reward, n = (result.summary[key] for key in ("em", "reward", "n"))
             self.say(f"held-out after {self.step_number} steps: {em:.3f} correct, reward {reward:.3f}, {n} questions")
+        if best:
+            self.save(best=True)
         return result.summary
+
+    def _beats_best(self, summary: dict[str, Any]) -> bool:
+        """Whether `log.keep_best` is on, and this is the best so far. A tie is not better."""
+        metric = self.config.log.keep_best
+        if metric is None:
+            return False
+        if metric not in summary:
+            known = ", ".join(k for k, v in summary.items() if isinstance(v, float) and k != "seconds")
+            self.say(f"log.keep_best is {metric}, which this evaluation has not measured; it has {known or 'nothing'}")
+            return False
+        return beats_best(self.run.path, metric, summary[metric])
 
     # ------------------------------------------------------------------------------------------------- saving, resuming
 
-    def save(self) -> Path:
-        """A checkpoint that `restore` continues from exactly."""
+    def save(self, *, best: bool = False) -> Path:
+        """A checkpoint that `restore` continues from exactly. `best`: the best one so far."""
         state = {
             "step": self.step_number,
             "tokens": self.tokens,
-            "data": self.ahead.position(),
+            "data": self.ahead.position() if self._position is None else self._position,
             "probe": [trajectory_to_json(t) for t in self.probe],
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
         }
@@ -338,12 +425,15 @@ class Trainer:
         if self.guard is not None:
             state["guard"] = self.guard.state_dict()
         keep = self.config.log.keep_checkpoints
-        return save_checkpoint(self.run.path, self.step_number, self.engine.save, state, keep=keep)
+        path = save_checkpoint(self.run.path, self.step_number, self.engine.save, state, keep=keep, best=best)
+        self._saved = self.step_number
+        return path
 
     def restore(self, path: Path, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.engine.load(path)
         self.step_number, self.tokens = state["step"], state["tokens"]
+        self._saved = self.step_number
         self.stream.load_state_dict(state["data"])
         self.probe = [trajectory_from_json(t) for t in state["probe"]]
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
@@ -419,6 +509,22 @@ class Trainer:
         )  # fmt: skip
 
 
+def _nothing_left(n: int, everything: list[Trajectory]) -> str:
+    """Why a step has nothing to learn from: the true counts, and what to do about the kind of failure."""
+    failed = [t for t in everything if t.error is not None]
+    errors = sorted({str(t.error) for t in failed})
+    if any(lost_its_tool(t) for t in failed):
+        remedy = "Fix the tool or server"
+    elif any(e.startswith(CONTEXT) for e in errors):
+        remedy = "Raise rollout.max_context, or leave the long questions out"
+    else:
+        remedy = "Fix the environment's reward"
+    return (
+        f"step {n}: {len(failed)} of {len(everything)} rollouts failed ({'; '.join(errors[:3])}), and no question has "
+        f"two left to compare. {remedy}"
+    )
+
+
 def _comparable(trajectories: list[Trajectory], drop_equal: bool) -> list[Trajectory]:
     """Without failed rollouts and groups that lost all but one; with `drop_equal` also without groups of one reward."""
     groups: dict[str, list[Trajectory]] = {}
@@ -456,25 +562,48 @@ class _Clock:
         return self.laps | {"t_step_s": self.last - self.start}
 
 
-class _interruptible:
-    """While entered, the first Ctrl-C asks the trainer to stop after the step; the second interrupts at once."""
+LEAVES_STEP = (signal.SIGTERM, getattr(signal, "SIGHUP", None))  # whoever sends them waits for half a minute
+
+
+class interruptible:
+    """While entered, signals ask the trainer to stop, and nothing is lost.
+
+    The first Ctrl-C lets it finish the step; the second leaves the step. SIGTERM (Slurm, Kubernetes) and SIGHUP leave
+    it, too, unless the weights are just being changed. A signal that was ignored (nohup) stays ignored.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        def handler(signum: int, frame: FrameType | None) -> None:
-            if self.trainer.stop_requested and not self.trainer.pool.interrupt():
-                raise KeyboardInterrupt
-            self.trainer.stop_requested = True
-            with suppress(RuntimeError):  # the signal may come in the middle of a write
-                self.trainer.say("finishing this step, then saving; Ctrl-C again stops at once and loses the step")
+        for number in (signal.SIGINT, *(n for n in LEAVES_STEP if n is not None)):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            with suppress(ValueError):  # not the main thread: whoever runs us there handles signals
+                self.previous[number] = signal.signal(number, self._handle)
 
-        try:
-            self.previous = signal.signal(signal.SIGINT, handler)
-        except ValueError:  # not the main thread: whoever runs us there handles Ctrl-C
-            self.previous = None
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        trainer = self.trainer
+        again = trainer.stop_requested
+        trainer.stop_requested = True
+        trainer.stopping.set()
+        if number != signal.SIGINT:
+            if trainer.signal not in LEAVES_STEP:
+                trainer.signal = number
+            trainer.pool.interrupt()
+            text = f"{signal.Signals(number).name}: saving the last whole step"
+        elif again:
+            if not trainer.pool.interrupt():
+                raise KeyboardInterrupt
+            return
+        else:
+            trainer.signal = trainer.signal or number
+            text = "finishing this step, then saving; Ctrl-C again stops at once and loses the step"
+        with suppress(RuntimeError):  # the signal may come in the middle of a write
+            trainer.say(text)
 
     def __exit__(self, *exc: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
+        for number, handler in self.previous.items():
+            if handler is not None:  # one that was not set from Python
+                signal.signal(number, handler)

@@ -197,7 +197,7 @@ def test_a_full_disk_loses_nothing(tmp_path, warm_model, disk, full_at):
             return step()
 
         def filling_save():
-            if trainer.step_number == 3 and full_at == "checkpoint":
+            if trainer.step_number == 3 and full_at == "checkpoint" and not (path / "ballast").exists():
                 leave(100)
             return save()
 

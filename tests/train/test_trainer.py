@@ -225,10 +225,10 @@ def test_failed_rollouts_and_groups_of_one_are_left_out(started, monkeypatch):
 
 
 def test_a_step_in_which_everything_failed_says_why(started):
-    trainer = started()
+    trainer = started(rollout={"outage_wait_s": 0})
     broken = [trajectory(f"g{i // 4}-{i}", f"g{i // 4}", math.nan, "ToolFailure: no route") for i in range(16)]
     trainer.player = SimpleNamespace(collect=lambda *a, **k: broken)
-    with pytest.raises(RunError, match=r"step 0: all 16 rollouts failed .*no route.*Mend"):
+    with pytest.raises(RunError, match=r"step 0: 16 of 16 rollouts failed .*no route.*Fix the tool or server"):
         trainer.step()
 
 
