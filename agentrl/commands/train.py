@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_config(args.config, args.set)
     if args.dry_run:
         if args.json:
-            print(json.dumps({"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins}))
+            from agentrl.console import print_json
+
+            print_json({"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins})
         else:
             from agentrl.commands.dryrun import report as dry_run_report
 
@@ -63,5 +64,7 @@ def report(done: FinishedRun, as_json: bool) -> int:
     result = done.result
     if as_json:
         row = {"run_dir": str(done.run_dir), "status": result.status, "steps": result.steps}
-        print(json.dumps(row | {"evaluations": result.evaluations}))
+        from agentrl.console import print_json
+
+        print_json(row | {"evaluations": result.evaluations})
     return 130 if result.status == "stopped" else 0

@@ -21,7 +21,7 @@ from agentrl.monitors.alarms import default_rules
 from agentrl.runs.checkpoint import latest_checkpoint, read_checkpoint
 from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog
-from agentrl.runs.read import how_to_go_on
+from agentrl.runs.read import how_to_go_on, read_evals
 from agentrl.train.build import Job, build_job
 from agentrl.train.trackers import make_writers
 from agentrl.train.trainer import Trainer, TrainResult
@@ -121,6 +121,12 @@ def resume_run(run_dir: Path, *, checkpoint: int | str | None = None, quiet: boo
             def begin(trainer: Trainer) -> None:
                 trainer.restore(path, state)
                 run.truncate_after(state["step"])
+                for writer in trainer.writers:
+                    if hasattr(writer, "resume"):  # a plug-in's may have none
+                        writer.resume(state["step"])
+                    if hasattr(writer, "evaluation"):  # of this very step, which is kept
+                        for row in (r for r in read_evals(run.path) if r["step"] == state["step"]):
+                            writer.evaluation(row)
 
             return _train(job, run, progress, begin=begin)
 
