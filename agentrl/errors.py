@@ -18,7 +18,7 @@ DISTRIBUTION = "agentrl-search"
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "peft", "matplotlib"),
     "retriever": ("tantivy",),
-    "math": ("math_verify", "pebble"),
+    "math": ("math_verify", "pebble", "sympy"),
     "cluster": ("openrlhf", "ray", "vllm", "deepspeed", "grpc", "psutil"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

@@ -277,7 +277,7 @@ def test_features_say_so_where_they_are_used(tmp_path):
         "said(lambda: load_tasks(DataConfig(train=sys.argv[1]), 'train'))\n"
         "said(lambda: load_tasks(DataConfig(train='owner/name'), 'train'))\n"
         "said(lambda: load_tasks(DataConfig(train='recipe:gsm8k'), 'train'))\n"
-        "said(lambda: grade('1/2', ['0.5']))\n"
+        "said(lambda: grade('x+1', ['1+x']))\n"
         "assert grade('2', ['2']).correct and not grade('3', ['2']).correct\n"
     )
     done = base_python(code, file)
