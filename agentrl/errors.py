@@ -19,7 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "peft", "matplotlib"),
     "retriever": ("tantivy", "orjson", "httptools", "uvloop", "msgpack", "faiss", "onnxruntime", "onnx"),
     "qdrant": ("qdrant_client",),
-    "math": ("math_verify", "pebble", "latex2sympy2_extended", "sympy"),
+    "math": ("math_verify", "pebble", "sympy"),
     "cluster": ("openrlhf", "ray", "vllm", "deepspeed", "grpc", "psutil"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FACES = {"errors", "types", "plugins"}
+FACES = {"errors", "types", "plugins", "rewards"}
 SETTINGS = FACES | {"config"}
 RUNS = SETTINGS | {"runs"}
 
@@ -23,6 +23,7 @@ MAY = {
     "errors": set(),
     "types": set(),
     "plugins": {"errors"},
+    "rewards": set(),
     "console": {"errors", "types", "runs"},
     "retriever": {"errors", "plugins"},
     "envs": {"errors", "plugins", "retriever"},

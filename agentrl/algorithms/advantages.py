@@ -23,6 +23,7 @@ from torch import Tensor
 from agentrl import plugins
 from agentrl.config import advantages as rows
 from agentrl.errors import AlgorithmError, PluginError
+from agentrl.rewards import ABSOLUTE, RELATIVE, slack
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def dr_grpo(g: GroupStats) -> Tensor:
 
 
 def reinforce(g: GroupStats) -> Tensor:
-    """r."""
+    """r, in groups of equal rewards, too: nothing is compared."""
     return g.reward
 
 
@@ -117,7 +118,7 @@ def advantages(name: str, rewards: Tensor, group_ids: Tensor, *, k: int = 1, cor
     rewards (B,) finite; group_ids (B,) any integers in any order; k: K of the pass@K rows, in a group that is smaller
     (after failed rollouts) its size; correct (B,) bool, needed by rows that count correct responses where rewards are
     not 0 or 1, and obeyed by `pos_only`, which gives 0 to responses that are not correct. A group whose rewards are all
-    equal gets 0, whatever the name. Raises AlgorithmError.
+    equal (`agentrl.rewards`) gets 0, but with `reinforce`, which compares nothing. Raises AlgorithmError.
     """
     row, function = _named(name)
     if k < 1 or k != int(k):
@@ -147,19 +148,27 @@ def advantages(name: str, rewards: Tensor, group_ids: Tensor, *, k: int = 1, cor
     std = (total((r - mean).square()) / size).sqrt()
     low = r.new_empty(len(ids)).scatter_reduce_(0, slot, r, "amin", include_self=False)
     high = r.new_empty(len(ids)).scatter_reduce_(0, slot, r, "amax", include_self=False)
-    out = function(GroupStats(r, mean, std, size, total((r == 1).double()), int(k)))
+    out = function(GroupStats(r, mean, std, size, total(_is(r, 1.0).double()), int(k)))
     if not isinstance(out, Tensor) or out.shape != r.shape:
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise AlgorithmError(f"advantage {name!r} gives {shape}; it must give (B,), here {tuple(r.shape)}")
     if row.incorrect == "zero" and correct is not None:
         out = out.where(correct, 0.0)
-    out = out.where((low < high)[slot], 0.0).float()
+    noise = (RELATIVE * torch.maximum(low.abs(), high.abs())).clamp(min=ABSOLUTE)
+    if row.needs_contrast:
+        out = out.where((high - low > noise)[slot], 0.0)
+    out = out.float()
     if not bool(out.isfinite().all()):
         bad = int((~out.isfinite()).nonzero()[0])
         raise AlgorithmError(
             f"advantage {name!r} gives {float(out[bad])} for response {bad} with reward {float(r[bad]):g}"
         )
     return out
+
+
+def _is(r: Tensor, value: float) -> Tensor:
+    """(B,) bool: rewards that are equal to `value` but for rounding."""
+    return (r - value).abs() <= slack(value)
 
 
 def _named(name: str) -> tuple[rows.Advantage, Any]:
@@ -175,11 +184,11 @@ def _correctness(name: str, r: Tensor, correct: Tensor | None) -> Tensor:
     """The 0/1 rewards of the rows that count correct responses."""
     if correct is not None:
         return correct.double()
-    other = (r != 0) & (r != 1)
+    other = ~_is(r, 0.0) & ~_is(r, 1.0)
     if bool(other.any()):
         i = int(other.nonzero()[0])
         raise AlgorithmError(
             f"{name} counts correct responses, but response {i} has reward {float(r[i]):g}, neither 0 nor 1; "
             "say which are correct: correct=rewards >= threshold (config: algorithm.correct_threshold)"
         )
-    return r
+    return r.round()

@@ -90,6 +90,8 @@ class MetricSums:
             total[name] = total.get(name, 0.0) + value
             if weighted:
                 weight[name] = weight.get(name, 0.0) + next(values)
+        if total.get("ratio_max", 0.0) < 0:
+            del total["ratio_max"]  # of no token
         return {n: v / weight[n] if n in weight else v for n, v in total.items() if weight.get(n) != 0.0}
 
 
@@ -195,15 +197,19 @@ def policy_loss(
             metrics["llds_open_share"] = Metric(term.open_gates, term.gates)
 
     with torch.no_grad():
-        above = ((ratio > 1.0 + config.clip_high) & action_mask).sum()
-        below = ((ratio < 1.0 - config.clip_low) & action_mask).sum()
+        # Of tokens with an advantage: rows without one are not always computed, and the clip is nothing to them.
+        learned = action_mask & (advantages != 0)
+        count = learned.sum()
+        above = ((ratio > 1.0 + config.clip_high) & learned).sum()
+        below = ((ratio < 1.0 - config.clip_low) & learned).sum()
+        largest = ratio.detach().masked_fill(~learned, -1.0).max()  # -1: none here
         metrics |= {
             "loss": Metric(loss.detach()),
             "pg_loss": Metric(pg.detach()),
             "clip_fraction": Metric(above + below, count),
             "clip_fraction_low": Metric(below, count),
             "clip_fraction_high": Metric(above, count),
-            "ratio_max": Metric(ratio.detach().masked_fill(off, 0.0).max()),
+            "ratio_max": Metric(largest),
         }
     return loss, metrics
 

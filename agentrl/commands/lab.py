@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -177,5 +176,7 @@ def _say(quiet: bool) -> Callable[[str], None]:
 
 def _done(args: argparse.Namespace, result: dict) -> int:
     if args.json:
-        print(json.dumps(result))
+        from agentrl.console import print_json
+
+        print_json(result)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,9 @@ def run(args: argparse.Namespace) -> int:
     """Train, evaluate, show."""
     result = quickstart(args.seed, args.runs_dir, quiet=args.json)
     if args.json:
-        print(json.dumps({k: result[k] for k in ("em_before", "em_after", "seconds", "run_dir")}))
+        from agentrl.console import print_json
+
+        print_json({k: result[k] for k in ("em_before", "em_after", "seconds", "run_dir")})
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 from typing import TYPE_CHECKING
 
@@ -37,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_config(args.config, args.set)
     if args.dry_run:
         if args.json:
-            print(json.dumps({"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins}))
+            from agentrl.console import print_json
+
+            print_json({"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins})
         else:
             from agentrl.commands.dryrun import report as dry_run_report
 
@@ -66,5 +67,7 @@ def report(done: FinishedRun, as_json: bool) -> int:
     result = done.result
     if as_json:
         row = {"run_dir": str(done.run_dir), "status": result.status, "steps": result.steps}
-        print(json.dumps(row | {"evaluations": result.evaluations}))
+        from agentrl.console import print_json
+
+        print_json(row | {"evaluations": result.evaluations})
     return 128 + (result.signal or signal.SIGINT) if result.status == "stopped" else 0

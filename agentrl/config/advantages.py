@@ -27,6 +27,7 @@ class Advantage:
     function: str
     incorrect: Literal["negative", "reward", "zero"] = "negative"
     counts_correct: bool = False  # counts correct responses: their correctness is the reward
+    needs_contrast: bool = True  # a group of equal rewards gives 0; without it, what the function says
     takes_k: bool = False  # has the K of pass@K
     surrogate: str | None = None  # an `agentrl.algorithms.surrogate.Surrogate`
     source: str = ""
@@ -54,7 +55,7 @@ RLOO_K = _row("rloo_k", _SHAPE, counts_correct=True, takes_k=True)
 GRPO_TILDE_K = _row("grpo_tilde_k", _SHAPE, counts_correct=True, takes_k=True)
 GRPO_K = _row("grpo_k", _SHAPE, counts_correct=True, takes_k=True)
 DR_GRPO = _row("dr_grpo", "Liu et al. 2025, arXiv 2503.20783", "LINEAR")
-REINFORCE = _row("reinforce", "Williams 1992", "LINEAR", incorrect="reward")
+REINFORCE = _row("reinforce", "Williams 1992", "LINEAR", incorrect="reward", needs_contrast=False)
 
 
 def built_in() -> dict[str, Advantage]:

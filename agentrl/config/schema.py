@@ -295,6 +295,12 @@ class AlgorithmConfig(Part):
         """What `name` is."""
         return advantages.find(self.name)
 
+    @property
+    def needs_correct(self) -> bool:
+        """Whether which responses are correct decides what is learned, and not their rewards alone."""
+        row = self.advantage
+        return row.counts_correct or row.incorrect == "zero" or self.nthr.enabled or self.loss.nll_coef > 0
+
     @model_validator(mode="after")
     def _sane(self) -> Self:
         try:
@@ -332,18 +338,20 @@ class OptimConfig(Part):
     """AdamW."""
 
     lr: float = Field(5e-4, gt=0)
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(
+        0, ge=0, description="optimiser steps, of which a training step makes train.mini_batches x train.epochs"
+    )
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="of matrices; norms and biases are left alone")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
 
 
 class TrainConfig(Part):
     """The loop."""
 
     steps: int = Field(50, ge=0)
-    mini_batches: PositiveInt = Field(2, description="optimiser steps per epoch over a rollout batch")
+    mini_batches: PositiveInt = Field(2, description="optimiser steps per epoch over a rollout batch, in equal parts")
     epochs: PositiveInt = Field(1, description="passes over a rollout batch")
     micro_batch_tokens: PositiveInt = Field(8192, description="padded tokens per forward and backward pass")
     delta_every: int = Field(1, ge=0, description="score the batch again after the update every k steps; 0 never")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from agentrl.batch import TokenBatch, pack
 from agentrl.config import AlgorithmConfig, OptimConfig
 from agentrl.data.tasks import TaskStream
 from agentrl.engines.local.engine import LocalEngine
+from agentrl.engines.shared.updates import decay_groups
 from agentrl.errors import AgentRLError, NonFiniteError
 from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
@@ -118,17 +118,18 @@ def _use(engine: LocalEngine, step: Step, parameters: list[torch.nn.Parameter]) 
         run = engine.optimizer
         if not run.state:
             raise AgentRLError("the run's optimiser has no state yet: take a later checkpoint, or another optimizer")
-        engine.optimizer = torch.optim.AdamW(parameters, fused=True)
+        engine.optimizer = torch.optim.AdamW(decay_groups(parameters, 0.0), fused=True)
         engine.optimizer.load_state_dict(copy.deepcopy(run.state_dict()))
         return
     lr = step.rate(engine.optim_config)
     changes = {"lr": lr, "warmup_steps": 0, "schedule": "constant"}
     if step.optimizer == "sgd":  # clipping would give every question a step of its own size
-        changes["max_grad_norm"] = math.inf
+        changes["max_grad_norm"] = None
         engine.optimizer = torch.optim.SGD(parameters, lr=lr)
     else:
         o = engine.optim_config
-        engine.optimizer = torch.optim.AdamW(parameters, lr=lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
+        groups = decay_groups(parameters, o.weight_decay)
+        engine.optimizer = torch.optim.AdamW(groups, lr=lr, betas=o.betas, fused=True)
     engine.optim_config = engine.optim_config.model_copy(update=changes)
     engine.lr_scale = 1.0
 

@@ -252,24 +252,44 @@ class InvalidActions:
         )
 
 
+_LIMITS = (
+    (
+        "cut_share",
+        "responses are cut at rollout.max_tokens_per_turn",
+        "Raise rollout.max_tokens_per_turn (and rollout.max_context with it), or look for endless output.",
+    ),
+    (
+        "truncated_share",
+        "episodes are cut by rollout.max_turns, rollout.max_context or the environment",
+        "Raise rollout.max_turns or rollout.max_context, or look for endless output.",
+    ),
+)
+
+
 class Truncation:
     """Episodes run into a limit."""
 
     name = "truncation"
 
     def __call__(self, view: View) -> Finding | None:
-        """Warn at a share of the episodes if that is also a multiple of the start."""
+        """Warn at a share of the episodes if that is also a multiple of the start, and where nearly all are cut."""
         t = view.thresholds.truncation
-        cut = view.get("truncated_share", view.warmup)
-        if cut is None or cut.first is None or cut.level() < max(t.share, t.factor * cut.first):
-            return None
-        return Finding(
-            "warn",
-            f"{cut.level():.0%} of the episodes are cut by a limit, {cut.first:.0%} at the start",
-            {"truncated_share": (cut.level(), max(t.share, t.factor * cut.first))},
-            "Raise rollout.max_tokens_per_turn, rollout.max_turns or rollout.max_context, or look for endless output.",
-            by="reward",
-        )
+        for name, what, remedy in _LIMITS:
+            cut = view.get(name, view.warmup)
+            if cut is None or cut.first is None:
+                continue
+            limit = max(t.share, t.factor * cut.first)
+            if name == "cut_share":  # where nearly all are cut, there is no start to compare with
+                limit = min(limit, t.nearly_all)
+            if cut.level() >= limit:
+                return Finding(
+                    "warn",
+                    f"{cut.level():.0%} of the {what}, {cut.first:.0%} at the start",
+                    {name: (cut.level(), limit)},
+                    remedy,
+                    by="reward",
+                )
+        return None
 
 
 class GradientSpike:
@@ -298,21 +318,47 @@ class GradientSpike:
 
 
 class NoSignal:
-    """Nearly all groups have equal rewards: there is nothing to learn from."""
+    """Nearly all groups have equal rewards, or none of their responses counts as correct: nothing is learned."""
 
     name = "no_signal"
 
     def __call__(self, view: View) -> Finding | None:
-        """Info where most groups are so."""
+        """Info where most groups have no contrast, warn where they have it and the method cannot use it."""
         share = view.thresholds.no_signal.share
-        right = view.get("groups_all_correct", view.warmup)
-        wrong = view.get("groups_all_wrong", view.warmup)
-        if right is None or wrong is None or right.level() + wrong.level() < share:
+        unreached = view.get("groups_out_of_reach", 1)
+        if unreached is not None and unreached.level() >= share:
+            return Finding(
+                "warn",
+                f"In {unreached.level():.0%} of the groups rewards differ, but no response is correct, which the "
+                "method needs: no reward reaches algorithm.correct_threshold",
+                {"groups_out_of_reach": (unreached.level(), share)},
+                "Lower algorithm.correct_threshold to the reward of a correct response.",
+                by="reward",
+            )
+        equal = view.get("groups_equal", view.warmup)
+        right, wrong = (view.get(f"groups_all_{kind}", view.warmup) for kind in ("correct", "wrong"))
+        signals = {
+            f"groups_all_{kind}": (one.level(), share)
+            for kind, one in (("correct", right), ("wrong", wrong))
+            if one is not None
+        }
+        if equal is not None:
+            signals["groups_equal"] = (equal.level(), share)
+        level = equal.level() if equal is not None else sum(v for v, _ in signals.values())
+        if level < share or (equal is None and len(signals) < 2):
             return None
+        kinds = ", ".join(f"{v:.0%} {k[7:].replace('_', ' ')}" for k, (v, _) in signals.items() if k != "groups_equal")
         return Finding(
             "info",
-            f"{right.level():.0%} of the groups are all correct and {wrong.level():.0%} all wrong: hardly any gradient",
-            {"groups_all_correct": (right.level(), share), "groups_all_wrong": (wrong.level(), share)},
-            "Set algorithm.dynamic_sampling=true, or use questions of another difficulty.",
+            f"{level:.0%} of the groups have equal rewards ({kinds}): hardly any gradient",
+            signals,
+            self._remedy(view),
             by="reward",
         )
+
+    def _remedy(self, view: View) -> str:
+        """Other questions do not help where responses do not come to their end."""
+        cut = view.get("cut_share", view.warmup)
+        if cut is not None and cut.level() >= view.thresholds.truncation.nearly_all:
+            return f"Raise rollout.max_tokens_per_turn first: {cut.level():.0%} of the responses are cut at it."
+        return "Set algorithm.dynamic_sampling=true, or use questions of another difficulty."

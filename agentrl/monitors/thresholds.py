@@ -151,6 +151,7 @@ class TruncationThresholds:
 
     share: float = limit(0.25, "of the episodes, and")
     factor: float = limit(2.0, "times the start")
+    nearly_all: float = limit(0.9, "of the responses at max_tokens_per_turn, whatever the start")
 
 
 @dataclass(frozen=True)

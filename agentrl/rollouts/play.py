@@ -22,6 +22,7 @@ from agentrl.envs.errors import ToolFailure
 from agentrl.envs.waiting import time_limit
 from agentrl.errors import EnvError
 from agentrl.retriever.errors import RetrieverError
+from agentrl.rewards import reaches
 from agentrl.rollouts.chat import ChatFormat, PromptTooLong, parts_of
 from agentrl.rollouts.pool import EnvHandle, EnvPool
 from agentrl.rollouts.spans import token_span
@@ -220,7 +221,8 @@ class Player:
                 truncated = len(turns) >= config.max_turns or len(context) + max_tokens > config.max_context
             if terminated or truncated:
                 total = math.fsum(t.reward for t in turns)
-                return bool(terminated), bool(truncated), bool(info.get("correct", total >= self.correct_threshold))
+                correct = info.get("correct", reaches(total, self.correct_threshold))
+                return bool(terminated), bool(truncated), bool(correct)
 
 
 def episodes_of(tasks: Sequence[Task], group_size: int, prefix: str = "") -> list[Episode]:

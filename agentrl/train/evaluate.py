@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agentrl.config import RolloutConfig
 from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
 from agentrl.train.patience import Patience
-from agentrl.types import Task, Trajectory
+from agentrl.types import Alarm, Task, Trajectory
 
 
 @dataclass
@@ -46,9 +47,11 @@ def evaluate(
     episodes = patience.collect(player, chosen, config.eval.samples, prefix=f"eval{step}/", what=what)
     good = [t for t in episodes if t.error is None]
     summary: dict[str, Any] = {"step": step, "split": split, "n": len(chosen), "failed": len(episodes) - len(good)}
+    summary["responses"] = len(episodes)
     if good:
         summary["em"] = exact_match(good)
         summary["reward"] = sum(t.reward for t in good) / len(good)
+        summary["cut_share"] = sum(any(u.stop == "length" for u in t.turns) for t in good) / len(good)
         summary["turns"] = sum(len(t.turns) for t in good) / len(good)
         summary["response_length"] = sum(t.action_tokens for t in good) / len(good)
     for key, name in (("hops", "em_{}hop"), ("level", "em_level_{}")):
@@ -60,6 +63,39 @@ def evaluate(
         summary |= {name.format(value): exact_match(these) for value, these in sorted(of.items())}
     summary["seconds"] = time.perf_counter() - start
     return EvalResult(summary, episodes)
+
+
+FAILED_ALARM = 0.1  # share of held-out responses that may fail before the figure is worth a warning
+
+
+def in_words(summary: dict[str, Any], rollout: RolloutConfig) -> str:
+    """One line: the share of correct responses, their mean reward, the questions, and what the figures leave out."""
+    failed, responses = summary["failed"], summary["responses"]
+    parts = [f"{summary['n']} questions"]
+    if "em" in summary:
+        parts = [f"{summary['em']:.3f} correct", f"reward {summary['reward']:.3f}", *parts]
+    if failed:
+        parts.append(f"{failed} of {responses} responses failed and are left out")
+    if summary.get("cut_share"):
+        limit = f"rollout.max_tokens_per_turn = {rollout.max_tokens_per_turn}"
+        parts.append(f"{summary['cut_share']:.0%} cut at {limit}")
+    return ", ".join(parts)
+
+
+def failures_alarm(summary: dict[str, Any]) -> Alarm | None:
+    """A warning where so many held-out responses failed that the figures are of other questions than asked."""
+    step, failed, responses = summary["step"], summary["failed"], summary["responses"]
+    if not responses or failed / responses <= FAILED_ALARM:
+        return None
+    return Alarm(
+        id=f"held_out_failures-{step:06d}-warn",
+        step=max(0, step - 1),  # the last training step before it: a resume keeps both
+        rule="held_out_failures",
+        level="warn",
+        message=f"{failed} of {responses} held-out responses failed: the figures are of the other questions alone",
+        signals={"held_out_failed": {"value": failed / responses, "threshold": FAILED_ALARM}},
+        remedy="Look at the errors (agentrl rollouts show RUN --eval), fix the tool or server, and evaluate again.",
+    )
 
 
 def exact_match(trajectories: Sequence[Trajectory]) -> float:

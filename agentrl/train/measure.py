@@ -14,6 +14,7 @@ from torch import Tensor
 
 from agentrl.algorithms import Displacement
 from agentrl.batch import TokenBatch
+from agentrl.rewards import all_equal
 from agentrl.types import Task, Trajectory
 
 
@@ -48,13 +49,15 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
             "response_length": sum(t.action_tokens for t in good) / len(good),
             "context_length": sum(len(u.prompt_ids) + len(u.action_ids) for u in turns) / len(good),
             "truncated_share": sum(t.truncated for t in good) / len(good),
+            "cut_share": sum(any(u.stop == "length" for u in t.turns) for t in good) / len(good),
+            "cut_turns": sum(u.stop == "length" for u in turns) / len(turns),
             "turns": len(turns) / len(good),
             "valid_search_ratio": sum(bool(u.info.get("valid")) for u in searches) / len(turns)
             if could_search
             else None,
             "distinct_queries": _distinct_queries(good),
             "shared_first_retrieval": _shared_first_retrieval(good),
-            "answer_in_retrieved": _answer_in_retrieved(good),
+            "answer_in_retrieved": _answer_in_retrieved(good) if could_search else None,
         }
         judged = [u for u in turns if "valid" in u.info]
         out["valid_action_ratio"] = sum(bool(u.info["valid"]) for u in judged) / len(judged) if judged else None
@@ -117,20 +120,34 @@ def _shared_first_retrieval(good: Sequence[Trajectory]) -> float | None:
     return shared / total if total else None
 
 
-def group_metrics(batch: TokenBatch) -> dict[str, float]:
-    """Spread of rewards within groups, and the shares of groups without any contrast."""
+def _by_group(batch: TokenBatch) -> tuple[dict[int, list[float]], dict[int, list[bool]]]:
+    """Rewards, and which responses are correct, by group id."""
     rewards: dict[int, list[float]] = defaultdict(list)
     correct: dict[int, list[bool]] = defaultdict(list)
     for g, r, c in zip(batch.group_ids.tolist(), batch.rewards.tolist(), batch.correct.tolist()):
         rewards[g].append(r)
         correct[g].append(c)
+    return rewards, correct
+
+
+def group_metrics(batch: TokenBatch) -> dict[str, float]:
+    """Spread of rewards within groups, and the shares of groups without any contrast."""
+    rewards, correct = _by_group(batch)
     n = len(rewards)
     std = [torch.tensor(r).std(unbiased=False).item() for r in rewards.values()]
     return {
         "reward_group_std": sum(std) / n,
+        "groups_equal": sum(all_equal(r) for r in rewards.values()) / n,
         "groups_all_correct": sum(all(c) for c in correct.values()) / n,
         "groups_all_wrong": sum(not any(c) for c in correct.values()) / n,
     }
+
+
+def out_of_reach(batch: TokenBatch) -> dict[str, float]:
+    """Share of groups that have contrast but no correct response; for methods that learn from correct ones."""
+    rewards, right = _by_group(batch)
+    lost = sum(not any(right[g]) and not all_equal(r) for g, r in rewards.items())
+    return {"groups_out_of_reach": lost / len(rewards)}
 
 
 def score_metrics(batch: TokenBatch, logprobs: Tensor, entropy: Tensor | None) -> dict[str, float]:

@@ -6,6 +6,8 @@ A tracker is made with (config, run directory) and is a `Writer`.
 from __future__ import annotations
 
 import importlib
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +18,11 @@ from agentrl.types import StepRecord
 
 
 class Writer(Protocol):
-    """What the trainer calls after every step and at the end."""
+    """What the trainer calls after every step and at the end.
+
+    A writer may also have `evaluation(summary)`, one row of evals.jsonl, and `resume(step)`, called before anything is
+    written where a run goes on at `step`: what it has of that step and later ones is then written again.
+    """
 
     def write(self, record: StepRecord) -> None:
         """One step's metrics."""
@@ -27,19 +33,43 @@ class Writer(Protocol):
         ...
 
 
+def held_out(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a held-out evaluation, as `held_out/em`; not its own description."""
+    told = ("step", "split", "seconds")
+    return {f"held_out/{k}": float(v) for k, v in summary.items() if k not in told and isinstance(v, int | float)}
+
+
 class TensorBoardWriter:
     """Event files under RUN/events; one scalar per signal."""
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
         _need("tensorboard")
-        from torch.utils.tensorboard import SummaryWriter
+        self._folder = str(run_dir / "events")
+        self._purge: int | None = None
+        self._opened: Any = None
 
-        self._writer = SummaryWriter(str(run_dir / "events"))
+    @property
+    def _writer(self) -> Any:
+        if self._opened is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._opened = SummaryWriter(self._folder, purge_step=self._purge)
+        return self._opened
+
+    def resume(self, step: int) -> None:
+        """See `Writer`: TensorBoard drops what earlier files have from this step on."""
+        self._purge = step
+        _ = self._writer  # the mark must be in a file even where no step follows
 
     def write(self, record: StepRecord) -> None:
         """See `Writer.write`."""
         for name, value in record.metrics.items():
             self._writer.add_scalar(name, value, record.step)
+
+    def evaluation(self, summary: Mapping[str, Any]) -> None:
+        """See `Writer`."""
+        for name, value in held_out(summary).items():
+            self._writer.add_scalar(name, value, summary["step"])
 
     def close(self) -> None:
         """See `Writer.close`."""
@@ -47,17 +77,32 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """A W&B run; offline where WANDB_MODE=offline. The key is read by wandb from its own environment variable."""
+    """A W&B run; offline where WANDB_MODE=offline. The key is read by wandb from its own environment variable.
+
+    Its id is kept in the run directory, so that a resume goes on with the same W&B run. Steps that are there already,
+    because the run was resumed from an earlier checkpoint, W&B leaves as they are.
+    """
+
+    ID_FILE = "wandb_id"
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
         wandb = _need("wandb")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        kept = run_dir / self.ID_FILE
+        id = kept.read_text(encoding="utf-8").strip() if kept.is_file() else uuid.uuid4().hex[:16]
         self._run = wandb.init(
-            project=config.log.wandb_project, name=run_dir.name, dir=str(run_dir), config=config.model_dump(mode="json")
-        )
+            project=config.log.wandb_project, name=run_dir.name, dir=str(run_dir), id=id, resume="allow",
+            config=config.model_dump(mode="json"),
+        )  # fmt: skip
+        kept.write_text(id + "\n", encoding="utf-8")
 
     def write(self, record: StepRecord) -> None:
         """See `Writer.write`."""
         self._run.log(record.metrics, step=record.step)
+
+    def evaluation(self, summary: Mapping[str, Any]) -> None:
+        """See `Writer`."""
+        self._run.log(held_out(summary), step=summary["step"])
 
     def close(self) -> None:
         """See `Writer.close`."""

@@ -27,6 +27,7 @@ from agentrl.data.tasks import TaskStream
 from agentrl.engines.base import ScoreResult
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.monitors import Monitor
+from agentrl.rewards import all_equal
 from agentrl.rollouts.ahead import Ahead
 from agentrl.rollouts.play import CONTEXT, EnvPool, lost_its_tool
 from agentrl.runs.checkpoint import save_checkpoint
@@ -36,7 +37,7 @@ from agentrl.runs.log import RunLog, Status
 from agentrl.runs.read import beats_best, how_to_go_on, read_evals
 from agentrl.train import measure as M
 from agentrl.train.build import Job
-from agentrl.train.evaluate import evaluate
+from agentrl.train.evaluate import evaluate, failures_alarm, in_words
 from agentrl.train.guard import Guarding
 from agentrl.train.patience import Patience, Stopped
 from agentrl.types import Alarm, StepRecord, Task, Trajectory
@@ -312,8 +313,9 @@ class Trainer:
         train, loss = self.config.train, self._loss_config(step.rollouts.used)
         rows: list[dict[str, float]] = []
         for epoch in range(train.epochs):
-            for index in self._order(step, epoch).chunk(train.mini_batches):
-                rows.append(self._update_rows(step, index, loss))
+            for index in self._order(step, epoch).tensor_split(train.mini_batches):
+                if len(index):  # fewer responses than mini-batches: failed rollouts, or few groups with contrast
+                    rows.append(self._update_rows(step, index, loss))
         skipped = sum("nonfinite" in r for r in rows)
         self._watch_nonfinite(step, skipped)
         out: dict[str, float] = {"skipped_updates": float(skipped)}
@@ -363,6 +365,9 @@ class Trainer:
         rollouts, batch, scores = step.rollouts, step.batch, step.scores
         self.tokens += step.sampled
         values = M.rollout_metrics(rollouts.all) | M.group_metrics(batch) | scores.metrics | step.updates
+        if self.config.algorithm.needs_correct:
+            values |= M.out_of_reach(batch)
+            self._warn_out_of_reach(step)
         values |= step.delta | probe | M.score_metrics(batch, scores.logprobs, scores.entropy) | step.seconds
         values["tokens_per_s"] = step.sampled / values["t_step_s"]
         failed = [t for t in rollouts.all if t.error is not None]
@@ -391,9 +396,14 @@ class Trainer:
         self.run.evaluation(result.summary)
         rows = eval_rows(result.trajectories, self.job.test_tasks, self.config.eval.samples)
         self.run.write_eval_rollouts(self.step_number, rows)
-        if "em" in result.summary:
-            em, reward, n = (result.summary[key] for key in ("em", "reward", "n"))
-            self.say(f"held-out after {self.step_number} steps: {em:.3f} correct, reward {reward:.3f}, {n} questions")
+        for w in self.writers:
+            if hasattr(w, "evaluation"):  # a plug-in's may have none
+                w.evaluation(result.summary)
+        if alarm := failures_alarm(result.summary):
+            self.run.alarm(alarm)
+            for sink in self.monitor.sinks if self.monitor is not None else ():
+                sink(alarm)
+        self.say(f"held-out after {self.step_number} steps: {in_words(result.summary, self.config.rollout)}")
         if best:
             self.save(best=True)
         return result.summary
@@ -450,6 +460,16 @@ class Trainer:
         if self.guard is not None:
             loss = self.guard.loss(loss)
         return with_answer_weight(loss, M.valid_searches(used))
+
+    def _warn_out_of_reach(self, step: Step) -> None:
+        """At the first step, where rewards vary and none of them makes a response correct."""
+        rewards, a = [t.reward for t in step.rollouts.used], self.config.algorithm
+        if step.number == 0 and not all_equal(rewards) and not any(t.correct for t in step.rollouts.used):
+            self.say(
+                f"warning: rewards vary from {min(rewards):g} to {max(rewards):g} and none reaches "
+                f"algorithm.correct_threshold = {a.correct_threshold:g}, so that no response is correct, which "
+                f"{a.name}{' with NTHR' if a.nthr.enabled else ''} needs; set it to the reward of a correct response"
+            )
 
     def _order(self, step: Step, epoch: int) -> Tensor:
         """The batch's rows in the order that this epoch's mini-batches take them."""
@@ -526,12 +546,12 @@ def _nothing_left(n: int, everything: list[Trajectory]) -> str:
 
 
 def _comparable(trajectories: list[Trajectory], drop_equal: bool) -> list[Trajectory]:
-    """Without failed rollouts and groups that lost all but one; with `drop_equal` also without groups of one reward."""
+    """Without failed rollouts and groups that lost all but one; with `drop_equal` without equal rewards, too."""
     groups: dict[str, list[Trajectory]] = {}
     for t in trajectories:
         if t.error is None:
             groups.setdefault(t.group_id, []).append(t)
-    kept = [g for g in groups.values() if len(g) > 1 and not (drop_equal and len({t.reward for t in g}) == 1)]
+    kept = [g for g in groups.values() if len(g) > 1 and not (drop_equal and all_equal(t.reward for t in g))]
     return [t for g in kept for t in g]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -75,10 +76,9 @@ def _parse(text: str) -> list[Any]:
     As LaTeX alone: math-verify hands plain expressions to sympy's parser, which evaluates Python, and picks a number
     out of a sentence. Units are not dropped: `5t` is no 5.
     """
-    from latex2sympy2_extended.math_normalization import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
-    spelling = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+    spelling = replace(LatexExtractionConfig().normalization_config, units=False)
     latex = LatexExtractionConfig(False, 0, spelling)
     return parse(f"\\boxed{{{text}}}", [latex], "no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
 

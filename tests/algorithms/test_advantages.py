@@ -71,8 +71,10 @@ def test_groups_of_any_size_in_any_order(groups, name, random):
     rows = [(g, r) for g, rewards in zip(ids, groups) for r in rewards]
     want = {}
     for g, rewards in zip(ids, groups):
-        equal = len(set(rewards)) == 1
-        want[g] = [0.0] * len(rewards) if equal else expected(name, rewards, K_OF.get(name, 1))
+        if len(set(rewards)) > 1:
+            want[g] = expected(name, rewards, K_OF.get(name, 1))
+        else:
+            want[g] = [float(r) if name == "reinforce" else 0.0 for r in rewards]
     at = list(range(len(rows)))
     random.shuffle(at)
     got = advantages(
@@ -85,9 +87,34 @@ def test_groups_of_any_size_in_any_order(groups, name, random):
 @pytest.mark.parametrize("name", list(ADVANTAGES))
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_group_without_contrast_has_advantage_zero(name, value):
+    """But for reinforce, which compares nothing: its advantage is the reward, as docs/algorithms.md says."""
+    wanted = value if name == "reinforce" else 0.0
     got = advantages(name, torch.full((4,), value), torch.zeros(4).long(), k=K_OF.get(name, 1))
-    assert got.tolist() == [0.0] * 4
-    assert advantages(name, torch.tensor([value]), torch.tensor([9]), k=K_OF.get(name, 1)).tolist() == [0.0]
+    assert got.tolist() == [wanted] * 4
+    assert advantages(name, torch.tensor([value]), torch.tensor([9]), k=K_OF.get(name, 1)).tolist() == [wanted]
+
+
+@pytest.mark.parametrize("name", [n for n in ADVANTAGES if n != "reinforce"])
+@pytest.mark.parametrize("rewards", [[1.0, 1.0000001, 1.0], [0.9999999, 1.0, 1.0], [5.6e-17, 0.0, 0.0]])
+def test_rewards_that_rounding_has_parted_are_no_contrast(name, rewards):
+    """1.0 and 1.0000001 trained at nearly full strength: σ divides the difference away."""
+    rewards = torch.tensor(rewards, dtype=torch.float64)
+    correct = None if name == "grpo" else rewards > 0.5
+    got = advantages(name, rewards, torch.zeros(3).long(), k=K_OF.get(name, 1), correct=correct)
+    assert got.tolist() == [0.0] * 3
+
+
+def test_a_small_contrast_is_one():
+    got = advantages("grpo", torch.tensor([1.0, 1.0001], dtype=torch.float64), torch.zeros(2).long())
+    assert got.tolist() == pytest.approx([-1.0, 1.0])
+    got = advantages("grpo", torch.tensor([0.0, 1e-6], dtype=torch.float64), torch.zeros(2).long())
+    assert got.tolist() == pytest.approx([-1.0, 1.0])  # against 0 every size is one
+
+
+def test_a_sum_of_tenths_counts_as_correct():
+    reward = sum([0.1] * 10)
+    got = advantages("skew_r", torch.tensor([reward, 0.0], dtype=torch.float64), torch.zeros(2).long())
+    assert reward < 1 and got.tolist() == pytest.approx([0.5, -0.5])
 
 
 def test_equal_rewards_that_do_not_sum_exactly_are_still_equal():

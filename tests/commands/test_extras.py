@@ -33,8 +33,7 @@ CLI = HIDE + "from agentrl.cli import main\nsys.exit(main(sys.argv[1:]))"
 #: Modules of the base that are named otherwise than what is installed, or come with another package of the base.
 BASE = {"yaml": "pyyaml", "anyio": "starlette", "pydantic_core": "pydantic"}
 #: Modules of the extras, likewise. openrlhf[vllm] brings all that the cluster needs.
-BRINGS = {"math_verify": "math-verify", "latex2sympy2_extended": "math-verify", "sympy": "math-verify"}
-BRINGS |= {"pyarrow": "datasets"} | dict.fromkeys(EXTRAS["cluster"], "openrlhf")
+BRINGS = {"math_verify": "math-verify", "pyarrow": "datasets"} | dict.fromkeys(EXTRAS["cluster"], "openrlhf")
 #: The program in which an alarm is raised brings its tracker.
 FROM_OUTSIDE = {"trackio"}
 

@@ -28,7 +28,6 @@ def policy(config, path, adapter=None):
         micro_batch_tokens=config.train.micro_batch_tokens,
         packing=c.packing,
         zero_stage=c.zero_stage,
-        weight_decay=config.optim.weight_decay,
         timeout_s=60.0,
     )
     worker.start(openrlhf_arguments(config, cpu=True), settings, str(path), adapter, None)

@@ -130,6 +130,29 @@ def test_truncation_warns():
     assert alarms(lambda s, m: m.update(truncated_share=0.3), rule="truncation") == []  # it was so from the start
 
 
+def test_responses_that_end_at_the_token_limit_name_it():
+    found = alarms(lambda s, m: m.update(cut_share=0.05 if s < 30 else 0.5), rule="truncation")
+    assert found and found[0].remedy.startswith("Raise rollout.max_tokens_per_turn (and")
+    always = alarms(lambda s, m: m.update(cut_share=1.0), rule="truncation")
+    assert always and "100% of the responses are cut at rollout.max_tokens_per_turn" in always[0].message
+
+
+def test_no_signal_is_judged_by_the_spread_of_rewards():
+    """Rewards that vary below the threshold are a signal for GRPO, however few are correct."""
+    wrong = {"groups_all_correct": 0.0, "groups_all_wrong": 1.0}
+    assert alarms(lambda s, m: m.update(**wrong, groups_equal=0.1), rule="no_signal") == []
+    found = alarms(lambda s, m: m.update(**wrong, groups_equal=0.95), rule="no_signal")
+    assert [a.level for a in found] == ["info"] and "95% of the groups have equal rewards" in found[0].message
+    cut = alarms(lambda s, m: m.update(**wrong, groups_equal=0.95, cut_share=1.0), rule="no_signal")
+    assert cut[0].remedy.startswith("Raise rollout.max_tokens_per_turn first: 100%")
+
+
+def test_rewards_that_never_make_a_response_correct_warn():
+    found = alarms(lambda s, m: m.update(groups_out_of_reach=1.0, groups_equal=0.0), rule="no_signal")
+    assert [a.level for a in found] == ["warn"] and "algorithm.correct_threshold" in found[0].remedy
+    assert alarms(lambda s, m: m.update(groups_out_of_reach=0.2, groups_equal=0.0), rule="no_signal") == []
+
+
 def test_a_gradient_spike_is_only_information():
     found = alarms(lambda s, m: m.update(grad_norm=20.0 if s == 40 else 0.5), rule="gradient_spike")
     assert [(a.step, a.level) for a in found] == [(40, "info")]

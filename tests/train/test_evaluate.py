@@ -5,9 +5,9 @@ import pytest
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool
 from agentrl.runs.log import RunLog
-from agentrl.runs.read import read_evals
+from agentrl.runs.read import read_alarms, read_evals
 from agentrl.train.build import Job
-from agentrl.train.evaluate import evaluate
+from agentrl.train.evaluate import evaluate, failures_alarm, in_words
 from agentrl.train.trainer import Trainer
 from agentrl.types import Task
 from tests.fakes import ScriptedSampler, tiny_tokenizer
@@ -65,6 +65,30 @@ def test_the_threshold_decides_where_the_environment_does_not(tmp_path):
     job = make_job(tmp_path, algorithm={"correct_threshold": 0.2})
     with EnvPool(job.make_env) as pool:
         assert evaluate(job, pool, step=0, tasks=TASKS[:3]).summary["em"] == pytest.approx(2 / 3)
+
+
+def test_failures_and_the_token_limit_stand_in_the_line_and_beyond_a_share_are_an_alarm(tmp_path):
+    """ "1.000 on 6 questions" where five of six had failed."""
+    job, told = make_job(tmp_path, eval={"questions": 6}), []
+    with RunLog.create(tmp_path, "run", job.config) as run:
+        trainer = Trainer(job, run, say=told.append)
+        trainer.evaluate()
+        trainer.close()
+        [alarm] = read_alarms(run.path)
+    assert told == [
+        "held-out after 0 steps: 0.400 correct, reward 0.500, 6 questions, 1 of 6 responses failed and are left out"
+    ]
+    assert (alarm["rule"], alarm["level"]) == ("held_out_failures", "warn") and alarm["message"].startswith("1 of 6")
+    whole = {"step": 3, "n": 20, "responses": 20, "failed": 2, "em": 0.5, "reward": 0.5, "cut_share": 0.25}
+    assert failures_alarm(whole) is None and failures_alarm(whole | {"failed": 3}).step == 2
+    line = in_words(whole | {"failed": 0}, job.config.rollout)
+    assert line == "0.500 correct, reward 0.500, 20 questions, 25% cut at rollout.max_tokens_per_turn = 50"
+
+
+def test_nothing_but_failures_is_told_without_a_figure(tmp_path):
+    summary = {"step": 3, "n": 2, "responses": 2, "failed": 2}
+    line = in_words(summary, make_job(tmp_path).config.rollout)
+    assert line == "2 questions, 2 of 2 responses failed and are left out"
 
 
 def test_samples_and_temperature_are_the_evaluations_own(tmp_path):

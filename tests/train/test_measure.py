@@ -45,6 +45,8 @@ def test_rollout_metrics():
             "response_length": (4 + 10 + 2) / 3,
             "context_length": (10 + 19 + 5) / 3,
             "truncated_share": 1 / 3,
+            "cut_share": 0.0,
+            "cut_turns": 0.0,
             "turns": 6 / 3,
             "valid_search_ratio": 3 / 6,
             "valid_action_ratio": 5 / 6,
@@ -55,6 +57,24 @@ def test_rollout_metrics():
             "shared_first_retrieval": 1.0,  # b's first search found d2, as a's did
         }
     )
+
+
+def test_responses_and_turns_that_end_at_the_token_limit_are_counted():
+    cut = replace(turn(), stop="length")
+    got = M.rollout_metrics([trajectory("a", turn(), cut), trajectory("b", cut, cut), trajectory("c", turn())])
+    assert (got["cut_share"], got["cut_turns"], got["truncated_share"]) == (pytest.approx(2 / 3), 3 / 5, 0.0)
+
+
+def test_where_nothing_can_be_searched_no_answer_is_called_remembered():
+    """Math runs logged answer_in_retrieved 0."""
+    said = turn(kind="answer", valid=True, answer="42", searchable=False)
+    assert "answer_in_retrieved" not in M.rollout_metrics([trajectory("a", said, reward=1.0)])
+
+
+def test_groups_of_rounded_rewards_are_equal_and_those_out_of_reach_are_counted():
+    b = batch([0.3, 0.30000001, 0.2, 0.5, 1, 0], [0, 0, 1, 1, 2, 2], [[1]] * 6)
+    assert M.group_metrics(b)["groups_equal"] == pytest.approx(1 / 3)
+    assert M.out_of_reach(b) == {"groups_out_of_reach": pytest.approx(1 / 3)}
 
 
 def test_what_was_not_measured_is_absent():
@@ -152,7 +172,12 @@ def test_group_metrics_and_mixed_rows():
     b = batch([1, 0, 1, 1, 0, 0.5], [0, 0, 2, 2, 1, 1], [[1]] * 6)  # groups need not be neighbours or in order
     got = M.group_metrics(b)
     assert got == pytest.approx(
-        {"reward_group_std": (0.5 + 0.0 + 0.25) / 3, "groups_all_correct": 1 / 3, "groups_all_wrong": 1 / 3}
+        {
+            "reward_group_std": (0.5 + 0.0 + 0.25) / 3,
+            "groups_equal": 1 / 3,
+            "groups_all_correct": 1 / 3,
+            "groups_all_wrong": 1 / 3,
+        }
     )
     assert M.mixed_rows(b).tolist() == [True, True, False, False, False, False]
 

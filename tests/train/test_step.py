@@ -199,6 +199,28 @@ def test_two_updates_are_scored_first(stepped, changes):
     assert engine.named("score")[0]["nthr"] is None and engine.named("update")[0]["scores"] is None
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 4, 5, 7])
+def test_a_batch_is_cut_into_exactly_as_many_parts_as_configured(stepped, parts):
+    """7 responses in 5 parts made 4 updates, so that a linear schedule stopped short."""
+    _, engine, _ = stepped(train={"mini_batches": parts, "epochs": 1, "delta_every": 0, "probe_every": 0})
+    sizes = [len(update["batch"]) for update in engine.named("update")]
+    assert len(sizes) == parts and sum(sizes) == len(USED) and max(sizes) - min(sizes) <= 1
+
+
+def test_fewer_responses_than_parts_are_an_update_each(stepped):
+    _, engine, _ = stepped(train={"mini_batches": 9, "epochs": 1, "delta_every": 0, "probe_every": 0})
+    assert [len(update["batch"]) for update in engine.named("update")] == [1] * len(USED)
+
+
+def test_the_metrics_that_need_correct_responses_are_of_methods_that_do(stepped):
+    metrics = stepped(algorithm={"name": "pos_only"})[2].metrics
+    assert metrics["groups_out_of_reach"] == 0.0 and metrics["groups_equal"] == pytest.approx(1 / 3)
+
+
+def test_other_methods_do_not_have_them(stepped):
+    assert "groups_out_of_reach" not in stepped()[2].metrics
+
+
 def test_an_engine_that_samples_ahead_is_not_asked_what_it_sampled(stepped, monkeypatch):
     monkeypatch.setattr(RecordingEngine, "samples_ahead", 1)
     trainer, _, _ = stepped(**WHOLE)  # the next step's episodes are counted by the time this one is recorded

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -29,7 +30,7 @@ from agentrl.engines.shared.head import OutputHead
 from agentrl.engines.shared.loading import load_weights, pick_device
 from agentrl.engines.shared.scoring import score_batch, score_rows
 from agentrl.engines.shared.text import TokenText
-from agentrl.engines.shared.updates import Update, learning_rate, loss_of_rows, rows_with_gradient
+from agentrl.engines.shared.updates import Update, decay_groups, learning_rate, loss_of_rows, rows_with_gradient
 from agentrl.errors import ModelError
 from agentrl.types import Sample
 
@@ -251,14 +252,20 @@ class LocalEngine:
         return {**totals.result(), **self.optimizer_step()}
 
     def optimizer_step(self) -> dict[str, float]:
-        """Clip, check, step; gradients are consumed. A non-finite gradient skips the step and says so."""
+        """Clip, check, step; gradients are consumed. A non-finite gradient skips the step and says so.
+
+        A gradient of zero changes neither weights nor optimiser state; it counts as an update all the same, so that the
+        schedule of the learning rate ends where the run does.
+        """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optim_config.max_grad_norm, foreach=True)
+        limit = self.optim_config.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit, foreach=True)
         finite = bool(torch.isfinite(norm))
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr_scale * self.scheduled_lr
-            self.optimizer.step()
+            if norm > 0:  # AdamW's momentum and weight decay would move weights without any gradient
+                self.optimizer.step()
             self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
         out = {"grad_norm": float(norm), "lr": self.optimizer.param_groups[0]["lr"]}
@@ -272,7 +279,7 @@ class LocalEngine:
     def _make_optimizer(self) -> torch.optim.Optimizer:
         o = self.optim_config
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
+        return torch.optim.AdamW(decay_groups(trained, o.weight_decay), lr=o.lr, betas=o.betas, fused=True)
 
     # --------------------------------------------------------------------------------------------------------- saving
 

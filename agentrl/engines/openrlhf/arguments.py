@@ -74,7 +74,7 @@ def openrlhf_arguments(config: RunConfig, *, cpu: bool) -> Any:
             lr_scheduler="constant",  # the learning rate is set before every step
             lr_warmup_ratio=0.0,
             min_lr_ratio=1.0,
-            max_norm=o.max_grad_norm,
+            max_norm=o.max_grad_norm or 0.0,  # 0: DeepSpeed does not clip
             freeze_visual_encoder=False,
         ),
         algo=Args(

@@ -33,7 +33,7 @@ from agentrl.engines.openrlhf.sharing import balance, cut, merge, share_groups
 from agentrl.engines.openrlhf.watchdog import Watchdog
 from agentrl.engines.shared.scoring import nthr_metrics
 from agentrl.engines.shared.text import TokenText
-from agentrl.engines.shared.updates import Update, learning_rate, rows_with_gradient
+from agentrl.engines.shared.updates import Update, has_gradient, learning_rate, rows_with_gradient
 from agentrl.types import Sample
 
 
@@ -243,6 +243,9 @@ class OpenRLHFEngine:
         assert scores is None, "scores_while_updating is off"
         self.handover.policy_awake()
         lr = self.lr_scale * self.scheduled_lr
+        if not has_gradient(advantages, loss):  # see LocalEngine.optimizer_step
+            self.updates += 1
+            return {"grad_norm": 0.0, "lr": lr}
         normalizer = LossNormalizer.of(batch.action_mask, correct=batch.correct)
         whole = Update(batch, advantages, old_logprobs, reference_logprobs, loss, normalizer, temperature)
         rows = rows_with_gradient(batch, advantages, loss)

@@ -108,7 +108,6 @@ class Cluster:
             micro_batch_tokens=config.train.micro_batch_tokens,
             packing=c.packing,
             zero_stage=c.zero_stage,
-            weight_decay=config.optim.weight_decay,
             timeout_s=c.step_timeout_s,
         )
         self.groups: list[Any] = []

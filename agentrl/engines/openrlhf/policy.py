@@ -58,7 +58,6 @@ class WorkerSettings:
     micro_batch_tokens: int
     packing: bool
     zero_stage: int
-    weight_decay: float
     timeout_s: float
 
 
@@ -152,8 +151,6 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc
         with _fp32_allowed():
             self.init_model_from_pretrained(strategy, path, max_steps=1_000_000_000, vllm_engines=engines)
         self._made(self.actor.model, settings)
-        for group in self.actor_optim.param_groups:  # OpenRLHF exempts biases and norms, the local engine does not
-            group["weight_decay"] = settings.weight_decay
         self.actor_optim.check_grad_overflow = True
         if adapter is not None:
             load_weights(self.model.module, Path(adapter))

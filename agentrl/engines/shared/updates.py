@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,11 @@ def without_dropout(model: Any) -> None:
             module.attention_dropout = 0.0
 
 
+def has_gradient(advantages: Tensor, loss: LossConfig) -> bool:
+    """Whether the loss has any gradient: an advantage (B, S) that is not zero, or a part that needs none."""
+    return bool(loss.kl_coef or loss.entropy_coef or loss.nll_coef or loss.llds.enabled or (advantages != 0).any())
+
+
 def rows_with_gradient(batch: TokenBatch, advantages: Tensor, loss: LossConfig) -> Tensor:
     """Indices of the rows that add to the gradient, at least one.
 
@@ -91,6 +97,14 @@ def rows_with_gradient(batch: TokenBatch, advantages: Tensor, loss: LossConfig) 
     rows = (advantages != 0).any(1).nonzero()[:, 0]
     # one row keeps the metrics and the gradient (zero) defined
     return rows if len(rows) else batch.lengths().argmin()[None]
+
+
+def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: weight decay on matrices, none on norms and biases (tensors of one dimension)."""
+    trained = list(parameters)
+    matrices, others = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [g for g in groups if g["params"]]
 
 
 def learning_rate(config: OptimConfig, update: int, total: int) -> float:

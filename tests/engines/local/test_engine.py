@@ -107,6 +107,64 @@ def test_responses_without_advantage_are_skipped_and_change_nothing(folder, monk
     assert other.update(batch, adv, old, loss=LossConfig())["grad_norm"] == pytest.approx(skipped, rel=1e-4)
 
 
+@pytest.mark.parametrize("optim", [{}, {"weight_decay": 0.5}])
+def test_a_step_without_any_gradient_moves_no_weight_but_counts(folder, optim):
+    """AdamW's momentum of earlier steps, and its weight decay, would move them."""
+    engine = make(folder, optim=OptimConfig(lr=1e-2, schedule="linear", **optim))
+    batch = rollout(engine)
+    old = engine.score(batch).logprobs
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    assert engine.update(batch, adv, old, loss=LossConfig())["grad_norm"] > 0
+    after = [p.detach().clone() for p in engine.model.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after))
+    rate = engine.scheduled_lr
+    metrics = engine.update(batch, adv * 0, old, loss=LossConfig())
+    assert metrics["grad_norm"] == 0.0 and "nonfinite" not in metrics
+    assert all(torch.equal(a, b) for a, b in zip(after, engine.model.parameters()))
+    assert engine.updates == 2 and engine.scheduled_lr < rate  # the schedule goes on
+
+
+def test_weight_decay_leaves_norms_and_biases_alone(folder):
+    engine = make(folder, optim=OptimConfig(weight_decay=0.5))
+    named = {id(p): name for name, p in engine.model.named_parameters()}
+    decayed = {named[id(p)]: g["weight_decay"] for g in engine.optimizer.param_groups for p in g["params"]}
+    assert set(decayed) == set(named.values())
+    alone = {name for name, decay in decayed.items() if decay == 0.0}
+    assert alone == {name for name in decayed if "norm" in name or name.endswith("bias")} and alone
+    assert {decayed[name] for name in decayed if name not in alone} == {0.5}
+
+
+def test_without_a_limit_the_gradient_is_not_clipped(folder):
+    batch = rollout(make(folder))
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask * 1000
+    grown = {}
+    for limit in (None, 1e-3):
+        engine = make(folder, optim=OptimConfig(lr=1e-4, max_grad_norm=limit))
+        engine.optimizer = torch.optim.SGD(engine.model.parameters(), lr=1.0)
+        before = [p.detach().clone() for p in engine.model.parameters()]
+        norm = engine.update(batch, adv, engine.score(batch).logprobs, loss=LossConfig())["grad_norm"]
+        moved = sum(float((a - b).double().square().sum()) for a, b in zip(before, engine.model.parameters())) ** 0.5
+        grown[limit] = moved / (1e-4 * norm)
+    assert grown[None] == pytest.approx(1.0, rel=1e-3) and grown[1e-3] < 0.1
+
+
+def test_the_clip_fraction_does_not_depend_on_an_unrelated_coefficient(folder):
+    """A KL of 1e-30 computes the rows without an advantage, too, which the clip does not touch."""
+    batch = rollout(make(folder))
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask * (batch.group_ids == 1)[:, None]
+    old = make(folder).score(batch).logprobs - 3.0 * torch.linspace(-1, 1, len(batch))[:, None]  # other ratios
+    got = []
+    for kl in (0.0, 1e-30):
+        engine = make(folder)
+        got.append(engine.update(batch, adv, old, loss=LossConfig(kl_coef=kl), reference_logprobs=old))
+    for name in ("clip_fraction", "clip_fraction_low", "clip_fraction_high", "ratio_max"):
+        assert got[0][name] == pytest.approx(got[1][name], rel=1e-5), name
+    assert got[0]["clip_fraction"] > 0
+    nothing = make(folder).update(batch, adv * 0, old, loss=LossConfig())
+    assert not {"clip_fraction", "ratio_max"} & set(nothing)  # of no token: not measured
+
+
 def test_an_update_raises_what_was_rewarded(folder):
     engine = make(folder, optim=OptimConfig(lr=3e-3))
     batch = rollout(engine)
