@@ -260,8 +260,8 @@ _LIMITS = (
     ),
     (
         "truncated_share",
-        "episodes are cut by rollout.max_turns, rollout.max_context or the environment",
-        "Raise rollout.max_turns or rollout.max_context, or look for endless output.",
+        "episodes are cut by a limit",
+        "Raise rollout.max_tokens_per_turn, rollout.max_turns or rollout.max_context, or look for endless output.",
     ),
 )
 
@@ -272,24 +272,33 @@ class Truncation:
     name = "truncation"
 
     def __call__(self, view: View) -> Finding | None:
-        """Warn at a share of the episodes if that is also a multiple of the start, and where nearly all are cut."""
-        t = view.thresholds.truncation
-        for name, what, remedy in _LIMITS:
-            cut = view.get(name, view.warmup)
-            if cut is None or cut.first is None:
-                continue
-            limit = max(t.share, t.factor * cut.first)
-            if name == "cut_share":  # where nearly all are cut, there is no start to compare with
-                limit = min(limit, t.nearly_all)
-            if cut.level() >= limit:
-                return Finding(
-                    "warn",
-                    f"{cut.level():.0%} of the {what}, {cut.first:.0%} at the start",
-                    {name: (cut.level(), limit)},
-                    remedy,
-                    by="reward",
-                )
-        return None
+        """Most cut in several rows running, few at the start, or nearly all: a warning once the reward goes, too."""
+        found = (self._cut(view, *limit) for limit in _LIMITS)
+        return next((finding for finding in found if finding is not None), None)
+
+    def _cut(self, view: View, name: str, what: str, remedy: str) -> Finding | None:
+        t, rows = view.thresholds.truncation, view.thresholds.collapse.truncated_rows
+        cut = view.get(name, rows)
+        if cut is None:
+            return None
+        start, now = cut.values_at_start(), min(cut.last(rows))
+        limit = t.share if start < t.start else start + t.more
+        if name == "cut_share":  # where nearly all are cut, there is no start to compare with
+            limit = min(limit, t.nearly_all)
+        if limit > 1 or now < limit:
+            return None
+        falls = view.falls("reward")
+        lost = falls is not None and falls.significant(t.lost, t.z) is not None
+        return Finding(
+            "warn" if lost else "info",
+            f"At least {now:.0%} of the {what} for {rows} steps, {start:.0%} at the start"
+            + ("" if lost else "; the reward holds"),
+            {name: (now, limit)},
+            remedy,
+            by="reward",
+            immediate=True,
+            story="length explosion",
+        )
 
 
 class GradientSpike:
@@ -300,6 +309,16 @@ class GradientSpike:
     def __call__(self, view: View) -> Finding | None:
         """Info at a multiple of the median of the last steps: the norm alone does not foretell a collapse."""
         t = view.thresholds.gradient_spike
+        if (count := view.memory.get("explosions", 0)) >= t.explosions:
+            return Finding(
+                "warn",
+                f"{count} gradient norms above {t.explosion:g} so far: the direction of such an update is noise",
+                {"grad_norm": (view.value("grad_norm") or 0.0, t.explosion)},
+                "Set optim.max_grad_norm=0.5, model.dtype=float32, a lower optim.lr; look at those batches.",
+                by="logprob",
+                immediate=True,
+                story="numerical failure",
+            )
         one = view.get("grad_norm", view.warmup)
         now = view.value("grad_norm_max") or view.value("grad_norm")
         if one is None or now is None or not math.isfinite(now):
@@ -336,24 +355,33 @@ class NoSignal:
                 by="reward",
             )
         equal = view.get("groups_equal", view.warmup)
-        right, wrong = (view.get(f"groups_all_{kind}", view.warmup) for kind in ("correct", "wrong"))
-        signals = {
-            f"groups_all_{kind}": (one.level(), share)
-            for kind, one in (("correct", right), ("wrong", wrong))
-            if one is not None
-        }
         if equal is not None:
-            signals["groups_equal"] = (equal.level(), share)
-        level = equal.level() if equal is not None else sum(v for v, _ in signals.values())
-        if level < share or (equal is None and len(signals) < 2):
+            if equal.level() < share:
+                return None
+            return self._finding(view, f"{equal.level():.0%} of the groups have equal rewards", equal.level(), share)
+        flat = [view.get(name, view.warmup) for name in ("reward_group_std", "grad_norm")]
+        if all(one is not None and not any(one.last(view.warmup)) for one in flat):
+            return self._finding(view, "rewards do not differ within groups and the gradient is 0", 1.0, share)
+        right, wrong = (view.get(f"groups_all_{kind}", view.warmup) for kind in ("correct", "wrong"))
+        if right is None or wrong is None or right.level() + wrong.level() < share:
             return None
-        kinds = ", ".join(f"{v:.0%} {k[7:].replace('_', ' ')}" for k, (v, _) in signals.items() if k != "groups_equal")
         return Finding(
             "info",
-            f"{level:.0%} of the groups have equal rewards ({kinds}): hardly any gradient",
-            signals,
+            f"{right.level():.0%} of the groups are all correct and {wrong.level():.0%} all wrong: hardly any gradient",
+            {"groups_all_correct": (right.level(), share), "groups_all_wrong": (wrong.level(), share)},
             self._remedy(view),
             by="reward",
+            story="data exhausted",
+        )
+
+    def _finding(self, view: View, what: str, value: float, share: float) -> Finding:
+        return Finding(
+            "info",
+            f"{what[0].upper()}{what[1:]}: hardly any gradient",
+            {"groups_equal": (value, share)},
+            self._remedy(view),
+            by="reward",
+            story="data exhausted",
         )
 
     def _remedy(self, view: View) -> str:
