@@ -50,6 +50,16 @@ class Source(ABC):
         self.path, self.kind = path, kind
         self.problems: dict[str, int] = {}  # what could not be read -> how often
 
+    #: How often the source began anew by itself; others are opened again when their `files` are not what they were.
+    restarts = 0
+
+    def files(self) -> list[Path]:
+        """The files that only grow unless they are written anew; a database is none."""
+        return [self.path] if self.path.is_file() else []
+
+    def close(self) -> None:  # noqa: B027  most formats hold nothing
+        """Give back what the source holds."""
+
     @abstractmethod
     def poll(self, final: bool = False) -> list[Row]:
         """Some of the rows that are new; none where all are read, so that a large file needs little memory.
