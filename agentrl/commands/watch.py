@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_of(source: str) -> tuple[str, Callable[[], Alarm | None]]:
     """The name of the run directory `source`, and what says that it has failed; nothing for other logs."""
     from agentrl.monitors import notices
-    from agentrl.runs.read import how_to_go_on, is_run, read_info
+    from agentrl.runs.read import STATUS, how_to_go_on, is_run, read_info
 
     path = Path(source).expanduser()
     if not is_run(path):
@@ -99,6 +99,7 @@ def _run_of(source: str) -> tuple[str, Callable[[], Alarm | None]]:
         info = read_info(path)
         if info.status != "failed" and not (info.status == "stopped" and info.lost):
             return None
-        return notices.failed(info.step, info.name, info.message, how_to_go_on(path))
+        when = (path / STATUS).stat().st_mtime if (path / STATUS).exists() else 0.0
+        return notices.failed(info.step, info.name, info.message, how_to_go_on(path), when)
 
     return path.resolve().name, failure

@@ -5,6 +5,7 @@ that failed, what the guard did.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from agentrl.monitors.guard import in_words
@@ -31,10 +32,12 @@ def gone(step: int, source: str) -> Alarm:
     return _notice(step, "log_gone", "warn", f"{source} is gone: deleted, moved, or its disk is away", remedy)
 
 
-def failed(step: int, run: str, message: str, resume: str = "") -> Alarm:
-    """The run ended with an error, or its process is gone."""
+def failed(step: int, run: str, message: str, resume: str = "", when: float = 0.0) -> Alarm:
+    """The run ended with an error, or its process is gone; `when` (seconds) tells it from the next time."""
     text = f"{run} failed after {step} steps: {message or 'no reason was written'}"
-    return _notice(step, "run_failed", "critical", text, f"Go on with it: {resume}" if resume else "See its last lines.")
+    remedy = f"Go on with it: {resume}" if resume else "See its last lines."
+    notice = _notice(step, "run_failed", "critical", text, remedy)
+    return replace(notice, id=f"{notice.id}-{when:.0f}")
 
 
 def guarded(row: Mapping[str, Any]) -> Alarm:
