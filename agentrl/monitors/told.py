@@ -107,6 +107,13 @@ class Teller:
 
     def __call__(self, alarm: Alarm) -> None:
         """Show and post it, unless that was done."""
+        self._tell(alarm, self.past or alarm.step <= self.past_step)
+
+    def notice(self, alarm: Alarm) -> None:
+        """The same for what is no matter of a step: it is of now, whatever the last step is."""
+        self._tell(alarm, self.past)
+
+    def _tell(self, alarm: Alarm, past: bool) -> None:
         if alarm.id in self._ids:
             return
         self._ids.add(alarm.id)
@@ -116,7 +123,7 @@ class Teller:
             what = f"{getattr(post, 'name', number)}:{alarm.id}"
             if self.memory.has(self._run, what):
                 continue
-            if not self._old and (self.past or alarm.step <= self.past_step):
+            if past and not self._old:
                 self.memory.add(self._run, what)
                 continue
             self._post(post, alarm, what)

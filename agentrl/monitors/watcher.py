@@ -296,9 +296,10 @@ def _follow(
                 tell.append(failure())
             for notice in tell:
                 if notice is not None:
-                    teller(notice)
+                    teller.notice(notice)
             if teller.past:
                 teller.past, teller.past_step = False, watcher.newest_step
+                print(f"{patience.source}: {watcher.steps} steps so far; following it, Ctrl-C ends this", file=sys.stderr)
             if watcher.steps >= 10 and not told:  # once: the columns of the first steps are known by now
                 watcher.report(sys.stderr)
                 told = True
