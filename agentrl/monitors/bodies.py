@@ -2,8 +2,7 @@
 
 Slack, Google Chat and Teams refuse or show nothing without a text of theirs, Discord wants `content`; Google Chat also
 refuses fields that it does not know. Who takes what is decided by the host's name alone. Every other receiver gets all
-fields of the alarm, with `text` and `content` among them, which Mattermost, Rocket.Chat, Telegram and Slack's look-alikes
-take too.
+fields of the alarm, with `text` and `content` among them, which Mattermost, Rocket.Chat, Telegram and others take too.
 """
 
 from __future__ import annotations

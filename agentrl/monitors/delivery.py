@@ -8,6 +8,7 @@ again: its `id`, also sent as Idempotency-Key, tells a receiver that it is the s
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import importlib
 import json
@@ -47,8 +48,8 @@ class Webhook:
     """POSTs each alarm as JSON from a background thread.
 
     At most `capacity` alarms wait; when the receiver is slower than that the oldest is dropped and counted in
-    `dropped`. `sent`, `failed` and `reason` (of the last failure) say what came of the others. `close` waits for what is
-    queued, up to a limit.
+    `dropped`. `sent`, `failed` and `reason` (of the last failure) say what came of the others. `close` waits for what
+    is queued, up to a limit.
     """
 
     name = "webhook"
@@ -110,10 +111,8 @@ class Webhook:
         """Send what is queued and stop; gives up after `timeout_s`."""
         self._end = time.monotonic() + timeout_s
         self._closing.set()
-        try:
+        with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout_s)
-        except queue.Full:
-            pass
         self._thread.join(max(0.0, self._end - time.monotonic()))
         if self.undelivered and not self.reason:
             self.reason = f"no answer within {timeout_s:g} s"

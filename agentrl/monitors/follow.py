@@ -94,9 +94,7 @@ class Following:
             return False
         self.gone = False
         self._stale = self._stale or not held
-        if self._stale and not self._reopen():
-            return False
-        return True
+        return not self._stale or self._reopen()
 
     def _intact(self) -> bool:
         try:

@@ -1,5 +1,6 @@
-"""What somebody should hear besides alarms, as alarms, so that every sink can carry it: a log that stalls or is gone, a run
-that failed, what the guard did.
+"""What somebody should hear besides alarms, as alarms, so that every sink can carry it.
+
+A log that stalls or is gone, a run that failed, what the guard did.
 """
 
 from __future__ import annotations

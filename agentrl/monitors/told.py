@@ -1,8 +1,8 @@
 """Each alarm of a run is shown once and posted once: over rewrites and resumes of its log, and restarts of `watch`.
 
-What was in a log when it was first watched is its past: shown, and posted to nobody. What the receivers have taken is kept
-in a file of this user (`$XDG_STATE_HOME/agentrl/watch/`, one a log), so that a `watch` that is started again posts what
-came up in between, what was not delivered, and nothing twice.
+What was in a log when it was first watched is its past: shown, and posted to nobody. What the receivers have taken is
+kept in a file of this user (`$XDG_STATE_HOME/agentrl/watch/`, one a log), so that a `watch` that is started again posts
+what came up in between, what was not delivered, and nothing twice.
 """
 
 from __future__ import annotations

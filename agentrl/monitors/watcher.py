@@ -299,7 +299,9 @@ def _follow(
                     teller.notice(notice)
             if teller.past:
                 teller.past, teller.past_step = False, watcher.newest_step
-                print(f"{patience.source}: {watcher.steps} steps so far; following it, Ctrl-C ends this", file=sys.stderr)
+                print(
+                    f"{patience.source}: {watcher.steps} steps so far; following it, Ctrl-C ends this", file=sys.stderr
+                )
             if watcher.steps >= 10 and not told:  # once: the columns of the first steps are known by now
                 watcher.report(sys.stderr)
                 told = True

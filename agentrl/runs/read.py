@@ -146,11 +146,7 @@ def list_runs(runs_dir: str | Path) -> list[RunInfo]:
     """Every run directory directly under `runs_dir`, the most recently updated first."""
     folder = Path(runs_dir)
     found = folder.iterdir() if folder.is_dir() else ()
-    runs = [
-        read_info(p)
-        for p in found
-        if not p.name.startswith(".") and p.is_dir() and is_run(p)
-    ]
+    runs = [read_info(p) for p in found if not p.name.startswith(".") and p.is_dir() and is_run(p)]
     return sorted(runs, key=lambda r: (-r.updated, r.name))
 
 

@@ -334,7 +334,9 @@ def test_a_database_of_another_run_and_a_newer_run(tmp_path):
 
     def fill(name, rows):
         with sqlite3.connect(path) as db:
-            db.execute("CREATE TABLE IF NOT EXISTS metrics (id INTEGER PRIMARY KEY, run_name TEXT, step INT, metrics TEXT)")
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS metrics (id INTEGER PRIMARY KEY, run_name TEXT, step INT, metrics TEXT)"
+            )
             db.executemany(
                 "INSERT INTO metrics (run_name, step, metrics) VALUES (?, ?, ?)",
                 [(name, r["step"], json.dumps(r)) for r in rows],
