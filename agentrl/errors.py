@@ -17,8 +17,9 @@ DISTRIBUTION = "agentrl-search"
 #: extra -> the modules that come with it and that the base does without.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "peft", "matplotlib"),
-    "retriever": ("tantivy",),
-    "math": ("math_verify", "pebble"),
+    "retriever": ("tantivy", "orjson", "httptools", "uvloop", "msgpack", "faiss", "onnxruntime", "onnx"),
+    "qdrant": ("qdrant_client",),
+    "math": ("math_verify", "pebble", "latex2sympy2_extended", "sympy"),
     "cluster": ("openrlhf", "ray", "vllm", "deepspeed", "grpc", "psutil"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

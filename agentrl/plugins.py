@@ -40,7 +40,25 @@ BUILTIN: dict[str, dict[str, str]] = {
         "equal": "agentrl.envs.scoring:equal",
     },
     "tool": {"calculator": "agentrl.envs.calculator:calculate"},
-    "index": {},
+    "index": {
+        "bm25": "agentrl.retriever.bm25:Bm25Index",
+        "flat": "agentrl.retriever.indexes.flat:FlatIndex",
+        "pq": "agentrl.retriever.indexes.pq:PqIndex",
+        "hnsw": "agentrl.retriever.indexes.hnsw:HnswIndex",
+        "ivf-pq": "agentrl.retriever.indexes.ivf_pq:IvfPqIndex",
+        "hybrid": "agentrl.retriever.indexes.hybrid:HybridIndex",
+        "qdrant": "agentrl.retriever.indexes.qdrant:QdrantIndex",
+        "faiss-file": "agentrl.retriever.indexes.faiss_file:FaissFileIndex",
+    },
+    "encoder": {
+        "onnx": "agentrl.retriever.encoders.onnx_runtime:OnnxEncoder",
+        "torch": "agentrl.retriever.encoders.torch_runtime:TorchEncoder",
+    },
+    "dialect": {
+        "search-r1": "agentrl.retriever.dialects.search_r1:SearchR1",
+        "rllm": "agentrl.retriever.dialects.rllm:Rllm",
+        "gem": "agentrl.retriever.dialects.gem:Gem",
+    },
     "log source": {
         "tensorboard": "agentrl.monitors.sources.tensorboard:TensorBoard",
         "wandb": "agentrl.monitors.sources.wandb:Wandb",

@@ -17,6 +17,7 @@ import gymnasium
 
 from agentrl.envs import checks, hostile
 from agentrl.envs.checks import Level, Problem, Subject, short
+from agentrl.envs.graded import check_grader
 from agentrl.errors import MissingPackageError
 
 
@@ -84,5 +85,6 @@ CHECKS: tuple[Check, ...] = (
     ("hostile questions", hostile.check_questions, "no text of a question breaks it"),
     ("hostile actions", hostile.check_actions, "no text of the model breaks it"),
     ("hostile tool", hostile.check_tool, "no text of the tool changes the reward or leaves its frame"),
+    ("grader", check_grader, "of the answers and attacks that are known, none is graded wrongly"),
     ("tool failure", hostile.check_tool_failure, "a broken tool is a failed episode, not a wrong one"),
 )

@@ -5,15 +5,14 @@ The task of the NTHR paper. Left out: code execution, multi-turn correction.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 
-from agentrl.envs.grading import DEADLINE_S, grade, last_boxed
+from agentrl.envs.grading import DEADLINE_S, Grade, agrade, grade, last_boxed
 from agentrl.envs.spaces import AnyText
-from agentrl.envs.tasks import choose_task, read_task
+from agentrl.envs.tasks import choose_task, read_task, read_tolerance
 from agentrl.errors import need
 
 PROMPT = (
@@ -26,8 +25,8 @@ class MathEnv(gymnasium.Env[str, str]):
     """A mathematics problem, one response with the answer in a box: `agentrl/Math-v0`.
 
     reset(options={"question": str, "golden_answers": [str]}) gives the prompt; without options one of `tasks` is drawn.
-    The one step gives the reward: `correct_reward` for a correct answer, plus `format_reward` for any complete box that
-    is not empty. The last complete box counts. Only the action is read.
+    The one step gives the reward: `correct_reward` for a correct answer, plus `format_reward` for a complete box
+    that is not empty. The last box counts. Only the action is read. A task may give an absolute `tolerance`.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (as gymnasium.Env declares it)
@@ -58,12 +57,15 @@ class MathEnv(gymnasium.Env[str, str]):
         self._tasks = list(tasks) or [DEFAULT_TASK]
         self.stop_strings: tuple[str, ...] = ()
         self._golden: list[str] = []
+        self._tolerance: float | None = None
         self._transcript = ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a problem. Raises TaskError where the options hold no question or no golden answer."""
         super().reset(seed=seed)
-        question, self._golden = read_task(choose_task(options, self._tasks, self.np_random))
+        task = choose_task(options, self._tasks, self.np_random)
+        question, self._golden = read_task(task)
+        self._tolerance = read_tolerance(task)
         parts = {"open": self._open, "body": question, "close": self._close}
         prompt = "".join(parts.values())
         self._transcript = prompt
@@ -71,12 +73,18 @@ class MathEnv(gymnasium.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Grade the response; the episode is over."""
+        self._check_begun()
+        answer, span = _answer(action)
+        result = grade(answer, self._golden, deadline_s=self.deadline_s, tolerance=self._tolerance)
+        return self._outcome(action, span, result)
+
+    def _check_begun(self) -> None:
         if not self._golden:
             raise gymnasium.error.ResetNeeded("step() was called before reset(), or after the episode ended")
-        span = last_boxed(action)
-        if span is not None and not action[slice(*span)].strip():
-            span = None  # an empty box is no answer, and earns nothing for its form
-        result = grade(None if span is None else action[slice(*span)], self._golden, deadline_s=self.deadline_s)
+
+    def _outcome(
+        self, action: str, span: tuple[int, int] | None, result: Grade
+    ) -> tuple[str, float, bool, bool, dict[str, Any]]:
         reward = self.correct_reward * result.correct + self.format_reward * (span is not None)
         info: dict[str, Any] = {
             "kind": "answer" if span else "invalid",
@@ -99,12 +107,23 @@ class MathEnv(gymnasium.Env[str, str]):
         return self.reset(seed=seed, options=options)
 
     async def astep(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """`step` in a thread: a grade may take as long as the deadline."""
-        return await asyncio.to_thread(self.step, action)
+        """`step` for an event loop: while others' answers are graded, the time of this episode stands still."""
+        self._check_begun()
+        answer, span = _answer(action)
+        result = await agrade(answer, self._golden, deadline_s=self.deadline_s, tolerance=self._tolerance)
+        return self._outcome(action, span, result)
 
     def render(self) -> str | None:  # type: ignore[override]
         """The episode so far, where render_mode is ansi."""
         return self._transcript if self.render_mode == "ansi" else None
+
+
+def _answer(action: str) -> tuple[str | None, tuple[int, int] | None]:
+    """(content, its characters) of the box that counts; an empty box is no answer, and earns nothing for its form."""
+    span = last_boxed(action)
+    if span is None or not action[slice(*span)].strip():
+        return None, None
+    return action[slice(*span)], span
 
 
 DEFAULT_TASK = {"question": "What is 2 + 3?", "golden_answers": ["5"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,3 +29,20 @@ def read_task(task: dict[str, Any]) -> tuple[str, list[str]]:
     if not kept:
         raise TaskError(f"options['golden_answers'] is {golden!r}; give at least one answer that is not empty")
     return question.strip(), kept
+
+
+def read_tolerance(task: dict[str, Any]) -> float | None:
+    """The absolute tolerance that a task states for numbers; None where it states none.
+
+    Raises TaskError where it is no positive number.
+    """
+    value = task.get("tolerance")
+    if value is None:
+        return None
+    try:
+        tolerance = float(value)
+    except (TypeError, ValueError):
+        tolerance = math.nan
+    if isinstance(value, bool) or not 0 < tolerance < math.inf:
+        raise TaskError(f"options['tolerance'] is {value!r}; give a positive number, or leave it out")
+    return tolerance

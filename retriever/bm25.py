@@ -6,29 +6,26 @@ and more, lower case, fold accents, English stems (can be turned off). Languages
 A query is data, never a query language: its distinct terms become a disjunction. Equal scores keep the corpus order.
 With English stems, a query's function words are searched only where it has no other words: they hardly change the
 ranking, and their postings are most of the work on a large corpus (tantivy's bindings do not skip within them).
-An index folder holds `meta.json`, the passages (`agentrl.retriever.store`) and tantivy's own files in `tantivy/`.
+On disk the index is a folder `tantivy/` beside the passages. A build commits every few hundred thousand passages, and
+goes on from the last commit after it was killed.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self, cast
 
 from agentrl.errors import missing_package
-from agentrl.retriever.base import MAX_QUERY_CHARS, Hit, check_request, once
+from agentrl.retriever.base import Build, Hit, Opening, Passages, Ranked, check_request, tidy
 from agentrl.retriever.corpus import Passage
-from agentrl.retriever.errors import IndexBuildError, IndexOpenError, RetrieverError
-from agentrl.retriever.store import PassageStore, PassageWriter
+from agentrl.retriever.errors import IndexOpenError, RetrieverError
+from agentrl.retriever.manifest import Manifest
 
 try:
     import tantivy
@@ -38,9 +35,9 @@ except ModuleNotFoundError as error:
 MAX_QUERY_TERMS = 128
 """Distinct terms of a query that are searched; a longer one is a run-away generation, not a question."""
 
-_FORMAT = 1
 _HEAP_BYTES = 512 << 20  # of one writer thread: more threads would lose the corpus order
 _PROGRESS_EVERY = 5_000  # passages
+_COMMIT_EVERY = 250_000  # passages
 _CACHE_SIZE = 4_096  # searches
 _CACHED_TOPK = 32  # a longer list is not worth the memory
 _TIES = 8_192  # equal scores looked at, at most, to keep the corpus order across segments
@@ -53,15 +50,10 @@ _FUNCTION_WORDS = (
 )
 
 
-class _Passages(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, row: int, /) -> Passage: ...
-
-
 class Bm25Index:
     """An index opened for searching. Safe to use from several threads; `search` takes tens of µs on small corpora."""
 
-    def __init__(self, index: tantivy.Index, passages: _Passages, *, stemming: bool, name: str) -> None:
+    def __init__(self, index: tantivy.Index, passages: Passages, *, stemming: bool, name: str) -> None:
         """Use `Bm25Index.open` or `Bm25Index.from_passages`."""
         index.config_reader("manual")  # the files never change: no thread watches them
         index.reload()
@@ -71,6 +63,7 @@ class Bm25Index:
         self._passages = passages
         self._analyse = _analyser(stemming).analyze
         self._function_terms = frozenset(self._analyse(_FUNCTION_WORDS) if stemming else ())
+        self._threads = os.cpu_count() or 1
         self._cached = lru_cache(maxsize=_CACHE_SIZE)(self._search)
         if self._searcher.num_docs != len(passages):
             raise IndexOpenError(
@@ -78,26 +71,44 @@ class Bm25Index:
             )
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open a folder written by `build_index`; `IndexOpenError` says what is wrong with it."""
-        path = Path(path).expanduser().absolute()
-        remedy = f"build one with `agentrl retriever build CORPUS {path}`"
-        if not path.exists():
-            raise IndexOpenError(f"{path}: no such index; {remedy}")
+    def write(cls, build: Build) -> Mapping[str, Any]:
+        """Index the passages of `build`, from where an earlier build had committed."""
+        folder = build.folder / "tantivy"
+        if folder.is_dir() and build.kept.get("stemming") == build.stemming:
+            index = tantivy.Index.open(str(folder))
+            index.register_tokenizer(_analyser_name(build.stemming), _analyser(build.stemming))
+            done = int(index.searcher().num_docs)
+        else:
+            folder.mkdir(exist_ok=True)
+            index, done = _new_index(folder, build.stemming), 0
+            build.kept["stemming"] = build.stemming
+            build.keep()
+        writer = index.writer(min(_HEAP_BYTES, build.memory_bytes), 1)
+        total = len(build.passages)
         try:
-            meta = json.loads((path / "meta.json").read_text("utf-8"))
-            format_, count, stemming = meta["format"], int(meta["passages"]), bool(meta["stemming"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IndexOpenError(f"{path}: not an index ({type(error).__name__}: {error}); {remedy}") from error
-        if format_ != _FORMAT:
-            raise IndexOpenError(f"{path}: index format {format_}, this version reads {_FORMAT}; {remedy}")
-        passages = PassageStore(path, count)
+            for row in range(done, total):
+                writer.add_document(_document(row, build.passages[row]))
+                if (row + 1) % _PROGRESS_EVERY == 0:
+                    build.progress("indexing words", row + 1, total)
+                if (row + 1) % _COMMIT_EVERY == 0:
+                    writer.commit()
+            writer.commit()
+        finally:
+            writer.wait_merging_threads()  # after a failure, too: its threads would write into a folder being removed
+        for part in folder.iterdir():
+            part.chmod(0o644)  # tantivy makes some 0600, and an index is for all who can read its folder
+        return {"stemming": build.stemming}
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest, passages: Passages, opening: Opening) -> Self:
+        """Open the words in `folder`; `IndexOpenError` says what is wrong with them."""
+        stemming = bool(manifest.options.get("stemming", True))
         try:
-            index = tantivy.Index.open(str(path / "tantivy"))
+            index = tantivy.Index.open(str(folder / "tantivy"))
             index.register_tokenizer(_analyser_name(stemming), _analyser(stemming))
-            return cls(index, passages, stemming=stemming, name=str(path))
+            return cls(index, passages, stemming=stemming, name=str(folder))
         except BaseException as error:
-            raise _damage(error, str(path)) from error
+            raise _damage(error, str(folder)) from error
 
     @classmethod
     def from_passages(cls, passages: Iterable[Passage], *, stemming: bool = True) -> Self:
@@ -115,10 +126,8 @@ class Bm25Index:
         return len(self._passages)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as the path of its folder, opened (once per process) where it arrives."""
-        if not isinstance(self._passages, PassageStore):
-            raise TypeError("an index in memory cannot be sent to another process: write it with build_index")
-        return _reopened, (self.name,)
+        """Refused: an index on disk is pickled as its path by `opening.OpenedIndex`."""
+        raise TypeError("an index in memory cannot be sent to another process: write it with build_index")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself, because it never changes: Gymnasium copies an environment's arguments."""
@@ -140,31 +149,39 @@ class Bm25Index:
         A query beyond `MAX_QUERY_CHARS` is cut there. `BadQuery` where the arguments are of the wrong type.
         """
         check_request(queries, topk)
-        threads = min(len(queries), os.cpu_count() or 1)
-        if threads > 1 and len(self) >= _PARALLEL_PASSAGES:  # tantivy lets go of the interpreter lock
-            with ThreadPoolExecutor(threads) as pool:
-                return list(pool.map(self._find, queries, [topk] * len(queries)))
         return [self._find(query, topk) for query in queries]
 
+    def rank(self, queries: Sequence[str], topk: int) -> list[Ranked]:
+        """At most `topk` rows for each query, best first."""
+        check_request(queries, topk)
+        threads = min(len(queries), self._threads)
+        if threads > 1 and len(self) >= _PARALLEL_PASSAGES:  # tantivy lets go of the interpreter lock
+            with ThreadPoolExecutor(threads) as pool:
+                return list(pool.map(lambda query: self._rank(tidy(query), topk), queries))
+        return [self._rank(tidy(query), topk) for query in queries]
+
     def _find(self, query: str, topk: int) -> list[Hit]:
-        query = query[:MAX_QUERY_CHARS]
+        query = tidy(query)
         return list(self._cached(query, topk) if topk <= _CACHED_TOPK else self._search(query, topk))
 
     def _search(self, query: str, topk: int) -> tuple[Hit, ...]:
+        return tuple(Hit(self._passages[row], score) for row, score in self._rank(query, topk))
+
+    def _rank(self, query: str, topk: int) -> Ranked:
         distinct = dict.fromkeys(self._analyse(_clean(query)))
         content = [term for term in distinct if term not in self._function_terms]
         terms = islice(content or distinct, MAX_QUERY_TERMS)
         clauses = [(_SHOULD, tantivy.Query.term_query(self._schema, "body", term, "freq")) for term in terms]
         if not clauses:
-            return ()
+            return []
         wanted = min(topk, len(self))
         try:
             found = self._best(tantivy.Query.boolean_query(clauses), wanted)
             rows = cast(list[int], self._searcher.fast_field_values("row", [address for _, address in found]))
-            if None in rows:
+            if None in rows or any(row >= len(self) for row in rows):
                 raise ValueError("a passage has no row")
             ranked = sorted((-score, row) for (score, _), row in zip(found, rows))
-            return tuple(Hit(self._passages[row], -negated) for negated, row in ranked[:wanted])
+            return [(row, -negated) for negated, row in ranked[:wanted]]
         except BaseException as error:
             raise _damage(error, self.name) from error
 
@@ -176,93 +193,6 @@ class Bm25Index:
             if len(found) < limit or found[-1][0] != found[wanted - 1][0] or limit >= wanted + _TIES:
                 return found
             limit = min(4 * limit, wanted + _TIES)
-
-
-def build_index(
-    passages: Iterable[Passage],
-    path: str | Path,
-    *,
-    overwrite: bool = False,
-    stemming: bool = True,
-    progress: Callable[[int], None] | None = None,
-) -> int:
-    """Write an index of `passages` to the folder `path` and return how many there were.
-
-    It is written beside `path` and renamed when complete, so that `path` is a whole index or not there. An index that
-    is there already is replaced only with `overwrite`; a folder that is something else is never touched.
-    `progress` is called with the number of passages so far, every few thousand. `IndexBuildError` says what went wrong.
-    """
-    path = Path(path).expanduser().resolve()
-    _check_target(path, overwrite)
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.building-", dir=path.parent))
-        temporary.chmod(0o755)  # mkdtemp's 0700 would hide the index from everybody else
-        count = _write(passages, temporary, stemming, progress)
-        if count == 0:
-            raise IndexBuildError(f"{path}: there is not one passage to index; check the corpus file")
-        if path.exists() and any(path.iterdir()):
-            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-            path.rename(retired)
-            temporary.rename(path)
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            temporary.rename(path)
-        _sync_folder(path.parent)
-        return count
-    except RetrieverError:
-        raise
-    except (OSError, ValueError) as error:  # tantivy reports its I/O errors as ValueError
-        raise IndexBuildError(f"{path}: cannot write the index ({error}); check free space and permissions") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write(passages: Iterable[Passage], folder: Path, stemming: bool, progress: Callable[[int], None] | None) -> int:
-    (folder / "tantivy").mkdir()
-    writer = _new_index(folder / "tantivy", stemming).writer(_HEAP_BYTES, 1)
-    count = 0
-    try:
-        with PassageWriter(folder) as store:
-            for row, passage in enumerate(passages):
-                store.append(passage)
-                writer.add_document(_document(row, passage))
-                count = row + 1
-                if progress is not None and count % _PROGRESS_EVERY == 0:
-                    progress(count)
-        writer.commit()
-    finally:
-        writer.wait_merging_threads()  # after a failure, too: its threads would write into a folder being removed
-    for part in (folder / "tantivy").iterdir():
-        part.chmod(0o644)  # tantivy makes some 0600, and an index is for all who can read its folder
-    meta = {"format": _FORMAT, "passages": count, "stemming": stemming, "tantivy": version("tantivy")}
-    with (folder / "meta.json").open("w", encoding="utf-8") as file:
-        json.dump(meta, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(folder)
-    if progress is not None:
-        progress(count)
-    return count
-
-
-def _check_target(path: Path, overwrite: bool) -> None:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not (path / "meta.json").is_file() or not (path / "tantivy").is_dir():
-        raise IndexBuildError(f"{path}: is there and is not an index, so it is not touched; choose another path")
-    if not overwrite:
-        raise IndexBuildError(f"{path}: an index is there; pass overwrite=True (`--force`) or choose another path")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _new_index(folder: Path | None, stemming: bool) -> tantivy.Index:
@@ -306,8 +236,3 @@ def _clean(text: str) -> str:
     if text.isascii():
         return text
     return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
-
-
-def _reopened(name: str) -> Bm25Index:
-    """What a pickled index becomes where it arrives."""
-    return once(name, Bm25Index.open)

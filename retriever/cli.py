@@ -1,4 +1,4 @@
-"""`retriever build | serve | query`, mounted as `agentrl retriever …` and run alone by `python -m agentrl.retriever`.
+"""`retriever build | serve | query | verify`: `agentrl retriever …`, and alone `python -m agentrl.retriever`.
 
 Imports nothing but argparse at load, so that `--help` is instant.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,76 +18,196 @@ if TYPE_CHECKING:
     from agentrl.retriever.base import Hit
 
 _SHOWN_CHARS = 300  # of a passage, for people
+_SKIPPED_SHARE = 0.01
 
 
 def add_arguments(subparsers: Any) -> None:
-    """Add the parsers of the three commands to `subparsers`; each sets `run`: `Namespace → exit code`.
+    """Add the parsers of the commands to `subparsers`; each sets `run`: `Namespace → exit code`.
 
     `subparsers` is what `ArgumentParser.add_subparsers()` returns.
     """
-    parser = subparsers.add_parser("build", help="index a corpus", description="Index a corpus for BM25 search.")
-    parser.add_argument("corpus", help='JSONL (or .jsonl.gz) of {"id", "contents"} or {"id", "title", "text"}')
+    _add_build(subparsers)
+    _add_serve(subparsers)
+    _add_query(subparsers)
+    parser = subparsers.add_parser("verify", help="check every file of an index", description="Compare all hashes.")
+    parser.add_argument("index", help="folder written by `build`")
+    parser.set_defaults(run=_guarded(lambda a: verify(a.index)))
+
+
+def _add_build(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "build",
+        help="index a corpus",
+        description="Index a corpus: for words (BM25), for meaning (with --encoder), or for both (--kind hybrid).",
+    )
+    parser.add_argument(
+        "corpus", help='JSONL (plain or .gz) or Parquet of {"id", "contents"} or {"id", "title", "text"}'
+    )
     parser.add_argument("out", help="folder to write")
+    parser.add_argument("--kind", help="bm25, flat, pq, hnsw, ivf-pq, hybrid, qdrant or a plug-in (default: bm25; with "
+                        "--encoder flat, above 50,000 passages pq)")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an index that is there")
     parser.add_argument("--no-stemming", action="store_true", help="index words as they are: for other languages")
+    parser.add_argument("--skip-bad", nargs="?", type=float, const=_SKIPPED_SHARE, metavar="SHARE", help="leave "
+                        "malformed rows out and count them, up to this share of all (default share: 0.01)")  # fmt: skip
+    parser.add_argument("--memory", type=_bytes, default=4 << 30, metavar="SIZE", help="that the build may take, "
+                        "such as 16G (default: 4G); the mapped vectors do not count")  # fmt: skip
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="that encode (default: all cores)")
+    _add_encoder(parser)
+    parser.add_argument("--dense", metavar="KIND", help="of --kind hybrid: its dense half")
+    parser.add_argument("--faiss", metavar="FILE", help="use this faiss index and the corpus where they stand; needs "
+                        "--encoder, and --trust, since faiss trusts the file")  # fmt: skip
+    parser.add_argument("--trust", action="store_true", help="of --faiss: you know where the file comes from")
+    parser.add_argument("--url", help="of --kind qdrant: the engine; without it, local mode")
+    parser.add_argument("--collection", help="of --kind qdrant")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
-    parser.set_defaults(
-        run=_guarded(lambda a: build(a.corpus, a.out, force=a.force, stemming=not a.no_stemming, as_json=a.json))
-    )
+    parser.set_defaults(run=_guarded(build))
 
+
+def _add_encoder(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("encoder", "what is not given comes from the encoder's folder and its family")
+    group.add_argument("--encoder", metavar="PATH_OR_ID", help="folder or Hugging Face id of a sentence encoder")
+    group.add_argument("--runtime", help="onnx (default), torch or a plug-in")
+    group.add_argument("--pooling", help="mean, cls or last")
+    group.add_argument("--query-prefix", help='such as "query: "')
+    group.add_argument("--passage-prefix", help='such as "passage: "')
+    group.add_argument("--max-tokens", type=int, help="of a text; the rest is cut")
+    group.add_argument("--dtype", help="fp32 (default), bf16 (torch) or int8 (onnx; it changes answers)")
+    group.add_argument("--device", help="cpu (default) or cuda")
+
+
+def _add_serve(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="serve an index over HTTP",
-        description="Serve an index in Search-R1's wire format: POST /retrieve, GET /health. An address other machines "
-        "can reach needs a secret in AGENTRL_RETRIEVER_TOKEN, for the server and its clients.",
+        description="Serve an index to the clients of Search-R1, verl, slime, skyrl-gym, GEM, rLLM and others: POST "
+        "/retrieve and /access, GET /documents/ID, /health and /metrics. An address other machines can reach needs a "
+        "secret in AGENTRL_RETRIEVER_TOKEN, for the server and its clients.",
     )
-    parser.add_argument("index", help="folder written by `build`")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--topk", type=int, default=3, help="passages where a request names no number (default: 3)")
-    parser.set_defaults(run=_guarded(lambda a: serve(a.index, host=a.host, port=a.port, topk=a.topk)))
+    add = parser.add_argument
+    add("index", help="folder written by `build`")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    add("--topk", type=int, default=3, help="passages where a request names no number (default: 3)")
+    add("--replicas", type=int, default=1, help="processes that share the index files (default: 1)")
+    add("--threads", type=int, help="that encode, in each replica (default: all cores, shared by the replicas)")
+    add("--deadline", type=float, default=30.0, metavar="S", help="of a request that names none (default: 30)")
+    add("--overload-status", type=int, default=503, help="where a deadline cannot be met (default: 503)")
+    add("--drain", type=float, default=30.0, metavar="S", help="to finish requests after SIGTERM (default: 30)")
+    add("--max-batch", type=int, default=64, help="queries searched together at most (default: 64)")
+    add("--cache", type=int, default=8_192, help="answers kept; 0 for none (default: 8192)")
+    add(
+        "--dialect",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a plug-in, asked before the built-in ones",
+    )
+    add("--encoder", metavar="PATH_OR_ID", help="where the index's encoder is now")
+    add("--trust", action="store_true", help="open files whose hashes are not the manifest's")
+    add("--access-log", metavar="FILE", help="a line for each request, without its text; - for stderr")
+    add("--log-queries", action="store_true", help="with the text of the queries")
+    parser.set_defaults(run=_guarded(serve))
 
-    parser = subparsers.add_parser("query", help="search an index or a server", description="Print what is found.")
-    parser.add_argument("query", nargs="+", help="one or more queries; quote each")
-    where = parser.add_mutually_exclusive_group(required=True)
+
+def _add_query(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "query",
+        help="search an index or a server",
+        description='Print what is found: `query INDEX "a question"`.',
+        usage='%(prog)s [-h] [-k TOPK] [--json] (INDEX | --index INDEX | --url URL) "QUERY" ["QUERY" ...]',
+    )
+    parser.add_argument(
+        "query", nargs="+", help="one or more queries, each quoted; before them the index folder or url"
+    )
+    where = parser.add_mutually_exclusive_group()
     where.add_argument("--index", help="folder written by `build`")
     where.add_argument("--url", help="of a running server, for example http://127.0.0.1:8000")
     parser.add_argument("-k", "--topk", type=int, default=3, help="passages for each query (default: 3)")
     parser.add_argument("--json", action="store_true", help="print one JSON line for each query")
-    parser.set_defaults(run=_guarded(lambda a: query(a.query, a.index or a.url, topk=a.topk, as_json=a.json)))
+    parser.set_defaults(run=_guarded(lambda a: query(*_where(a.query, a.index or a.url), topk=a.topk, as_json=a.json)))
 
 
-def build(corpus: str, out: str, *, force: bool = False, stemming: bool = True, as_json: bool = False) -> None:
-    """Index the file `corpus` into the folder `out`, with a progress line on stderr."""
-    from agentrl.retriever.bm25 import build_index
+def build(args: argparse.Namespace) -> None:
+    """Index the file `args.corpus` into the folder `args.out`, with a progress line on stderr."""
+    from agentrl.retriever.building import Plan, build_index
     from agentrl.retriever.corpus import CorpusReader
+    from agentrl.retriever.encoders.spec import resolve
+    from agentrl.retriever.errors import IndexBuildError
 
-    reader = CorpusReader(corpus)
-    progress = _Progress(reader)
+    if args.faiss and not args.trust:
+        raise IndexBuildError(f"{args.faiss}: faiss trusts what it reads; add --trust if you know where it comes from")
+    keys = ("runtime", "pooling", "query_prefix", "passage_prefix", "max_tokens", "dtype", "device")
+    overrides = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+    if overrides and not args.encoder:
+        raise IndexBuildError(f"--{min(overrides).replace('_', '-')} needs --encoder PATH_OR_ID")
+    options = {key: getattr(args, key) for key in ("dense", "faiss", "url", "collection") if getattr(args, key)}
+    plan = Plan(
+        kind="faiss-file" if args.faiss else args.kind,
+        encoder=resolve(args.encoder, **overrides) if args.encoder else None,
+        stemming=not args.no_stemming,
+        memory_bytes=args.memory,
+        threads=args.threads,
+        overwrite=args.force,
+        options=options,
+    )
+    reader = CorpusReader(args.corpus, skip_bad=args.skip_bad)
+    progress = _Progress()
+    begun = time.monotonic()
     try:
-        count = build_index(reader, out, overwrite=force, stemming=stemming, progress=progress)
+        count = build_index(reader, args.out, plan, progress=progress)
     finally:
         progress.end()
-    seconds = time.monotonic() - progress.begun
-    if as_json:
-        print(json.dumps({"index": out, "passages": count, "seconds": round(seconds, 3)}))
-    else:
-        print(f"{count:,} passages indexed in {seconds:.1f} s: {out}")
-        print(f'next: agentrl retriever query --index {out} "your question"')
+    seconds = time.monotonic() - begun
+    for reason in reader.first_bad:
+        print(f"skipped: {reason}", file=sys.stderr)
+    skipped = {"skipped": reader.bad, "duplicates": reader.duplicates} if args.skip_bad is not None else {}
+    if args.json:
+        print(json.dumps({"index": args.out, "passages": count, "seconds": round(seconds, 3)} | skipped))
+        return
+    left_out = f" ({reader.bad} rows skipped, {reader.duplicates} ids came again)" if skipped else ""
+    print(f"{count:,} passages indexed in {seconds:.1f} s: {args.out}{left_out}")
+    print(f'next: agentrl retriever query {args.out} "your question"')
 
 
-def serve(index: str, *, host: str = "127.0.0.1", port: int = 8000, topk: int = 3) -> None:
-    """Serve the folder `index` until interrupted."""
+def serve(args: argparse.Namespace) -> None:
+    """Serve the folder `args.index` until interrupted."""
+    from agentrl.retriever.base import Opening
+    from agentrl.retriever.dialects.base import Limits
     from agentrl.retriever.errors import BadQuery
-    from agentrl.retriever.server import Limits
-    from agentrl.retriever.server import serve as run_server
+    from agentrl.retriever.server import Manners
+    from agentrl.retriever.serving import Service
+    from agentrl.retriever.serving import serve as run_server
 
-    if not 1 <= topk <= Limits.max_topk:
-        raise BadQuery(f"--topk {topk}: must be between 1 and {Limits.max_topk}")
-    run_server(index, host, port, limits=Limits(default_topk=topk), say=lambda line: print(line, flush=True))
+    for name, value, least, most in [
+        ("topk", args.topk, 1, Limits.max_topk),
+        ("overload-status", args.overload_status, 400, 599),
+        ("max-batch", args.max_batch, 1, 4_096),
+        ("cache", args.cache, 0, 10**7),
+        ("deadline", args.deadline, 0.001, 3_600),
+        ("drain", args.drain, 0, 3_600),
+        ("threads", 1 if args.threads is None else args.threads, 1, 1_024),
+    ]:
+        if not least <= value <= most:
+            raise BadQuery(f"--{name} {value}: must be between {least} and {most}")
+    threads = args.threads or max(1, (os.cpu_count() or 1) // max(1, args.replicas))
+    service = Service(
+        host=args.host,
+        port=args.port,
+        replicas=args.replicas,
+        limits=Limits(default_topk=args.topk),
+        manners=Manners(args.deadline, overload_status=args.overload_status, log_queries=args.log_queries),
+        opening=Opening(trust=args.trust, threads=threads, encoder=args.encoder),
+        dialects=tuple(args.dialect),
+        cache=args.cache,
+        max_batch=args.max_batch,
+        drain_s=args.drain,
+        access_log=args.access_log,
+    )
+    run_server(args.index, service, say=lambda line: print(line, flush=True))
 
 
-def query(queries: Sequence[str], where: str, *, topk: int = 3, as_json: bool = False) -> None:
+def query(where: str, queries: Sequence[str], *, topk: int = 3, as_json: bool = False) -> None:
     """Search `where`, a folder or a url, and print the hits of each query."""
     from agentrl.retriever.opening import open_searcher
 
@@ -95,6 +217,19 @@ def query(queries: Sequence[str], where: str, *, topk: int = 3, as_json: bool = 
             print(json.dumps({"query": text, "hits": found}))
         else:
             print(_for_people(text, hits))
+
+
+def verify(index: str) -> None:
+    """Compare size and hash of every file of the folder `index` with its manifest."""
+    from pathlib import Path
+
+    from agentrl.retriever.manifest import read
+    from agentrl.retriever.manifest import verify as verify_files
+
+    folder = Path(index).expanduser().absolute()
+    manifest = read(folder)
+    verify_files(folder, manifest)
+    print(f"{index}: {manifest.kind}, {manifest.passages:,} passages, {len(manifest.files)} files as the manifest says")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,20 +243,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Progress:
     """A line on stderr: rewritten in place on a terminal, a new one every ten seconds elsewhere."""
 
-    def __init__(self, reader: Any) -> None:
-        self.begun = self._shown_at = time.monotonic()
-        self._reader = reader
+    def __init__(self) -> None:
+        self._begun = self._shown_at = time.monotonic()
+        self._stage, self._before = "", 0
         self._terminal = sys.stderr.isatty()
         self._open_line = False
 
-    def __call__(self, count: int) -> None:
+    def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._shown_at < (0.2 if self._terminal else 10.0):
+        if stage != self._stage:  # a stage that goes on after a kill begins at what was done
+            self._stage, self._begun, self._before = stage, now, done
+        elif now - self._shown_at < (0.2 if self._terminal else 10.0):
             return
+        else:
+            self._show(stage, done, total, now)
+
+    def _show(self, stage: str, done: int, total: int, now: float) -> None:
         self._shown_at = now
-        spent, share = now - self.begun, self._reader.fraction_read
-        left = f", {spent * (1 - share) / share:.0f} s left" if share else ""
-        line = f"{count:,} passages ({share:.0%}), {count / spent:,.0f}/s{left}"
+        speed = (done - self._before) / max(now - self._begun, 1e-9)
+        share = f" ({done / total:.0%})" if total else ""
+        left = f", {(total - done) / speed:.0f} s left" if total and speed else ""
+        line = f"{stage}: {done:,} passages{share}, {speed:,.0f}/s{left}"
         print(
             f"\r{line:<70}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True
         )
@@ -132,12 +274,30 @@ class _Progress:
             print(file=sys.stderr)
 
 
+def _where(words: Sequence[str], given: str | None) -> tuple[str, Sequence[str]]:
+    """Where to search, and the queries; without an option the first word says where."""
+    from agentrl.retriever.errors import BadQuery
+
+    if given is not None:
+        return given, words
+    if len(words) < 2:
+        raise BadQuery(f'where to search? Write `agentrl retriever query INDEX "{words[0]}"` with a folder or a url')
+    return words[0], words[1:]
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a size such as 500M or 16G")
+    return int(float(match.group(1)) * 1024 ** " KMGT".index(match.group(2).upper() or " "))
+
+
 def _for_people(text: str, hits: Sequence[Hit]) -> str:
     lines = [_printable(text)]
     for rank, (passage, score) in enumerate(hits, start=1):
         shown = _printable(passage.text[:_SHOWN_CHARS]) + ("…" if len(passage.text) > _SHOWN_CHARS else "")
         lines += [
-            f"  {rank}. {_printable(passage.title) or '(no title)'}  [{passage.id}, {score:.2f}]",
+            f"  {rank}. {_printable(passage.title) or '(no title)'}  [{_printable(passage.id)}, {score:.2f}]",
             f"     {shown}",
         ]
     return "\n".join(lines if hits else [*lines, "  nothing found"])
@@ -150,12 +310,12 @@ def _printable(text: str) -> str:
 
 def _guarded(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
-        from agentrl.errors import MissingPackageError
+        from agentrl.errors import MissingPackageError, PluginError
         from agentrl.retriever.errors import RetrieverError
 
         try:
             command(arguments)
-        except (RetrieverError, MissingPackageError) as error:
+        except (RetrieverError, PluginError, MissingPackageError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 
 class RetrieverError(Exception):
-    """Base of all errors of this package; a caller that wants "retrieval failed" catches this one."""
+    """Base of all errors of this package; a caller that wants "retrieval failed" catches this one.
+
+    Errors of a client's call say which url failed, at which attempt, and how long the call had taken.
+    """
+
+    url: str | None = None
+    attempt: int = 0
+    elapsed_s: float = 0.0
+    retry_after_s: float | None = None  # what an overloaded server asks for
 
 
 class CorpusError(RetrieverError):
@@ -17,6 +25,10 @@ class IndexBuildError(RetrieverError):
 
 class IndexOpenError(RetrieverError):
     """A folder is not there, is not an index, or is damaged."""
+
+
+class EncoderError(RetrieverError):
+    """An encoder is not there, cannot be loaded, or cannot do what is asked of it."""
 
 
 class BadQuery(RetrieverError, ValueError):

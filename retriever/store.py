@@ -1,6 +1,7 @@
 """Passages on disk: a JSONL file that is itself a corpus, and the byte offset of each of its lines.
 
-Both are memory-mapped, so that 21 million passages cost no memory until they are read and opening takes no time.
+Both are memory-mapped, so that 21 million passages cost no memory until they are read and opening takes no time. The
+JSONL file may also be somebody else's, where it stands (`index_lines`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import struct
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, BinaryIO, Self
 
-from agentrl.retriever.corpus import Passage
-from agentrl.retriever.errors import IndexOpenError
+from agentrl.retriever.corpus import Passage, parse_passage
+from agentrl.retriever.errors import CorpusError, IndexOpenError
 
 PASSAGES, OFFSETS = "passages.jsonl", "offsets.u64"
 _CACHED_PASSAGES = 16_384  # of about 1 kB each
@@ -24,21 +25,34 @@ _PAIR = struct.Struct("<QQ")  # where a line begins, and where the next one does
 
 
 class PassageWriter:
-    """Appends passages to the two files in `folder`; closing it flushes them to the disk."""
+    """Appends passages to the two files in `folder`; `flush` and closing it bring them to the disk.
 
-    def __init__(self, folder: Path) -> None:
-        self._lines = (folder / PASSAGES).open("wb", buffering=1 << 20)
-        self._offsets = (folder / OFFSETS).open("wb", buffering=1 << 20)
-        self._offsets.write(bytes(8))
-        self._position = 0
+    `rows` and `size`, of an earlier writer's `flush`, go on from there: what was written after it is cut off.
+    """
+
+    def __init__(self, folder: Path, rows: int = 0, size: int = 0) -> None:
+        self.rows, self.size = rows, size  # passages, and the bytes of their lines
+        self._lines, self._offsets = _reopened(folder / PASSAGES, size), _reopened(folder / OFFSETS, 8 * (rows + 1))
+        if rows == 0:
+            self._offsets.seek(0)
+            self._offsets.write(bytes(8))
 
     def append(self, passage: Passage) -> None:
         """Write one passage; its row is the number of passages written before it."""
-        row = {"id": passage.id, "title": passage.title, "text": passage.text}
+        row: dict[str, Any] = {"id": passage.id, "title": passage.title, "text": passage.text}
+        if passage.given is not None:
+            row["contents"] = passage.given
         line = _encode(row).encode("utf-8") + b"\n"
         self._lines.write(line)
-        self._position += len(line)
-        self._offsets.write(self._position.to_bytes(8, "little"))
+        self.size += len(line)
+        self.rows += 1
+        self._offsets.write(self.size.to_bytes(8, "little"))
+
+    def flush(self) -> None:
+        """Bring all that was appended to the disk."""
+        for file in (self._lines, self._offsets):
+            file.flush()
+            os.fsync(file.fileno())
 
     def __enter__(self) -> Self:
         return self
@@ -46,21 +60,29 @@ class PassageWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in (self._lines, self._offsets):
-            with file:
-                if error is None:
-                    file.flush()
-                    os.fsync(file.fileno())
+        try:
+            if error is None:
+                self.flush()
+        finally:
+            for file in (self._lines, self._offsets):
+                try:
+                    file.close()
+                except OSError:
+                    if error is None:
+                        raise
 
 
 class PassageStore:
     """Reads passages by row. Safe to use from several threads and after a fork."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        """Map the files of `folder`, which should hold `count` passages; `IndexOpenError` where they do not."""
-        self._folder, self._count = folder, count
+    def __init__(self, folder: Path, count: int, *, corpus: Path | None = None) -> None:
+        """Map the files of `folder`, or `corpus` with the offsets in `folder`, which should hold `count` passages.
+
+        `IndexOpenError` where they do not.
+        """
+        self.path, self._count = corpus or folder / PASSAGES, count
         try:
-            self._lines, self._offsets = _map(folder / PASSAGES), _map(folder / OFFSETS)
+            self._lines, self._offsets = _map(self.path), _map(folder / OFFSETS)
         except (OSError, ValueError) as error:
             raise IndexOpenError(f"{folder}: {error}; build the index anew") from error
         expected = 8 * (count + 1)
@@ -72,7 +94,7 @@ class PassageStore:
         end = int.from_bytes(self._offsets[-8:], "little")
         if end != len(self._lines):
             raise IndexOpenError(
-                f"{folder / PASSAGES} has {len(self._lines)} bytes, its offsets end at {end}; "
+                f"{self.path} has {len(self._lines)} bytes, its offsets end at {end}; "
                 "the index was copied in part or damaged: build it anew"
             )
         self._read_cached = lru_cache(maxsize=_CACHED_PASSAGES)(self._read)
@@ -83,17 +105,46 @@ class PassageStore:
     def __getitem__(self, row: int) -> Passage:
         return self._read_cached(row)
 
+    def uncached(self, row: int) -> Passage:
+        """As `store[row]`, for whoever reads every row once."""
+        return self._read(row)
+
     def _read(self, row: int) -> Passage:
         if not 0 <= row < self._count:
             raise IndexError(row)
         start, end = _PAIR.unpack_from(self._offsets, 8 * row)
         try:
-            fields = json.loads(self._lines[start:end].decode("utf-8"))
-            return Passage(fields["id"], fields["title"], fields["text"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise IndexOpenError(
-                f"{self._folder / PASSAGES}, line {row + 1} is damaged; build the index anew"
-            ) from error
+            return parse_passage(json.loads(self._lines[start:end].decode("utf-8-sig")))
+        except (ValueError, RecursionError) as error:
+            raise IndexOpenError(f"{self.path}, line {row + 1} is damaged; build the index anew") from error
+
+
+def index_lines(corpus: Path, offsets: Path) -> int:
+    """Write to `offsets` where each passage of the JSONL file `corpus` begins, and return how many there are.
+
+    Blank lines belong to the passage before them. The lines themselves are read when they are asked for.
+    """
+    rows = position = 0
+    with corpus.open("rb") as lines, offsets.open("wb", buffering=1 << 20) as out:
+        for line in lines:
+            if not line.isspace():
+                if rows == 0 and position == 0 and line[:2] == b"\x1f\x8b":
+                    raise CorpusError(f"{corpus}: is gzipped; unpack it, so that its passages can be read in place")
+                out.write(position.to_bytes(8, "little") if rows else bytes(8))
+                rows += 1
+            position += len(line)
+        out.write(position.to_bytes(8, "little"))
+        out.flush()
+        os.fsync(out.fileno())
+    return rows
+
+
+def _reopened(path: Path, size: int) -> BinaryIO:
+    path.touch()
+    os.truncate(path, size)
+    file = path.open("r+b", buffering=1 << 20)
+    file.seek(size)
+    return file
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -1,4 +1,4 @@
-"""What server and client must agree on: Search-R1's response, its check, and the name of the token variable."""
+"""What server and client must agree on: how a Search-R1 response is checked, and the name of the token variable."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import ipaddress
 import json
 import math
 import os
-from collections.abc import Sequence
-from typing import Any
 
 from agentrl.retriever.base import Hit
 from agentrl.retriever.corpus import parse_passage
@@ -28,16 +26,6 @@ def checked_token(token: str | None) -> str | None:
     if not all("!" <= character <= "~" for character in token):
         raise BadQuery(f"the token in {TOKEN_VARIABLE} has spaces or characters that are not ASCII; choose another")
     return token or None
-
-
-def dump_json(content: object) -> bytes:
-    """Compact JSON in ASCII: escapes keep a lone surrogate, in a query or a passage, from breaking the encoding."""
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-def render_response(found: Sequence[Sequence[Hit]], return_scores: bool) -> bytes:
-    """`{"result": ...}` with one list for each query; the documents carry scores where `return_scores`."""
-    return dump_json({"result": [_render(hits, return_scores) for hits in found]})
 
 
 def parse_response(content: bytes, queries: int, topk: int, url: str) -> list[list[Hit]]:
@@ -61,13 +49,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _render(hits: Sequence[Hit], return_scores: bool) -> list[dict[str, Any]]:
-    documents = [{"id": hit.passage.id, "contents": hit.passage.contents} for hit in hits]
-    if not return_scores:
-        return documents
-    return [{"document": document, "score": float(hit.score)} for document, hit in zip(documents, hits)]
 
 
 def _hits(hits: object, topk: int) -> list[Hit]:

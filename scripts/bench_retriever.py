@@ -24,9 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agentrl.retriever.batching import MicroBatcher
-from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.bm25 import Bm25Index
+from agentrl.retriever.building import build_index
 from agentrl.retriever.client import RetrieverClient
 from agentrl.retriever.corpus import Passage
+from agentrl.retriever.opening import open_index
 
 TOPK = 3
 ROUNDS = 5
@@ -90,8 +92,8 @@ def measure(passages: int, queries: int, seed: int) -> dict[str, float]:
         begun = time.perf_counter()
         build_index(corpus, path)
         result: dict[str, float] = {"passages": passages, "build_per_s": passages / (time.perf_counter() - begun)}
-        result["open_ms"] = 1e3 * best(lambda _: Bm25Index.open(path))
-        index = Bm25Index.open(path)
+        result["open_ms"] = 1e3 * best(lambda _: open_index(path))
+        index = open_index(path)
         result["uncached_us"] = per_query(queries, lambda asked: index.search_batch(asked, TOPK), fresh)
         result["uncached_cpu_us"] = per_query(
             queries, lambda asked: index.search_batch(asked, TOPK), fresh, clock=time.process_time

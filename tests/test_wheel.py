@@ -33,6 +33,7 @@ def test_a_wheel_holds_agentrl_alone(tmp_path):
     for folder in ("envs", "retriever"):
         modules = {f"agentrl/{folder}/{p.relative_to(ROOT / folder).as_posix()}" for p in (ROOT / folder).rglob("*.py")}
         assert modules and modules <= names
+    assert {f"agentrl/envs/answers/{name}.jsonl" for name in ("answers", "attacks")} <= names
     static = {
         f"agentrl/{p.relative_to(ROOT / 'agentrl').as_posix()}"
         for p in (ROOT / "agentrl").rglob("static/**/*")

@@ -59,8 +59,8 @@ def _odd(value: Any, key: str) -> Iterator[str]:
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         for name, inner in parts:
             if isinstance(name, datetime.date | bytes | tuple):
-                yield f"{key} has a key that is a {type(name).__name__} ({name}): write it in quotes"
-            yield from _odd(inner, f"{key}.{name}".lstrip("."))
+                yield f"{key} has a key that is a {type(name).__name__} ({name!s}): write it in quotes"
+            yield from _odd(inner, f"{key}.{name!s}".lstrip("."))
 
 
 @rule

@@ -175,7 +175,9 @@ def _read(path: Path, tree: _Tree, seen: tuple[Path, ...]) -> None:
 
 
 def _kind(node: yaml.Node) -> str:
-    return {yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}.get(type(node), "nothing")
+    if isinstance(node, yaml.SequenceNode):
+        return "a list"
+    return "a mapping" if isinstance(node, yaml.MappingNode) else "nothing"
 
 
 def _walk(node: yaml.MappingNode, prefix: Key, tree: _Tree, path: Path) -> None:

@@ -8,7 +8,6 @@ Parquet: one split (`gsm8k-train.jsonl`), or all that is wanted (`aime24.jsonl`)
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,22 +22,13 @@ Row = Mapping[str, Any]
 Answer = Callable[[Row], "str | None"]
 
 
-_BARE_BOX = re.compile(r"\\boxed\s+([^\s{}$]+?)[.,;:$]*(?=\s|$|\$)")  # MATH has a few of "\boxed 2" without braces
-
-
 def boxed_in(column: str) -> Answer:
-    """The content of the last box of a worked solution; `\\fbox{...}` and `\\boxed 2` count where there is no other."""
+    """The content of the last box of a worked solution (`\\boxed{2}`, `\\fbox{2}`, `\\boxed 2`)."""
 
     def answer(row: Row) -> str | None:
         text = str(row[column])
         span = last_boxed(text)
-        if span is None:
-            text = text.replace("\\fbox{", "\\boxed{")
-            span = last_boxed(text)
-        if span is not None:
-            return text[slice(*span)]
-        bare = _BARE_BOX.findall(text)
-        return bare[-1] if bare else None
+        return None if span is None else text[slice(*span)]
 
     return answer
 
@@ -78,9 +68,10 @@ class Recipe:
     train_split: str = "train"
     test_split: str = "test"
     keep: Callable[[Row], bool] | None = None
+    tolerance: str | None = None  # a column: how far a number may be off, absolute
 
     def rows(self, name: str, split: str) -> Iterator[dict[str, Any]]:
-        """Rows with `id`, `question` and `golden_answers`.
+        """Rows with `id`, `question`, `golden_answers` and, where the set states it, `tolerance`.
 
         A row without an answer is left out with a warning. DataError where more than 1 % have none, or a column is
         missing: then the set has another shape.
@@ -98,7 +89,12 @@ class Recipe:
                 )
             answer = self._answer(name, i, row)
             if answer:
-                yield {"id": f"{name}-{i}", "question": str(row[self.question]).strip(), "golden_answers": [answer]}
+                yield {
+                    "id": f"{name}-{i}",
+                    "question": str(row[self.question]).strip(),
+                    "golden_answers": [answer],
+                    **self._tolerance(name, i, row),
+                }
             else:
                 without.append(i)
         if not without:
@@ -115,6 +111,19 @@ class Recipe:
         except KeyError as e:
             raise DataError(
                 f"recipe {name}: row {i} of {self.hub_id} has no column {e.args[0]!r} but {sorted(row)}; "
+                "the set changed its shape: load it by its hub id and rename the columns"
+            ) from e
+
+    def _tolerance(self, name: str, i: int, row: Row) -> dict[str, float]:
+        """{"tolerance": float} where the row states one; of several parts ("1e-1,1e-2") the strictest."""
+        stated = None if self.tolerance is None else row.get(self.tolerance)
+        if stated is None or not str(stated).strip():
+            return {}
+        try:
+            return {"tolerance": min(float(part) for part in str(stated).split(","))}
+        except ValueError as e:
+            raise DataError(
+                f"recipe {name}: row {i} of {self.hub_id} has {self.tolerance} = {stated!r}, which is no number; "
                 "the set changed its shape: load it by its hub id and rename the columns"
             ) from e
 
@@ -151,7 +160,9 @@ CATALOGUE: dict[str, Recipe] = {
     "amc23": Recipe("math-ai/amc23", "question", column("answer"), train_split="test"),
     "math500": Recipe("HuggingFaceH4/MATH-500", "problem", column("answer"), train_split="test"),
     "minerva": Recipe("math-ai/minervamath", "question", column("answer"), train_split="test"),
-    "olympiadbench": Recipe("math-ai/olympiadbench", "question", column("final_answer"), train_split="test"),
+    "olympiadbench": Recipe(
+        "math-ai/olympiadbench", "question", column("final_answer"), train_split="test", tolerance="error"
+    ),
 }
 EVALUATION_SUITES = ("aime24", "amc23", "math500", "minerva", "olympiadbench")  # NTHR Table 2
 

@@ -45,7 +45,6 @@ class Engine(Sampler, Protocol):
 
     tokenizer: Any  # a transformers PreTrainedTokenizerFast
     scores_while_updating: bool  # whether `update` takes `scores`
-    samples_ahead: int  # steps whose episodes are played while this one trains, at most; 0: never
     needs_first_checkpoint: bool  # before the first step, to go back to after a worker's death
     context_length: int
     device: Any  # torch.device of the model

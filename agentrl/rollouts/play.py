@@ -20,6 +20,7 @@ import httpx
 
 from agentrl.config import RolloutConfig
 from agentrl.envs.errors import ToolFailure
+from agentrl.envs.waiting import time_limit
 from agentrl.retriever.errors import RetrieverError
 from agentrl.rollouts.chat import ChatFormat, PromptTooLong, parts_of
 from agentrl.rollouts.pool import EnvHandle, EnvPool
@@ -39,7 +40,7 @@ class _Failed(Exception):
 async def _guarded(call: Awaitable[T], timeout_s: float) -> T:
     """Await an environment's call; a failing or slow tool raises _Failed."""
     try:
-        async with asyncio.timeout(timeout_s) as deadline:
+        async with time_limit(timeout_s) as deadline:
             return await call
     except TOOL_ERRORS as error:
         if isinstance(error, TimeoutError) and deadline.expired():

@@ -173,7 +173,7 @@ def environment_maker(
 
 def _world_index(world: Any, work_dir: Path) -> Any:
     """The world's passages as an index on disk, built once."""
-    from agentrl.retriever.bm25 import build_index
+    from agentrl.retriever.building import build_index
     from agentrl.retriever.corpus import Passage
     from agentrl.retriever.opening import open_searcher
 

@@ -3,8 +3,9 @@
 import pytest
 
 from agentrl.commands import dryrun
-from agentrl.commands.dryrun import Shape
 from agentrl.config import ModelConfig
+from agentrl.engines.kind import Shape
+from agentrl.engines.local.estimate import memory_rows, step_operations
 from tests.small import small_config
 
 SHAPE = Shape(
@@ -26,7 +27,7 @@ def config(tmp_path):
 
 
 def test_memory(config):
-    got = rows(dryrun._memory(config, SHAPE))
+    got = rows(memory_rows(config, SHAPE))
     assert got["weights (fp32)"] == "4.0 MB"
     assert got["gradients and AdamW (fp32)"] == "3.0 MB"  # of what is trained: a gradient and two moments, 4 bytes each
     assert got["key/value cache"] == "3.1 MB"  # 15 responses x 200 tokens x 4 layers x 2 x 2 heads x 16 x 4 bytes
@@ -39,12 +40,12 @@ def test_memory(config):
 
 def test_a_reference_is_a_second_copy_of_the_weights(tmp_path):
     config = small_config(tmp_path, algorithm={"loss": {"kl_coef": 0.1}})
-    assert rows(dryrun._memory(config, SHAPE))["frozen reference"] == "4.0 MB"
+    assert rows(memory_rows(config, SHAPE))["frozen reference"] == "4.0 MB"
 
 
 def test_time(config, monkeypatch):
     monkeypatch.setattr(dryrun, "_matmul_rate", lambda model: (1e9, "cpu"))
-    got = rows(dryrun._time(config, SHAPE))
+    got = rows(dryrun._time(config, step_operations(config, SHAPE)))
     # a response has 200 tokens in context, 80 of them (4 turns x 20) through the output head of 64 x 500; two
     # operations a weight and token: 15 x 2 x (968,000 x 200 + 32,000 x 80) = 5.8848e9. Sampled once, scored once, and
     # two epochs of a forward and a backward pass, which is three: 8 times

@@ -33,7 +33,8 @@ CLI = HIDE + "from agentrl.cli import main\nsys.exit(main(sys.argv[1:]))"
 #: Modules of the base that are named otherwise than what is installed, or come with another package of the base.
 BASE = {"yaml": "pyyaml", "anyio": "starlette", "pydantic_core": "pydantic"}
 #: Modules of the extras, likewise. openrlhf[vllm] brings all that the cluster needs.
-BRINGS = {"math_verify": "math-verify", "pyarrow": "datasets"} | dict.fromkeys(EXTRAS["cluster"], "openrlhf")
+BRINGS = {"math_verify": "math-verify", "latex2sympy2_extended": "math-verify", "sympy": "math-verify"}
+BRINGS |= {"pyarrow": "datasets"} | dict.fromkeys(EXTRAS["cluster"], "openrlhf")
 #: The program in which an alarm is raised brings its tracker.
 FROM_OUTSIDE = {"trackio"}
 
@@ -277,7 +278,7 @@ def test_features_say_so_where_they_are_used(tmp_path):
         "said(lambda: load_tasks(DataConfig(train=sys.argv[1]), 'train'))\n"
         "said(lambda: load_tasks(DataConfig(train='owner/name'), 'train'))\n"
         "said(lambda: load_tasks(DataConfig(train='recipe:gsm8k'), 'train'))\n"
-        "said(lambda: grade('1/2', ['0.5']))\n"
+        "said(lambda: grade('x + 1', ['1 + x']))\n"
         "assert grade('2', ['2']).correct and not grade('3', ['2']).correct\n"
     )
     done = base_python(code, file)

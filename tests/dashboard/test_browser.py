@@ -62,7 +62,7 @@ def test_list_filters_and_sorts(page, server):
     page.keyboard.press("/")
     page.keyboard.type("LLDS")
     assert rows.count() == 1 and "sweep/llds" in rows.inner_text()
-    assert "agentrl resume" in rows.inner_text()  # it failed
+    assert "agentrl train" in rows.inner_text() and "--force" in rows.inner_text()  # it failed without a checkpoint
     page.reload()
     page.wait_for_selector("tbody tr")
     assert rows.count() == 1  # the filter is in the address

@@ -6,6 +6,7 @@ import pytest
 
 from agentrl.data.recipes import CATALOGUE, EVALUATION_SUITES, RECIPES, boxed_in
 from agentrl.envs.grading import grade_response
+from agentrl.envs.math import MathEnv
 from agentrl.errors import DataError
 
 ROWS = {
@@ -59,6 +60,31 @@ def test_rows_of_the_hubs_shape(folder, name):
     rows = list(RECIPES[name]("test"))
     assert [r["golden_answers"] for r in rows] == [GOLDEN[name]] * 2
     assert [r["question"] for r in rows] == ["P", "P"] and rows[0]["id"] != rows[1]["id"]
+
+
+def test_a_row_keeps_the_tolerance_that_its_set_states(folder):
+    row = ROWS["olympiadbench"] | {"final_answer": ["3.5"]}
+    rows = [row | {"error": error} for error in ("1e-1", None, "", "1e-1,1e-2")]
+    (folder / "olympiadbench.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = list(RECIPES["olympiadbench"]("test"))
+    assert [r.get("tolerance") for r in found] == [0.1, None, None, 0.01]
+    assert ["tolerance" in r for r in found] == [True, False, False, True]
+    (folder / "olympiadbench.jsonl").write_text(json.dumps(row | {"error": "a bit"}))
+    with pytest.raises(DataError, match="row 0 of math-ai/olympiadbench has error = 'a bit', which is no number"):
+        list(RECIPES["olympiadbench"]("test"))
+
+
+def test_the_tolerance_reaches_the_grader(folder):
+    from agentrl.config import DataConfig
+    from agentrl.data.tasks import load_tasks
+
+    row = ROWS["olympiadbench"] | {"final_answer": ["3.5"], "error": "1e-1"}
+    (folder / "olympiadbench.jsonl").write_text(json.dumps(row))
+    [task] = load_tasks(DataConfig(test="recipe:olympiadbench"), "test")
+    env = MathEnv()
+    for answer, reward in (("3.55", 1.0), ("3.7", 0.0), (r"\sqrt{12}", 1.0)):
+        env.reset(options=task.options)
+        assert env.step(f"\\boxed{{{answer}}}")[1] == reward
 
 
 def test_a_local_copy_may_be_of_one_split(folder):

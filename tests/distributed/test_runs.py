@@ -8,7 +8,7 @@ import pytest
 
 from agentrl.config.files import load_config
 from agentrl.errors import RunError
-from agentrl.retriever.bm25 import build_index
+from agentrl.retriever.building import build_index
 from agentrl.retriever.corpus import Passage
 from agentrl.runs.read import read_evals, read_info, read_metrics, read_rollouts
 from agentrl.train.start import resume_run

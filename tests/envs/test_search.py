@@ -14,7 +14,8 @@ from agentrl.envs.protocol import INVALID, MAX_BODY_CHARACTERS, PROMPT
 from agentrl.envs.search import SearchEnv
 from agentrl.envs.worlds.search import SearchWorld
 from agentrl.retriever.base import Hit
-from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.bm25 import Bm25Index
+from agentrl.retriever.building import build_index
 from agentrl.retriever.client import RetrieverClient
 from agentrl.retriever.corpus import Passage
 from agentrl.retriever.errors import RetrieverUnavailable

@@ -4,10 +4,10 @@ import sys
 import pytest
 
 from agentrl.retriever.base import Searcher
-from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.building import build_index
 from agentrl.retriever.client import RetrieverClient
 from agentrl.retriever.errors import IndexOpenError
-from agentrl.retriever.opening import open_searcher
+from agentrl.retriever.opening import OpenedIndex, open_searcher
 from tests.retriever.helpers import PASSAGES, Fake
 
 
@@ -15,7 +15,7 @@ def test_a_folder_is_opened_once_and_anew_after_a_rebuild(tmp_path):
     out = tmp_path / "index"
     build_index(PASSAGES[:2], out)
     first = open_searcher(out)
-    assert isinstance(first, Bm25Index)
+    assert isinstance(first, OpenedIndex) and first.kind == "bm25"
     assert open_searcher(str(out)) is first
     build_index(PASSAGES, out, overwrite=True)
     assert len(open_searcher(out)) == 5 and len(first) == 2

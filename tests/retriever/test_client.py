@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from agentrl.retriever.base import MAX_QUERY_CHARS
-from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.building import build_index
 from agentrl.retriever.client import RetrieverClient
 from agentrl.retriever.errors import (
     BadQuery,
@@ -21,6 +21,7 @@ from agentrl.retriever.errors import (
     RetrieverTimeout,
     RetrieverUnavailable,
 )
+from agentrl.retriever.opening import open_index
 from tests.retriever.helpers import PASSAGES, raw_server, read_request, respond, server_process
 
 GOOD = b'{"result": [[{"document": {"id": 5, "contents": "\\"T\\"\\ntext"}, "score": 1}]]}'
@@ -48,7 +49,7 @@ HOSTILE = ["glass", "", "\x00", "\ud800 kilns", "😀" * 5000, "x" * 1_000_000, 
 
 
 def test_the_same_answers_as_in_process(url, index):
-    expected = Bm25Index.open(index).search_batch(HOSTILE, 3)
+    expected = open_index(index).search_batch(HOSTILE, 3)
     with RetrieverClient(url + "/retrieve") as client:
         assert client.search_batch(HOSTILE, 3) == expected
         assert asyncio.run(client.asearch_batch(HOSTILE, 3)) == expected
@@ -59,7 +60,7 @@ def test_the_same_answers_as_in_process(url, index):
 
 def test_large_batches_are_split_within_the_server_caps(url, index):
     queries = [f"{'😀' * 3000} {word} {n}" for n in range(600) for word in ("glass", "torvik")]
-    expected = Bm25Index.open(index).search_batch(queries, 2)
+    expected = open_index(index).search_batch(queries, 2)
     with RetrieverClient(url, timeout_s=60) as client:
         bodies = list(client._requests(queries, 2))
         assert len(bodies) > 3 and all(len(body) <= 8 << 20 for _, body in bodies)

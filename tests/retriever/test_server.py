@@ -10,14 +10,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentrl.retriever.base import Hit
-from agentrl.retriever.bm25 import Bm25Index, build_index
+from agentrl.retriever.bm25 import Bm25Index
+from agentrl.retriever.building import build_index
 from agentrl.retriever.corpus import Passage
+from agentrl.retriever.dialects.base import Limits
 from agentrl.retriever.errors import IndexOpenError, ServeError
-from agentrl.retriever.server import Limits, create_app, serve
+from agentrl.retriever.server import App
+from agentrl.retriever.serving import Service, serve
 from tests.retriever.helpers import PASSAGES, Fake, server_process
 
 LIMITS = Limits(max_topk=7, max_queries=4, max_query_chars=50, max_passages=20, max_body_bytes=2000)
-APP = create_app(Bm25Index.from_passages(PASSAGES), LIMITS)
+APP = App(Bm25Index.from_passages(PASSAGES), LIMITS)
 
 
 def call(content, *, app=APP, method="POST", path="/retrieve", headers=None) -> httpx.Response:
@@ -68,15 +71,19 @@ def test_both_return_scores_modes():
         (b"{", 400, "not JSON"),
         (b"\xff\xfe{}", 400, "not UTF-8 (byte 0)"),
         (b"\xef\xbb\xbf{}", 400, "not JSON"),
-        (b"[" * 1900, 400, "nested too deeply"),
+        (b"[" * 1900, 400, "not JSON"),
         (b'{"a":' * 390, 400, "not JSON"),
-        (b"[]", 400, "must be a JSON object, not a list"),
+        (b"[]", 400, "must be a JSON object or a msgpack map, not a list"),
         (b"null", 400, "not null"),
         (b"{}", 400, 'give either "queries"'),
-        (b'{"query": "a", "queries": ["a"]}', 400, 'give either "queries"'),
+        (b'{"query": "a", "queries": ["a"]}', 400, 'give either "query" or "queries", not both'),
         (b'{"query": "a", "query": "b"}', 400, "appears twice"),
-        (b'{"query": "a", "top_k": 1}', 400, "unknown key 'top_k'"),
-        (b'{"query": "a", "\\ud800": 1}', 400, "unknown key '\\ud800'"),
+        (b'{"query": "a", "qu\\u0065ry": "b"}', 400, "appears twice"),
+        (b'{"query": "a", "top_k": 1, "k": 1}', 400, 'give either "top_k" or "k", not both'),
+        (b'{"query": "a\\ud800"}', 400, "lone surrogate"),
+        (b'{"query": "a", "topkk": 1}', 400, "unknown key 'topkk'; did you mean 'topk'?"),
+        (b'{"query": "a", "\\ud800": 1}', 400, "lone surrogate"),
+        (b'{"query": "a", "return_scors": true}', 400, "did you mean 'return_scores'?"),
         (b'{"query": ["a"]}', 400, "query 0 must be a string, not a list"),
         (b'{"queries": "a"}', 400, '"queries" must be a list of strings, not a string'),
         (b'{"queries": ["a", null]}', 400, "query 1 must be a string, not null"),
@@ -89,10 +96,11 @@ def test_both_return_scores_modes():
         (b'{"query": "a", "topk": true}', 400, "not a boolean"),
         (b'{"query": "a", "topk": 1.0}', 400, '"topk" must be an integer'),
         (b'{"query": "a", "topk": "3"}', 400, '"topk" must be an integer'),
-        (b'{"query": "a", "topk": NaN}', 400, "NaN is not JSON"),
-        (b'{"query": "a", "topk": -Infinity}', 400, "-Infinity is not JSON"),
-        (b'{"query": "a", "topk": 1e999}', 400, '"topk" must be an integer'),
-        (b'{"query": "a", "topk": ' + b"9" * 100 + b"}", 400, "between 1 and 7"),
+        (b'{"query": "a", "topk": NaN}', 400, "not JSON"),
+        (b'{"query": "a", "topk": -Infinity}', 400, "not JSON"),
+        (b'{"query": "a", "topk": 1e999}', 400, "not JSON"),
+        (b'{"query": "a", "topk": ' + b"9" * 100 + b"}", 400, '"topk" must be an integer'),
+        (b'{"query": "a", "topk": 1099511627776}', 400, "between 1 and 7"),
         (b'{"query": "a", "return_scores": 1}', 400, '"return_scores" must be true or false'),
         (b'{"query": "a", "return_scores": null}', 400, '"return_scores" must be true or false'),
         (b'{"queries": ["a", "b", "c"], "topk": 7}', 400, "passes 20 passages"),
@@ -107,8 +115,10 @@ def test_bad_requests_get_a_reason(body, status, reason):
 
 
 def test_integer_of_too_many_digits():
-    response = call(b'{"query": "a", "topk": ' + b"9" * 5000 + b"}", app=create_app(Fake()))
-    assert response.status_code == 400 and "number out of range" in response.json()["error"]
+    response = call(b'{"query": "a", "topk": ' + b"9" * 5000 + b"}", app=App(Fake()))
+    assert (response.status_code == 400 and "not JSON" in response.json()["error"]) or "an integer" in response.json()[
+        "error"
+    ]
 
 
 def test_chunked_body_is_counted():
@@ -128,8 +138,8 @@ def test_methods_and_paths():
     ]:
         response = call(b"{}", method=method, path=path)
         assert response.status_code == status
-        assert "use POST /retrieve or GET /health" in response.json()["error"]
-    assert call(b"", method="GET", path="/health").json() == {"status": "ok", "passages": 5}
+        assert "use POST /retrieve or /access, or GET /documents/ID, /health or /metrics" in response.json()["error"]
+    assert call(b"", method="GET", path="/health").json() == {"status": "ok", "ready": True, "passages": 5}
 
 
 SCALARS = (
@@ -153,7 +163,7 @@ REQUESTS = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=150)
 @given(REQUESTS | JSON)
-@example({"queries": ["\ud800kiln\x00", "\udfff"], "return_scores": True})
+@example({"queries": ["kiln\x00"], "return_scores": True})
 def test_any_json_gets_a_right_shaped_answer(request):
     body = json.dumps(request).encode()
     assert_shape(body, call(body))
@@ -167,7 +177,7 @@ def test_any_bytes_get_a_reason(body):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.text(st.characters(exclude_categories=[]), max_size=50), max_size=4), st.integers(1, 5))
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=50), max_size=4), st.integers(1, 5))
 def test_right_requests_are_never_refused(queries, topk):
     body = json.dumps({"queries": queries, "topk": topk}).encode()
     response = call(body)
@@ -191,13 +201,13 @@ class Short(Fake):
 
 
 def test_passages_with_lone_surrogates_are_answered():
-    response = call(b'{"query": "x"}', app=create_app(Surrogate()))
+    response = call(b'{"query": "x"}', app=App(Surrogate()))
     assert response.json() == {"result": [[{"id": "\udc00", "contents": '"\ud800"\n\x00'}]]}
 
 
 @pytest.mark.parametrize("searcher", [Fake(IndexOpenError("secret path")), Infinite(), Short()])
 def test_a_failing_searcher_is_503_without_its_details(searcher):
-    response = call(b'{"query": "x", "return_scores": true}', app=create_app(searcher))
+    response = call(b'{"query": "x", "return_scores": true}', app=App(searcher))
     assert response.status_code == 503
     assert "its log says why" in response.json()["error"] and "secret" not in response.text
 
@@ -211,7 +221,7 @@ def test_a_slow_search_does_not_block_the_loop():
             return super().search_batch(queries, topk)
 
     async def both():
-        transport = httpx.ASGITransport(create_app(Slow()))
+        transport = httpx.ASGITransport(App(Slow(quick=False)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             search = asyncio.create_task(client.post("/retrieve", json={"query": "x"}))
             await asyncio.sleep(0.05)
@@ -221,11 +231,11 @@ def test_a_slow_search_does_not_block_the_loop():
             return health, await search
 
     health, search = asyncio.run(both())
-    assert health.json() == {"status": "ok", "passages": None} and search.status_code == 200
+    assert health.json() == {"status": "ok", "ready": True, "passages": None} and search.status_code == 200
 
 
 def test_token():
-    app = create_app(Fake(), token="s3cret")
+    app = App(Fake(), token="s3cret")
     for headers in (
         {},
         {"authorization": "Bearer wrong"},
@@ -252,19 +262,22 @@ def test_serve_refuses_a_public_address_without_a_token_and_a_taken_port(index, 
     monkeypatch.delenv("AGENTRL_RETRIEVER_TOKEN", raising=False)
     for host in ("0.0.0.0", "::", "example.org", ""):
         with pytest.raises(ServeError, match="set AGENTRL_RETRIEVER_TOKEN to a secret"):
-            serve(index, host=host)
+            serve(index, Service(host=host))
     monkeypatch.setenv("AGENTRL_RETRIEVER_TOKEN", "")
     with pytest.raises(ServeError, match="set AGENTRL_RETRIEVER_TOKEN"):
-        serve(index, host="0.0.0.0")
+        serve(index, Service(host="0.0.0.0"))
     with server_process(index) as (url, _), pytest.raises(ServeError, match="choose another with --port"):
-        serve(index, port=int(url.rpartition(":")[2]))
+        serve(index, Service(port=int(url.rpartition(":")[2])))
     with pytest.raises(ServeError, match="choose another"):
-        serve(index, port=99999)
+        serve(index, Service(port=99999))
 
 
 def test_over_a_real_socket(index):
     with server_process(index, "--topk", "1") as (url, process), httpx.Client(base_url=url) as client:
-        assert client.get("/health").json() == {"status": "ok", "passages": 5}
+        health = client.get("/healthz").json()
+        assert health == client.get("/health").json()
+        assert health["ready"] and (health["passages"], health["kind"], health["encoder"]) == (5, "bm25", None)
+        assert "tantivy" in health["versions"]
         found = client.post("/retrieve", json={"queries": ["Brightkiln", "Torvik"], "topk": 2, "return_scores": True})
         assert [[hit["document"]["id"] for hit in hits] for hits in found.json()["result"]] == [["c", "a"], ["b", "a"]]
         assert len(client.post("/retrieve", json={"query": "Torvik"}).json()["result"][0]) == 1  # --topk
@@ -276,7 +289,7 @@ def test_over_a_real_socket(index):
         for content in (chunks(), b" " * (17 << 20)):
             response = client.post("/retrieve", content=content)
             assert response.status_code == 413 and "16777216 bytes" in response.json()["error"]
-        assert client.post("/retrieve", content=b'{"query": "\\ud800 kilns"}').status_code == 200
+        assert client.post("/retrieve", content=b'{"query": "\\ud800 kilns"}').status_code == 400
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
         assert process.stdout.read() == "stopped\n"

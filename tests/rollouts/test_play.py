@@ -10,7 +10,9 @@ import pytest
 
 from agentrl.batch import pack
 from agentrl.config import RolloutConfig
+from agentrl.envs import grading
 from agentrl.envs.errors import ToolFailure
+from agentrl.envs.math import MathEnv
 from agentrl.retriever.errors import RetrieverError
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool, Player, session_of
@@ -189,6 +191,40 @@ def test_a_tool_that_is_too_slow_is_data(env):
     assert time.perf_counter() - start < 10
     assert t.error == "timeout: the environment took longer than rollout.tool_timeout_s = 0.1 s"
     assert t.turns[1].info["latency_s"] >= 0.1
+
+
+class SaysEach(ScriptedSampler):
+    """Answers question i with text i; which question it is stands in the context, as its number."""
+
+    def __init__(self, said):
+        super().__init__(TOKENIZER, said)
+        self.said = said
+
+    async def sample(self, ids, **kwargs):
+        number = int(TOKENIZER.decode(list(ids)).rsplit("number ", 1)[1].split()[0])
+        return await ScriptedSampler(TOKENIZER, [self.said[number]]).sample(ids, **kwargs)
+
+
+def test_slow_answers_are_wrong_and_cost_no_other_response_its_grade():
+    """Half of the responses cannot be computed: the workers need far longer for all than the limit of one step.
+
+    Waiting for a worker counts against nobody; each slow answer differs, so that none is a repetition.
+    """
+    slow = [rf"\boxed{{\binom{{10^9-1}}{{{10**8 + i}}}}}" for i in range(4)]
+    right = [rf"\boxed{{x + {i} + 1 + a}}" for i in range(4)]
+    said = [text for pair in zip(slow, right) for text in pair]
+    tasks = [
+        Task(str(i), {"question": f"number {i} ?", "golden_answers": [f"a + {i // 2} + x + 1"]})
+        for i in range(len(said))
+    ]
+    options = {"tool_timeout_s": 1.0, "max_context": 4000, "max_tokens_per_turn": 200}
+    grading._pool()  # its start is no part of what is measured
+    began = time.perf_counter()
+    played = many(lambda: MathEnv(deadline_s=2.0), tasks, 1, SaysEach(said), options)
+    assert time.perf_counter() - began > 1.0  # so the limit of a step would have failed most of them
+    assert [t.error for t in played] == [None] * len(said)
+    assert [t.turns[0].info["graded_by"] for t in played] == ["deadline", "math-verify"] * (len(said) // 2)
+    assert [t.correct for t in played] == [False, True] * (len(said) // 2)
 
 
 @pytest.mark.parametrize("env", KINDS)

@@ -18,7 +18,7 @@ from agentrl.engines.shared.loading import pick_device
 from agentrl.envs.protocol import PROMPT
 from agentrl.envs.worlds import make_world
 from agentrl.errors import AgentRLError, ConfigError, DataError, ModelError, RunError
-from agentrl.retriever.bm25 import build_index
+from agentrl.retriever.building import build_index
 from agentrl.retriever.corpus import CorpusReader
 from agentrl.retriever.errors import IndexOpenError, RetrieverUnavailable
 from agentrl.runs.read import read_evals, read_metrics, read_rollouts

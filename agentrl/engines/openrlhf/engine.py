@@ -71,7 +71,6 @@ class OpenRLHFEngine:
         self.context_length, self._eos = _about(model_path, config, tokenizer)
         self.text = TokenText(tokenizer)
         c = config.openrlhf
-        self.samples_ahead = c.staleness if c.asynchronous else 0
         self.router = Router(c.engines)
         self.calls = Calls(Watchdog(say, c.warn_after_s))
         self.calls.watchdog.start()

@@ -252,7 +252,7 @@ def test_head_in_chunks_equals_head_at_once(monkeypatch):
     parts = head.logprobs(hidden, target, 0.7, entropy=True)
     (g2,) = torch.autograd.grad(parts.sum(), hidden)
     assert torch.allclose(whole, parts) and torch.allclose(g1, g2)
-    logits = torch.tanh((hidden @ head.weight.t() + head.bias) / 5.0) * 5.0 / 0.7
+    logits = torch.tanh((hidden @ head.module.weight.t() + head.module.bias) / 5.0) * 5.0 / 0.7
     assert torch.allclose(whole[0], logits.log_softmax(-1)[torch.arange(33), target], atol=1e-5)
 
 
