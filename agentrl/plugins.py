@@ -62,10 +62,17 @@ BUILTIN: dict[str, dict[str, str]] = {
     "log source": {
         "tensorboard": "agentrl.monitors.sources.tensorboard:TensorBoard",
         "wandb": "agentrl.monitors.sources.wandb:Wandb",
+        "mlflow": "agentrl.monitors.sources.mlflow:Mlflow",
         "trackio": "agentrl.monitors.sources.trackio:Trackio",
+        "verl": "agentrl.monitors.sources.verl:Verl",
+        "prime_rl": "agentrl.monitors.sources.prime_rl:PrimeRL",
+        "nemo_rl": "agentrl.monitors.sources.nemo_rl:NemoRL",
+        "areal": "agentrl.monitors.sources.areal:Areal",
         "csv": "agentrl.monitors.sources.table:Csv",
-        "trainer_state": "agentrl.monitors.sources.trainer_state:TrainerState",
+        "csv_folder": "agentrl.monitors.sources.table:CsvFolder",
+        "json": "agentrl.monitors.sources.document:Document",
         "jsonl": "agentrl.monitors.sources.jsonl:JsonLines",
+        "dicts": "agentrl.monitors.sources.dicts:Dicts",
     },
     "monitor rule": {
         "collapse": "agentrl.monitors.collapse:Collapse",

@@ -120,3 +120,4 @@ class Alarm:
     rollouts: list[str] = field(default_factory=list)  # sample ids
     remedy: str = ""  # with the exact config change
     acknowledged: bool = False
+    story: str = ""  # the cause that fits (`agentrl.monitors.causes`), where the rule names one

@@ -15,11 +15,20 @@ LONGEST_S = 1e7
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("source", help="JSONL, CSV, TensorBoard directory, W&B offline run, trackio .db, run directory")
+    parser.add_argument(
+        "source",
+        help="a console log, JSONL, JSON, CSV, TensorBoard directory, W&B run, MLflow or trackio store, run directory; "
+        "- reads standard input",
+    )
     parser.add_argument("--map", nargs="+", action="extend", default=[], metavar="SIGNAL=COLUMN", help="overrides")
     parser.add_argument("--json", action="store_true", help="one JSON object per alarm on stdout")
     parser.add_argument("--once", action="store_true", help="stop at the end of the file instead of waiting for more")
-    parser.add_argument("--run", help="which run of a trackio database (default: the one that wrote last)")
+    parser.add_argument("--explain", action="store_true", help="what is understood of the log, and what is missing")
+    parser.add_argument("--run", help="which of several runs (default: the one that wrote last)")
+    parser.add_argument("--step", metavar="COLUMN", help="the column with the step, where it has a name of its own")
+    parser.add_argument(
+        "--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help="only rows that have this"
+    )
     parser.add_argument("--every", type=seconds, default=1.0, metavar="S", help="seconds between looks (default 1)")
     parser.add_argument(
         "--settle", type=seconds, default=10.0, metavar="S", help="take a step as complete after S quiet s"
@@ -62,7 +71,10 @@ def seconds_or_0(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Entry point; 0 also when there were alarms, 1 where one was not delivered or the log was gone."""
+    """Entry point; 0 also when there were alarms.
+
+    1 where one was not delivered or the log was gone, 2 where nothing could be judged.
+    """
     from agentrl.monitors.bodies import about
     from agentrl.monitors.watcher import watch
 
@@ -81,6 +93,9 @@ def run(args: argparse.Namespace) -> int:
         rules=args.rule,
         outputs=args.sink,
         form=args.format,
+        where=args.where,
+        step=args.step,
+        explain=args.explain,
         whose=about(run=name, source=args.source),
         failure=failure,
     )

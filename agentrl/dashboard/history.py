@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.dashboard.thin import choose
-from agentrl.monitors.alarms import SCALES
+from agentrl.monitors.alarms import series_of
 from agentrl.monitors.phases import PhaseClassifier, PhaseState
 from agentrl.monitors.stats import Series
 from agentrl.runs.files import parse_line
@@ -228,7 +228,7 @@ class History:
         for name in PHASE_SIGNALS:
             value = row.get(name)
             if value is not None:
-                self._series.setdefault(name, Series(SCALES.get(name, "linear"))).push(row["step"], value)
+                self._series.setdefault(name, series_of(name)).push(row["step"], value)
         self.phase = self._phases.observe(row["step"], self._series)
         if not self.bands or self.bands[-1]["phase"] != self.phase.phase:
             fresh = not self.bands or self.phase.phase == "warmup"

@@ -92,7 +92,7 @@ class MonitorCallback(TrainerCallback):
         if not values.keys() <= self._seen:
             self._seen |= values.keys()
             self.mapping = guess_mapping(self._seen, self._columns)
-            self.monitor.trainer = self.mapping.trainer
+            self.monitor.trainer, self.monitor.clipped_in_loss = self.mapping.trainer, self.mapping.clipped_in_loss
         metrics = self.mapping.apply(values)
         if "loss" not in metrics and "reward" not in metrics:  # the summary at the end of training
             return []

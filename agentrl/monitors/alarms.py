@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agentrl import plugins
 from agentrl.errors import AgentRLError
+from agentrl.monitors.causes import tool_changed
 from agentrl.monitors.phases import PhaseClassifier, PhaseState
 from agentrl.monitors.remedies import in_terms_of
 from agentrl.monitors.stats import Series
@@ -34,7 +36,13 @@ SCALES = {
     "logprob_correct": "neglog",
     "logprob_incorrect": "neglog",
 }
-VERSION = 1
+JUDGED = ("reward", "validation")  # signals whose loss is an alarm
+VERSION = 2
+
+
+def series_of(name: str) -> Series:
+    """An empty series on the signal's own scale."""
+    return Series(SCALES.get(name, "linear"), judged=name in JUDGED)
 
 
 def default_rules(extra: Sequence[str] = ()) -> list[Rule]:
@@ -70,6 +78,7 @@ class Monitor:
         self.thresholds = thresholds or Thresholds()
         self.rules = list(rules) if rules is not None else default_rules()
         self.sinks = list(sinks)
+        self.clipped_in_loss = False  # how the log counts clipped tokens: see `signals.CLIPPED_IN_LOSS`
         self.trainer: str | None = None  # whose run this is, where remedies should name its options too
         self._reset()
 
@@ -79,6 +88,7 @@ class Monitor:
         self.last_step: int | None = None
         self._status: dict[str, dict[str, Any]] = {rule.name: {} for rule in self.rules}
         self._memory: dict[str, dict[str, Any]] = {rule.name: {} for rule in self.rules}
+        self._shared: dict[str, Any] = {}  # what all rules may know of the past
         self.phases = PhaseClassifier(self.thresholds.phases, self.thresholds.death_spiral)
 
     @property
@@ -106,13 +116,17 @@ class Monitor:
         for name, value in record.metrics.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 if name not in self.series:
-                    self.series[name] = Series(SCALES.get(name, "linear"))
+                    self.series[name] = series_of(name)
                 self.series[name].push(record.step, float(value))
         phase = self.phases.observe(record.step, self.series)
         alarms = []
+        self._shared["explosions"] = self._explosions(record)
+        now = View(record, self.series, phase, self.thresholds, self.seen, self._shared, self.clipped_in_loss)
+        changed = tool_changed(now)
         for rule in self.rules:
             memory = self._memory[rule.name]
-            finding = rule(View(record, self.series, phase, self.thresholds, self.seen, memory))
+            memory["explosions"] = self._shared["explosions"]
+            finding = rule(replace(now, memory=memory, tool_changed=changed))
             alarm = self._judge(rule.name, finding, record)
             if alarm is not None:
                 alarms.append(alarm)
@@ -120,6 +134,12 @@ class Monitor:
             for sink in self.sinks:
                 sink(alarm)
         return alarms
+
+    def _explosions(self, record: StepRecord) -> int:
+        """Gradient norms of this run that no clipping makes harmless."""
+        norms = [record.metrics.get(k) for k in ("grad_norm", "grad_norm_max")]
+        limit = self.thresholds.gradient_spike.explosion
+        return int(self._shared.get("explosions", 0)) + any(n is not None and n > limit for n in norms)
 
     def restart(self) -> None:
         """Forget the past and warm up again: the run was rolled back."""
@@ -160,6 +180,7 @@ class Monitor:
             "series": {name: one.state_dict() for name, one in self.series.items()},
             "status": {k: dict(v) for k, v in self._status.items()},
             "memory": {k: dict(v) for k, v in self._memory.items()},
+            "shared": dict(self._shared),
             "phase": self.phases.state_dict(),
         }
 
@@ -175,6 +196,7 @@ class Monitor:
         self.series = {name: Series.restore(one) for name, one in state["series"].items()}
         self._status.update({k: dict(v) for k, v in state["status"].items()})
         self._memory.update({k: dict(v) for k, v in state["memory"].items()})
+        self._shared = dict(state["shared"])
         self.phases.load_state_dict(state["phase"])
 
 
@@ -190,6 +212,7 @@ def _alarm(rule: str, finding: Finding, record: StepRecord, trainer: str | None)
         groups=groups,
         rollouts=rollouts,
         remedy=f"{in_terms_of(trainer, finding.remedy)} See {page(rule)}.",
+        story=finding.story,
     )
 
 

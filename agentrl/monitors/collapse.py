@@ -1,29 +1,44 @@
 """The main rule: is this run about to collapse?
 
-Five kinds of evidence, each with its own statistic, because no single signal is early and specific:
+Six kinds of evidence, each with its own statistic, because no single signal is early and specific:
 
 - *large updates that do not pay*: the share of tokens that the updates push out of the trust region stays high while
   the reward does not rise. The earliest sign: it is there before anything has degraded.
-- *entropy rise*: entropy stays above where the run started (a CUSUM) while the reward does not rise. A run that learns
-  becomes more certain; one that forgets becomes less so. Needs no assumption on the size of updates.
+- *entropy rise*: entropy stays above where the run started (a CUSUM) while the reward is below its best. A run that
+  learns becomes more certain; one that forgets becomes less so. Needs no assumption on the size of updates.
 - *degradation*: entropy above its lowest level, reward and the likelihood of correct responses below their best, each
   in standard errors of its own noise, combined. Later, but sees a decline that begins after much progress.
 - *death spiral*: the updates themselves make correct responses less likely, more so every time (LLDS Def. 5.1).
-- *reward decline*: the reward itself. Late by definition.
+- *reward decline*: the reward itself, where the loss is significant (`falls`). Late by definition.
+- *crash*: the last two rows far below those before. Many real falls take one to three rows, some inside the warm-up.
+- *truncation*: most responses are cut by the length limit, and were not at the start.
 
-Any of them is a warning. It becomes critical when the reward is on its way down by two fifths of its peak.
+Any of them is a warning. It becomes critical when a significant loss of the reward comes close to half of its best.
+Which cause fits is named by `causes`.
 Left out after trying, because it did not separate healthy from collapsing runs: the slope of the probe set's
-likelihood (it falls in healthy runs too: the policy moves away from any stored response) and the gradient norm.
+likelihood (it falls in healthy runs too: the policy moves away from any stored response), the gradient norm, and
+entropy that rises at a flat reward in other people's runs.
 """
 
 from __future__ import annotations
 
 import math
 
+from agentrl.monitors.causes import story_of
+from agentrl.monitors.falls import Fall
 from agentrl.monitors.stats import WINDOW
 from agentrl.monitors.view import Finding, View
 
-EVIDENCE = ("large_updates", "entropy_rise", "degradation", "death_spiral", "reward_decline")
+EVIDENCE = (
+    "large_updates",
+    "entropy_rise",
+    "degradation",
+    "death_spiral",
+    "reward_decline",
+    "crash",
+    "truncation",
+)
+AT_ONCE = ("reward_decline", "crash", "truncation")  # significant or lasting by themselves: no further steps are waited
 
 Signals = dict[str, tuple[float, float]]
 
@@ -37,8 +52,9 @@ def large_updates(view: View) -> Signals | None:
     clip, delta = view.get("clip_fraction", t.size_span), view.get("delta_correct", t.size_span)
     found: Signals = {}
     factor = t.early_factor if view.seen < t.early else 1.0
-    if clip is not None and (share := clip.level(t.size_span)) >= factor * t.clip_share:
-        found["clip_fraction"] = (share, factor * t.clip_share)
+    least = t.clip_share_loss if view.clipped_in_loss else t.clip_share
+    if clip is not None and (share := clip.level(t.size_span)) >= factor * least:
+        found["clip_fraction"] = (share, factor * least)
     if delta is not None:
         size = sorted(abs(v) for v in delta.last(t.size_span))[t.size_span // 2]
         if size >= factor * t.delta_size:
@@ -52,7 +68,7 @@ def large_updates(view: View) -> Signals | None:
 
 
 def entropy_rise(view: View) -> Signals | None:
-    """CUSUM of log entropy above its first level, in deviations of its noise; None while the reward rises."""
+    """CUSUM of log entropy above its first level, in deviations of its noise; None while the reward holds."""
     t, entropy = view.thresholds.collapse, view.get("entropy", WINDOW)
     if entropy is None or not entropy.first:
         return None
@@ -64,7 +80,8 @@ def entropy_rise(view: View) -> Signals | None:
     reward = view.get("reward", view.warmup)
     if total <= t.rise_limit or entropy.level() < t.entropy_factor * entropy.first:
         return None
-    if reward is not None and reward.trend(t.rising_span)[1] > t.rising_z:
+    gate = (t.rise_gate_share, t.rise_gate_z) if view.seen <= t.rise_early else (t.gate_share, t.gate_z)
+    if reward is not None and (reward.trend(t.rising_span)[1] > t.rising_z or not _below_best(view, *gate)):
         return None
     return {"entropy": (entropy.level(), entropy.first), "entropy_cusum": (total, t.rise_limit)}
 
@@ -84,9 +101,15 @@ def degradation(view: View) -> Signals | None:
     matters = (entropy is not None and _factor_above_lowest(view) >= t.entropy_factor) or (
         reward is not None and reward.lost() >= t.reward_lost
     )
-    if total < t.degradation_z or not matters:
+    if total < t.degradation_z or not matters or (reward is not None and not _below_best(view, t.gate_share, t.gate_z)):
         return None
     return {"degradation_z": (total, t.degradation_z), **{f"{k}_z": (v, t.cap) for k, v in scores.items()}}
+
+
+def _below_best(view: View, share: float, z: float) -> bool:
+    """Whether a part of the reward is gone that is more than noise."""
+    falls = view.falls("reward")
+    return falls is None or falls.significant(share, z) is not None
 
 
 def spiral(view: View) -> Signals | None:
@@ -99,11 +122,36 @@ def spiral(view: View) -> Signals | None:
 
 
 def reward_decline(view: View) -> Signals | None:
-    """The reward itself is well below its peak: late, but all there is in a log with nothing else."""
-    t, reward = view.thresholds.collapse, view.get("reward", view.warmup)
-    if reward is None or reward.lost() < t.decline_lost or reward.drop() < t.decline_z:
+    """The reward itself is significantly below its best: late, but all there is in a log with nothing else."""
+    t, falls = view.thresholds.collapse, view.falls("reward")
+    fall = falls.significant(t.decline_lost, t.decline_z) if falls is not None else None
+    return _lost(fall, t.decline_lost, t.decline_z) if fall is not None else None
+
+
+def crash(view: View) -> Signals | None:
+    """The last rows are far below those before, in the warm-up too; a changed tool shows in one row (`causes`)."""
+    t, falls = view.thresholds.collapse, view.falls("reward")
+    if falls is None:
         return None
-    return {"reward_lost": (reward.lost(), t.decline_lost)}
+    fall = falls.crash(t.crash_rows, t.crash_kept, t.crash_z)
+    if fall is None and view.tool_changed is not None:
+        fall = falls.crash(1, t.crash_kept, t.crash_z)
+    return _lost(fall, 1 - t.crash_kept, t.crash_z) if fall is not None else None
+
+
+def truncation(view: View) -> Signals | None:
+    """Most responses are cut in several rows in a row, few were at the start, and the reward has begun to go."""
+    t, cut = view.thresholds.collapse, view.get("truncated_share", view.thresholds.collapse.truncated_rows)
+    if cut is None or min(cut.last(t.truncated_rows)) < t.truncated or cut.values_at_start() >= t.truncated_from:
+        return None
+    falls, limits = view.falls("reward"), view.thresholds.truncation
+    if falls is None or falls.significant(limits.lost, limits.z) is None:
+        return None
+    return {"truncated_share": (min(cut.last(t.truncated_rows)), t.truncated)}
+
+
+def _lost(fall: Fall, share: float, z: float) -> Signals:
+    return {"reward_lost": (fall.share, share), "reward_lost_z": (fall.z, z)}
 
 
 def evidence(view: View, only: tuple[str, ...] = EVIDENCE) -> dict[str, Signals]:
@@ -118,11 +166,13 @@ _STATISTICS = {
     "degradation": degradation,
     "death_spiral": spiral,
     "reward_decline": reward_decline,
+    "crash": crash,
+    "truncation": truncation,
 }
 
 
 class Collapse:
-    """Warn on any evidence, critical once the reward goes with it. `only` restricts the evidence, to measure it."""
+    """Warn on any evidence, critical once the reward goes. `only` restricts the evidence, to measure it."""
 
     name = "collapse"
 
@@ -130,24 +180,34 @@ class Collapse:
         self.only = only
 
     def __call__(self, view: View) -> Finding | None:
-        """Combine the evidence of this step and of the last ones."""
+        """Combine the evidence of this step; name the story that fits."""
         t = view.thresholds.collapse
         now = evidence(view, self.only)
-        step = view.record.step
-        view.memory.update({name: step for name in now})
-        recent = tuple(n for n in EVIDENCE if n in view.memory and step - view.memory[n] <= t.evidence_steps)
         signals = {k: v for found in now.values() for k, v in found.items()}
-        reward = view.get("reward", view.warmup)
-        if reward is not None and recent and reward.lost() >= t.collapse_lost and reward.earned():
-            signals["reward_lost"] = (reward.lost(), t.collapse_lost)
-            message = (
-                f"Collapse under way: {reward.lost():.0%} of the peak reward {reward.peak_mean:.2f} is gone, after "
-                f"{_names(recent)}"
-            )
-            return Finding("critical", message, signals, self._remedy(view, critical=True), recent)
-        if not now:
+        falls = view.falls("reward")
+        gone = falls.significant(t.collapse_lost, t.collapse_z) if falls is not None else None
+        if not now and gone is None:
             return None
-        return Finding("warn", self._message(now), signals, self._remedy(view, critical=False), tuple(now))
+        story = story_of(view, tuple(now))
+        if gone is not None:
+            signals |= _lost(gone, t.collapse_lost, t.collapse_z)
+            message = (
+                f"Collapse under way: {gone.share:.0%} of the best mean reward {gone.peak:.2f} is gone ({gone.z:.1f} "
+                f"standard errors). {story.words}"
+            )
+            return Finding(
+                "critical",
+                message,
+                signals,
+                story.remedy(view, critical=True),
+                tuple(now),
+                immediate=True,
+                story=story.name,
+            )
+        at_once = any(name in now for name in AT_ONCE)
+        message = f"{self._message(now)}. {story.words}"
+        remedy = story.remedy(view, critical=False)
+        return Finding("warn", message, signals, remedy, tuple(now), immediate=at_once, story=story.name)
 
     def _message(self, now: dict[str, Signals]) -> str:
         parts = []
@@ -162,7 +222,7 @@ class Collapse:
         if "entropy_rise" in now:
             level, first = now["entropy_rise"]["entropy"]
             parts.append(
-                f"entropy stays above its start ({first:.3f} to {level:.3f} nats) and the reward does not rise"
+                f"entropy stays above its start ({first:.3f} to {level:.3f} nats) and the reward is below its best"
             )
         if "degradation" in now:
             worst = sorted((v[0], k.removesuffix("_z")) for k, v in now["degradation"].items() if k != "degradation_z")
@@ -170,27 +230,19 @@ class Collapse:
                 "degradation, mostly " + " and ".join(name for _, name in worst[::-1][:2]) + ", "
                 f"{now['degradation']['degradation_z'][0]:.1f} standard errors from the best level"
             )
-        if "reward_decline" in now:
-            parts.append(f"the reward lost {now['reward_decline']['reward_lost'][0]:.0%} of its peak")
+        if "truncation" in now:
+            parts.append(
+                f"{now['truncation']['truncated_share'][0]:.0%} of the responses are cut and the reward goes down"
+            )
+        for name, words in (("crash", "fell within two steps by"), ("reward_decline", "lost")):
+            if name in now:
+                share, z = now[name]["reward_lost"][0], now[name]["reward_lost_z"][0]
+                parts.append(f"the reward {words} {share:.0%} ({z:.1f} standard errors)")
         if "death_spiral" in now:
             parts.append("updates make correct responses less likely, more so every step (death spiral)")
         return "Collapse ahead: " + "; ".join(parts)
-
-    def _remedy(self, view: View, critical: bool) -> str:
-        lr = view.value("lr")
-        lower = f"optim.lr={lr / 2:.2g} (now {lr:.2g})" if lr else "optim.lr halved"
-        change = f"algorithm.loss.llds.enabled=true, {lower}, train.epochs=1 with train.mini_batches=2"
-        back = view.phase.decay_since
-        if critical:
-            where = f" at or before step {back}" if back is not None else " before the decay"
-            return f"Stop and go back to the last checkpoint{where}, then continue with {change}."
-        return f"Set {change}."
 
 
 def _factor_above_lowest(view: View) -> float:
     entropy = view.series["entropy"]
     return math.exp(entropy.scaled(entropy.level()) - entropy.lowest)
-
-
-def _names(evidence: tuple[str, ...]) -> str:
-    return " and ".join(name.replace("_", " ") for name in evidence)

@@ -29,11 +29,14 @@ SLACK = 1  # steps that a row may be late, as in `StepAssembler`
 
 
 class Following:
-    """The rows of the log that `opener` opens. `other` and `again` are called before the first row of what follows."""
+    """The rows of the log that `opener` opens. `other` and `again` are called before the first row of what follows.
 
-    def __init__(self, path: str | Path, opener: Callable[[], Source]) -> None:
+    `opener(newest)`: of several runs in a folder the newest is to be taken, as it is once one of them is followed.
+    """
+
+    def __init__(self, path: str | Path, opener: Callable[[bool], Source]) -> None:
         self.name = path
-        self.source = opener()
+        self.source = opener(False)
         self.gone = False
         self.other: Callable[[str], None] = lambda run: None
         self.again: Callable[[], None] = lambda: None
@@ -106,12 +109,13 @@ class Following:
         """Whether the name leads to another file by now; looked up now and then, where it can."""
         now = time.monotonic()
         path = Path(self.name).expanduser()
-        if not (path.is_dir() or os.path.realpath(path) != os.path.abspath(path)) or now - self._resolved < RESOLVE_S:
+        leads = path.is_dir() or (os.path.lexists(path) and os.path.realpath(path) != os.path.abspath(path))
+        if not leads or now - self._resolved < RESOLVE_S:
             return False
         self._resolved = now
         before = os.path.realpath(self.source.path)
         try:
-            found = self._open()
+            found = self._open(True)
         except (AgentRLError, OSError):
             return False
         if os.path.realpath(found.path) == before:
@@ -125,7 +129,7 @@ class Following:
         try:
             if self.source.path.is_file() and self.source.path.stat().st_size == 0:
                 return False
-            self._switch(self._open())
+            self._switch(self._open(True))
         except (AgentRLError, OSError):
             return False
         return True

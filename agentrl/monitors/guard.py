@@ -5,6 +5,8 @@
               then if its cause still lasts
     critical  roll back to the last checkpoint before the likelihood of correct responses began to fall (before the
               first warning, where it shows no fall), and protect; or stop; or protect only
+    story     an alarm whose cause lies elsewhere (a dead tool, a sampler that differs) is left to whoever can help:
+              softer updates do not answer a query, and the policy that a roll-back would leave was not to blame
     quiet     release: after `release_after` steps without an alarm, old or new, the last protection is taken back
 
 The trainer carries the decisions out and writes each to `guard.jsonl`. Steps go on counting after a roll-back: weights
@@ -18,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
+from agentrl.monitors.causes import ACTING
 from agentrl.types import Alarm, StepRecord
 
 Kind = Literal["protect", "release", "rollback", "stop"]
@@ -81,7 +84,7 @@ class Guard:
         An alarm is raised once and stays active while its cause lasts: such a step is not quiet.
         """
         lasting = [rule for rule in active if rule in self.config.rules]
-        heard = [a for a in alarms if a.rule in self.config.rules and a.level != "info"]
+        heard = [a for a in alarms if a.rule in self.config.rules and a.level != "info" and a.story in ACTING]
         waiting = self._protected is not None and record.step - self._protected < self.config.patience
         if self._held is not None and (heard or not waiting):
             if not heard and self._held.rule in lasting:

@@ -258,17 +258,26 @@ class Truncation:
     name = "truncation"
 
     def __call__(self, view: View) -> Finding | None:
-        """Warn at a share of the episodes if that is also a multiple of the start."""
-        t = view.thresholds.truncation
-        cut = view.get("truncated_share", view.warmup)
-        if cut is None or cut.first is None or cut.level() < max(t.share, t.factor * cut.first):
+        """Most responses cut in several rows running, few at the start: a warning once the reward goes, too."""
+        t, rows = view.thresholds.truncation, view.thresholds.collapse.truncated_rows
+        cut = view.get("truncated_share", rows)
+        if cut is None:
             return None
+        start, now = cut.values_at_start(), min(cut.last(rows))
+        limit = t.share if start < t.start else start + t.more
+        if limit > 1 or now < limit:
+            return None
+        falls = view.falls("reward")
+        lost = falls is not None and falls.significant(t.lost, t.z) is not None
         return Finding(
-            "warn",
-            f"{cut.level():.0%} of the episodes are cut by a limit, {cut.first:.0%} at the start",
-            {"truncated_share": (cut.level(), max(t.share, t.factor * cut.first))},
+            "warn" if lost else "info",
+            f"At least {now:.0%} of the episodes are cut by a limit for {rows} steps, {start:.0%} at the start"
+            + ("" if lost else "; the reward holds"),
+            {"truncated_share": (now, limit)},
             "Raise rollout.max_tokens_per_turn, rollout.max_turns or rollout.max_context, or look for endless output.",
             by="reward",
+            immediate=True,
+            story="length explosion",
         )
 
 
@@ -280,6 +289,16 @@ class GradientSpike:
     def __call__(self, view: View) -> Finding | None:
         """Info at a multiple of the median of the last steps: the norm alone does not foretell a collapse."""
         t = view.thresholds.gradient_spike
+        if (count := view.memory.get("explosions", 0)) >= t.explosions:
+            return Finding(
+                "warn",
+                f"{count} gradient norms above {t.explosion:g} so far: the direction of such an update is noise",
+                {"grad_norm": (view.value("grad_norm") or 0.0, t.explosion)},
+                "Set optim.max_grad_norm=0.5, model.dtype=float32, a lower optim.lr; look at those batches.",
+                by="logprob",
+                immediate=True,
+                story="numerical failure",
+            )
         one = view.get("grad_norm", view.warmup)
         now = view.value("grad_norm_max") or view.value("grad_norm")
         if one is None or now is None or not math.isfinite(now):
@@ -304,7 +323,14 @@ class NoSignal:
 
     def __call__(self, view: View) -> Finding | None:
         """Info where most groups are so."""
-        share = view.thresholds.no_signal.share
+        t = view.thresholds.no_signal
+        share = t.share
+        equal = view.get("groups_all_equal", view.warmup)
+        if equal is not None and equal.level() >= share:
+            return self._finding(f"{equal.level():.0%} of the groups have equal rewards", equal.level(), share)
+        flat = [view.get(name, view.warmup) for name in ("reward_group_std", "grad_norm")]
+        if equal is None and all(one is not None and not any(one.last(view.warmup)) for one in flat):
+            return self._finding("rewards do not differ within groups and the gradient is 0", 1.0, share)
         right = view.get("groups_all_correct", view.warmup)
         wrong = view.get("groups_all_wrong", view.warmup)
         if right is None or wrong is None or right.level() + wrong.level() < share:
@@ -315,4 +341,14 @@ class NoSignal:
             {"groups_all_correct": (right.level(), share), "groups_all_wrong": (wrong.level(), share)},
             "Set algorithm.dynamic_sampling=true, or use questions of another difficulty.",
             by="reward",
+        )
+
+    def _finding(self, what: str, value: float, share: float) -> Finding:
+        return Finding(
+            "info",
+            f"{what[0].upper()}{what[1:]}: hardly any gradient",
+            {"groups_all_equal": (value, share)},
+            "Set algorithm.dynamic_sampling=true, or use questions of another difficulty.",
+            by="reward",
+            story="data exhausted",
         )

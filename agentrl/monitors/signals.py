@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from agentrl.errors import AgentRLError, nearest
@@ -44,6 +44,8 @@ SIGNALS: dict[str, Signal] = _table(
         ("reward_group_std", "reward", "none", "reward", "mean standard deviation of the reward in a group", False),
         ("groups_all_correct", "share", "none", "reward", "groups in which every response is correct", False),
         ("groups_all_wrong", "share", "down", "reward", "groups in which every response is wrong", False),
+        ("groups_all_equal", "share", "down", "reward", "groups whose rewards are all equal", False),
+        ("validation", "reward", "up", "reward", "mean of the held-out rewards or accuracies", False),
         ("logprob_correct", "nats/token", "up", "likelihood", "mean log π of correct responses, sampling policy", True),
         ("logprob_incorrect", "nats/token", "none", "likelihood", "the same over incorrect responses", True),
         ("logprob_correct_seq", "nats/response", "up", "likelihood", "log π of correct responses, per response", False),
@@ -89,6 +91,8 @@ SIGNALS: dict[str, Signal] = _table(
         ("answer_in_retrieved", "share", "up", "episodes", "rewarded answers that stand in what was retrieved", False),
         ("tool_latency_s", "s", "down", "tools", "mean duration of a tool call", False),
         ("tool_errors", "count", "down", "tools", "failed tool calls", False),
+        ("tool_timeouts", "count", "down", "tools", "tool calls of the validation that ran out of time", False),
+        ("tool_success", "count", "up", "tools", "tool calls of the validation that succeeded", False),
         ("tool_retries", "count", "down", "tools", "repeated tool calls", False),
         ("failed_rollouts", "count", "down", "tools", "episodes lost to infrastructure failures", False),
         ("tokens_per_s", "tokens/s", "up", "time", "sampled tokens per second", False),
@@ -114,7 +118,7 @@ _VERL = {
     "mismatch": ("training/rollout_probs_diff_mean",),
     "mismatch_max": ("training/rollout_probs_diff_max",),
     "kl_sampler": ("rollout_corr/kl",),
-    "turns": ("num_turns/mean", "env/number_of_actions/mean"),
+    "turns": ("num_turns/mean", "training/num_turns/mean", "env/number_of_actions/mean"),
     "valid_action_ratio": ("env/ratio_of_valid_action",),
     "t_step_s": ("timing_s/step",),
     "t_rollout_s": ("timing_s/gen",),
@@ -125,6 +129,7 @@ _VERL = {
 _TRL = {
     "reward": ("reward",),
     "reward_group_std": ("reward_std",),
+    "groups_all_equal": ("frac_reward_zero_std",),
     "entropy": ("entropy",),
     "grad_norm": ("grad_norm",),
     "clip_fraction": ("clip_ratio/region_mean", "clip_ratio"),
@@ -168,8 +173,67 @@ _SKYRL = {
     "t_step_s": ("timing/step",),
     "t_rollout_s": ("timing/generate",),
 }
+_TINKER = {
+    "reward": ("env/all/reward/total", "reward/mean"),
+    "correct_rate": ("env/all/correct",),
+    "entropy": ("optim/entropy",),
+    "kl_sampler": ("optim/kl_sample_train_v1", "optim/kl_sample_train_v2"),
+    "lr": ("optim/lr",),
+    "turns": ("env/all/turns_per_episode",),
+    "response_length": ("env/all/ac_tokens_per_turn",),
+    "groups_all_correct": ("env/all/by_group/frac_all_good",),
+    "groups_all_wrong": ("env/all/by_group/frac_all_bad",),
+    "t_step_s": ("time/total",),
+}
+_SLIME = {
+    "reward": ("rollout/raw_reward", "rollout/rewards"),
+    "entropy": ("entropy_loss",),
+    "clip_fraction": ("pg_clipfrac",),
+    "kl": ("kl_loss",),
+    "loss": ("pg_loss",),
+    "lr": ("lr-pg_0",),
+    "response_length": ("rollout/response_lengths", "rollout/response_len/mean"),
+    "truncated_share": ("rollout/truncated_ratio", "rollout/truncated"),
+    "mismatch": ("train_rollout_logprob_abs_diff",),
+    "t_rollout_s": ("perf/rollout_time",),
+    "t_step_s": ("perf/step_time",),
+}
+_PRIME_RL = {
+    "reward": ("Reward", "reward/all/mean"),
+    "entropy": ("Entropy", "entropy/mean", "entropy/all/mean"),
+    "grad_norm": ("Grad. Norm", "optim/grad_norm"),
+    "kl_sampler": ("Mismatch KL", "mismatch_kl/mean", "mismatch_kl/all/mean"),
+    "loss": ("Loss", "loss/mean"),
+    "lr": ("LR",),
+    "response_length": ("Seq. Length", "seq_len/all/mean"),
+    "validation": ("Val. Reward",),
+    "t_step_s": ("Time", "time/step"),
+}
+_NEMO_RL = {
+    "reward": ("Avg Reward", "Avg Filtered Reward", "train/reward"),
+    "loss": ("Loss",),
+    "kl_sampler": ("Generation KL Error", "gen_kl_error"),
+    "response_length": ("Mean Generation Length", "mean_gen_tokens_per_sample"),
+    "truncated_share": ("truncation_rate",),
+    "t_step_s": ("Total step time", "total_step_time"),
+    "t_rollout_s": ("generation",),
+    "validation": ("validation/Accuracy", "validation/accuracy"),
+}
+_AREAL = {
+    "reward": ("ppo_actor/task_reward/avg", "ppo_actor/final_reward/avg", "grpo_actor/task_reward/avg"),
+    "entropy": ("ppo_actor/update/entropy/avg", "grpo_actor/entropy/avg"),
+    "grad_norm": ("ppo_actor/update/grad_norm", "grpo_actor/grad_norm"),
+    "clip_fraction": ("ppo_actor/update/clip_ratio/avg", "ppo_actor/update/actor_clip_mask/avg"),
+    "lr": ("ppo_actor/update/lr",),
+    "response_length": ("ppo_actor/seq_len/avg", "grpo_actor/seq_len/avg"),
+    "truncated_share": ("ppo_actor/no_eos_ratios/avg", "grpo_actor/no_eos_ratios/avg"),
+    "t_rollout_s": ("timeperf/rollout",),
+}
 _SHORT = {  # short names seen in hand-written loops and in this project's early logs
-    "reward": ("mean_reward", "rewards"),
+    "reward": ("mean_reward", "reward_mean", "average_reward", "avg_reward", "rewards"),
+    "correct_rate": ("accuracy", "train_accuracy", "acc"),
+    "entropy": ("token_entropy", "mean_entropy", "policy_entropy"),
+    "kl": ("approx_kl", "kl_div", "kl_divergence"),
     "logprob_correct": ("lp_pos",),
     "logprob_incorrect": ("lp_neg",),
     "logprob_correct_seq": ("lp_pos_seq",),
@@ -204,6 +268,11 @@ TRAINERS: dict[str, dict[str, tuple[str, ...]]] = {
     "SkyRL": _SKYRL,
     "TRL": _TRL,
     "OpenRLHF": _OPENRLHF,
+    "Tinker": _TINKER,
+    "slime": _SLIME,
+    "prime-rl": _PRIME_RL,
+    "NeMo-RL": _NEMO_RL,
+    "AReaL": _AREAL,
     "short": _SHORT,
 }
 
@@ -223,8 +292,26 @@ WATCHED = (
     "mismatch",
 )
 
+#: Columns in which a token counts as clipped only where the clipping changes its loss, so that shares are smaller.
+CLIPPED_IN_LOSS = frozenset(
+    column for trainer in ("verl", "TRL", "OpenRLHF", "SkyRL", "slime") for column in TRAINERS[trainer]["clip_fraction"]
+)
+
 STEP_COLUMNS = ("step", "global_step", "_step", "training/global_step", "trainer/global_step", "Step", "iteration")
 _PREFIX = re.compile(r"^(?:train|data|metrics)[/.]")  # W&B and TensorBoard integrations, nested JSON
+
+
+#: Signals that are the mean of all columns of such a name: a validation of several data sets.
+POOLED = {
+    "validation": re.compile(
+        r"^(?:val-core/.+/mean@\d+|val/test_score/.+|val/.*(?:reward|accuracy|score)(?:/mean)?|eval/(?:.+/)?"
+        r"(?:reward|rewards?/mean|accuracy|correct|score|pass@?1)|eval_(?:reward|accuracy|score)|"
+        r"test/(?:.+/)?(?:reward/total|correct|accuracy|reward)|eval/all/avg_score|eval/all/pass_at_1)$"
+    ),
+    "tool_timeouts": re.compile(r"^val-aux/.+/\w*timeout\w*/mean@\d+$"),
+    "tool_success": re.compile(r"^val-aux/.+/\w*(?:search|tool)_success_count/mean@\d+$"),
+}
+_PERCENT = re.compile(r"%|percent|(?:^|[/_.])pct(?:$|[/_.])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -234,10 +321,25 @@ class SignalMap:
     columns: dict[str, str]  # signal -> column
     missing: tuple[str, ...]
     trainer: str | None  # whose names most columns carry
+    pooled: dict[str, tuple[str, ...]] = field(default_factory=dict)  # signal -> columns whose mean it is
+
+    @property
+    def clipped_in_loss(self) -> bool:
+        """Whether `clip_fraction` is counted as TRL, verl, OpenRLHF and SkyRL count it."""
+        return _bare(self.columns.get("clip_fraction", "")) in CLIPPED_IN_LOSS
 
     def apply(self, row: Mapping[str, float]) -> dict[str, float]:
-        """The row's values under canonical names; absent columns stay absent."""
-        return {signal: row[column] for signal, column in self.columns.items() if column in row}
+        """The row's values under canonical names; absent columns stay absent. Percentages become shares."""
+        out = {}
+        for signal, column in self.columns.items():
+            if column in row:
+                percent = SIGNALS[signal].unit == "share" and _PERCENT.search(column) is not None
+                out[signal] = row[column] / 100 if percent else row[column]
+        for signal, columns in self.pooled.items():
+            values = [row[c] for c in columns if c in row]
+            if values and signal not in out:
+                out[signal] = sum(values) / len(values)
+        return out
 
 
 def _bare(column: str) -> str:
@@ -278,4 +380,9 @@ def guess_mapping(columns: Iterable[str], overrides: Mapping[str, str] | None = 
     }
     best = max(own, key=lambda n: own[n])
     trainer = best if own[best] and best != "short" else None
-    return SignalMap(found, tuple(s for s in WATCHED if s not in found), trainer)
+    pooled = {
+        signal: columns
+        for signal, pattern in POOLED.items()
+        if signal not in found and (columns := tuple(c for c in by_bare.values() if pattern.match(c)))
+    }
+    return SignalMap(found, tuple(s for s in WATCHED if s not in found), trainer, pooled)

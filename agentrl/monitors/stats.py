@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from agentrl.monitors.falls import Falls
+
 WINDOW = 5  # observations in a rolling median: the shortest that survives two outliers
 MEAN_WINDOW = 8  # observations in the rolling mean that `lost` compares with its peak
 REFERENCE = 20  # observations in the rolling median whose best value is "the best level so far": the best of a short
@@ -65,8 +67,9 @@ class Series:
     factor too), "linear" for shares and rewards.
     """
 
-    def __init__(self, scale: str = "linear") -> None:
+    def __init__(self, scale: str = "linear", judged: bool = False) -> None:
         self.scale = scale
+        self.falls = Falls() if judged else None  # of signals whose loss is an alarm of its own
         self.steps: deque[int] = deque(maxlen=MEMORY)
         self.values: deque[float] = deque(maxlen=MEMORY)
         self.count = 0
@@ -83,6 +86,8 @@ class Series:
         self.steps.append(step)
         self.values.append(value)
         self.count += 1
+        if self.falls is not None:
+            self.falls.push(value)
         if self.count < WINDOW:
             return
         if self.count == WINDOW:
@@ -102,6 +107,10 @@ class Series:
         if self.scale == "neglog":
             return -math.log(max(-value, 1e-4))
         return value
+
+    def values_at_start(self) -> float:
+        """The level the run started from: the median of the first observations, or of what there is."""
+        return self.first if self.first is not None else median(self.last(WINDOW))
 
     def last(self, n: int) -> list[float]:
         """The last n observations, oldest first; fewer at the start."""
@@ -165,7 +174,9 @@ class Series:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        plain = {k: v for k, v in vars(self).items() if k != "_cache"}
+        plain = {k: v for k, v in vars(self).items() if k not in ("_cache", "falls")}
+        if self.falls is not None:
+            plain["falls"] = self.falls.state_dict()
         state = {k: v for k, v in plain.items() if not isinstance(v, float) or math.isfinite(v)}
         return {**state, "steps": list(self.steps), "values": list(self.values)}
 
@@ -173,7 +184,8 @@ class Series:
     def restore(cls, state: dict[str, Any]) -> Series:
         """The inverse of `state_dict`."""
         series = cls(state["scale"])
-        vars(series).update({k: v for k, v in state.items() if k not in ("steps", "values")})
+        vars(series).update({k: v for k, v in state.items() if k not in ("steps", "values", "falls")})
+        series.falls = Falls.restore(state["falls"]) if "falls" in state else None
         series.steps.extend(state["steps"])
         series.values.extend(state["values"])
         return series

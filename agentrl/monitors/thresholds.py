@@ -41,6 +41,10 @@ class CollapseThresholds:
         0.03,
         "share of tokens outside the clip range at every step: the surrogate is blind there, healthy runs stay below",
     )
+    clip_share_loss: float = limit(
+        0.01,
+        "the same in trainers that count a token only where clipping changes its loss (TRL, verl, OpenRLHF, SkyRL)",
+    )
     delta_size: float = limit(
         0.03, "the same in nats per token and step where no clip fraction is logged: 3 % more or less likely each time"
     )
@@ -59,12 +63,21 @@ class CollapseThresholds:
     cap: float = limit(6.0, "most standard errors of one signal: no single one decides alone")
     entropy_factor: float = limit(1.2, "and it must matter: entropy this many times its lowest level, or")
     reward_lost: float = limit(0.2, "this share of the peak reward gone")
-    decline_lost: float = limit(0.35, "reward decline: share of the peak of the rolling mean reward gone")
-    decline_z: float = limit(2.5, "and standard errors below its best level, so that it is not noise")
-    collapse_lost: float = limit(0.4, "critical: share of the peak gone, close to half")
-    evidence_steps: int = limit(
-        20, "steps for which evidence stands: a warning and the fall it foretold are one story", 0
-    )
+    rise_early: int = limit(20, "steps in which an entropy rise counts with little lost:", 0)
+    rise_gate_share: float = limit(0.1, "share of the reward that must be gone then")
+    rise_gate_z: float = limit(1.0, "and by how many standard errors of the difference")
+    gate_share: float = limit(0.2, "share of the reward that must be gone later, and for a degradation")
+    gate_z: float = limit(2.5, "and by how many standard errors of the difference")
+    decline_lost: float = limit(0.37, "reward decline: share of the best mean reward gone")
+    decline_z: float = limit(3.5, "and standard errors, after what the best of many means owes to luck")
+    crash_kept: float = limit(0.4, "crash: the last rows are all below this share of the mean of those before")
+    crash_rows: int = limit(2, "crash: so many rows")
+    crash_z: float = limit(4.0, "crash: standard errors")
+    truncated: float = limit(0.5, "truncation: share of responses that are cut, in so many rows in a row:")
+    truncated_rows: int = limit(3, "rows in a row that must be so")
+    truncated_from: float = limit(0.3, "where the run started below this share")
+    collapse_lost: float = limit(0.45, "critical: share of the best mean reward gone, close to half")
+    collapse_z: float = limit(3.0, "and standard errors, as for the decline: no critical alarm without significance")
 
 
 @dataclass(frozen=True)
@@ -149,8 +162,11 @@ class InvalidActionThresholds:
 class TruncationThresholds:
     """Episodes that run into a limit."""
 
-    share: float = limit(0.25, "of the episodes, and")
-    factor: float = limit(2.0, "times the start")
+    share: float = limit(0.5, "of the episodes in each of the last rows (collapse.truncated_rows), or")
+    start: float = limit(0.3, "started below this; where it started higher, `more` is needed")
+    more: float = limit(0.25, "share above the start that is needed where the run started high")
+    lost: float = limit(0.15, "share of the reward that must be gone for a warning; else it is information")
+    z: float = limit(2.0, "and by how many standard errors")
 
 
 @dataclass(frozen=True)
@@ -159,6 +175,8 @@ class GradientSpikeThresholds:
 
     factor: float = limit(10.0, "times the usual")
     span: int = limit(20, "steps in the median that is the usual")
+    explosion: float = limit(1e4, "norm that no clipping makes harmless: the direction is noise")
+    explosions: int = limit(2, "such norms in a run that make it a warning")
     least: float = limit(0.01, "usual norm, below which nothing is judged")
 
 

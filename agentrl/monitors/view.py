@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from agentrl.monitors.falls import Falls
 from agentrl.monitors.phases import PhaseState
 from agentrl.monitors.stats import Series
 from agentrl.monitors.thresholds import Thresholds
@@ -26,6 +27,7 @@ class Finding:
     evidence: tuple[str, ...] = ()
     by: Literal["delta", "logprob", "reward", "error"] = "delta"  # how the responsible groups are found
     immediate: bool = False  # not a trend: raise at the first step, even during the warm-up
+    story: str = ""  # the cause that fits (`causes`)
 
 
 @dataclass
@@ -38,6 +40,13 @@ class View:
     thresholds: Thresholds
     seen: int  # records so far, this one included
     memory: dict[str, Any] = field(default_factory=dict)  # a rule's own plain-JSON state, kept between steps
+    clipped_in_loss: bool = False  # a token counts as clipped only where clipping changes its loss
+    tool_changed: str | None = None  # what outside the policy jumped, in words (`causes.tool_changed`)
+
+    def falls(self, name: str) -> Falls | None:
+        """The significant losses of a judged signal that is still logged."""
+        one = self.get(name)
+        return None if one is None else one.falls
 
     @property
     def warmup(self) -> int:

@@ -16,7 +16,7 @@ from agentrl.errors import AgentRLError
 from agentrl.monitors import Monitor, bodies, notices, sinks
 from agentrl.monitors.alarms import default_rules
 from agentrl.monitors.follow import Following
-from agentrl.monitors.signals import SignalMap, guess_mapping
+from agentrl.monitors.signals import SIGNALS, SignalMap, guess_mapping
 from agentrl.monitors.sources import Row, Source, StepAssembler, open_source
 from agentrl.monitors.thresholds import Thresholds, parse
 from agentrl.monitors.told import Memory, Teller
@@ -44,20 +44,26 @@ def watch(
     rules: Sequence[str] = (),
     outputs: Sequence[str] = (),
     form: str | None = None,
+    where: Sequence[str] = (),
+    step: str | None = None,
+    explain: bool = False,
     recorder: Recorder | None = None,
     whose: Mapping[str, Any] | None = None,
     failure: Callable[[], Alarm | None] = lambda: None,
 ) -> int:
     """Alarms on stdout, what was read on stderr. `columns` are SIGNAL=COLUMN pairs; times are in seconds.
 
-    `thresholds` are NAME=NUMBER pairs; `rules`, `outputs` (sinks) and `form` (log source) name plug-ins. `recorder` keeps
-    what is read, `whose` is told with every alarm that is posted (`bodies.about`), `failure` says that the run has failed.
-    Returns the exit code: NOT_TOLD where an alarm could not be delivered, or the log was gone at the end.
+    `thresholds` are NAME=NUMBER pairs, `where` COLUMN=VALUE pairs that rows must have; `step` names the step's column;
+    `rules`, `outputs` (sinks) and `form` (log source) name plug-ins. `explain`: no alarms, but what was understood.
+    `recorder` keeps what is read, `whose` is told with every posted alarm (`bodies.about`), `failure` says that the run
+    has failed. Returns the exit code: NOTHING where at the end of the input nothing could be judged, NOT_TOLD where an
+    alarm could not be delivered or the log was gone at the end.
     """
     overrides = parse_map(columns)
     limits = Thresholds().changed(parse(thresholds))
     judges = default_rules(rules)
-    log = Following(path, lambda: open_source(path, run, form))
+    only = pairs("--where", where)
+    log = Following(path, lambda newest: open_source(path, run, form, where=only, step=step, newest=newest))
     posted: list[sinks.Sink] = []
     if webhook:
         try:
@@ -69,20 +75,27 @@ def watch(
     if recorder is not None:
         shown.append(recorder.alarm)
     teller = Teller(shown, posted, Memory.of(path) if posted else Memory())
-    watcher = Watcher(log, overrides, Monitor(limits, judges, [teller]), recorder)
+    watcher = Watcher(log, overrides, Monitor(limits, judges, [] if explain else [teller]), recorder)
     log.other = partial(_other, watcher, teller)
     try:
-        if once:
+        if once or explain:
             watcher.take(final=True)
+            ended = True
         else:
-            _follow(watcher, teller, Patience(path, settle, stall), every, failure)
+            ended = _follow(watcher, teller, Patience(path, settle, stall), every, failure)
     finally:
         missing = teller.close()
         log.close()
-        watcher.report(sys.stderr)
+        if explain:
+            print("\n".join(explanation(watcher)))
+        else:
+            watcher.report(sys.stderr)
         print("".join(f"{line}\n" for line in missing), end="", file=sys.stderr)
     if log.gone:
         print(f"{path} is gone: what came after step {watcher.last_step} was not read", file=sys.stderr)
+    if ended and not watcher.steps:
+        print(nothing(watcher), file=sys.stderr)
+        return NOTHING
     return NOT_TOLD if missing or log.gone else 0
 
 
@@ -94,6 +107,17 @@ def _other(watcher: Watcher, teller: Teller, run: str) -> None:
     teller.begin(run)
     if watcher.recorder is not None:
         watcher.recorder.begin(run, watcher)
+
+
+def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE pairs; AgentRLError names the one that is not."""
+    out = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise AgentRLError(f"{option} {text}: expected COLUMN=VALUE, for example type=train")
+        out[name] = value
+    return out
 
 
 def parse_map(pairs: list[str]) -> dict[str, str]:
@@ -139,6 +163,8 @@ class Watcher:
         self.steps = 0
         self.last_step = 0  # that was judged
         self.newest_step = -1  # that was read
+        self.rows = 0
+        self.odd: dict[str, int] = {}  # values that cannot be what their signal is -> how often
         self._assembler = StepAssembler()
         log.again = self._again
 
@@ -165,6 +191,7 @@ class Watcher:
         read = 0
         while rows := self.log.poll(final):
             read += len(rows)
+            self.rows += len(rows)
             for row in rows:
                 self.newest_step = self.newest_step if row.step is None else row.step
                 for complete in self._assembler.add(row):
@@ -182,11 +209,11 @@ class Watcher:
 
     def _observe(self, row: Row) -> None:
         new = row.values.keys() - self.columns
-        if new:
+        if new and len(self.columns) < MOST_COLUMNS:
             self.columns |= new
             self.mapping = guess_mapping(self.columns, self.overrides)
-            self.monitor.trainer = self.mapping.trainer
-        metrics = self.mapping.apply(row.values)
+            self.monitor.trainer, self.monitor.clipped_in_loss = self.mapping.trainer, self.mapping.clipped_in_loss
+        metrics = self._plausible(self.mapping.apply(row.values))
         if not metrics or row.step is None:  # evaluation rows and the like
             return
         self.steps += 1
@@ -195,6 +222,16 @@ class Watcher:
             self.recorder.row(row.step, metrics, row.values)
         self.monitor.observe(StepRecord(row.step, metrics))
 
+    def _plausible(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Without shares above 1: percentages under a name that does not say so."""
+        odd = [k for k, v in metrics.items() if SIGNALS[k].unit == "share" and v > 1 + 1e-6 and math.isfinite(v)]
+        for signal_name in odd:
+            column = self.mapping.columns.get(signal_name, signal_name)
+            what = f"{signal_name}={plain(column)} is above 1 and no share (a percentage?): left out"
+            self.odd[what] = self.odd.get(what, 0) + 1
+            del metrics[signal_name]
+        return metrics
+
     def report(self, out: TextIO) -> None:
         """What was read, under which names, and what is missing."""
         names = self.mapping.trainer or "plain"
@@ -202,7 +239,10 @@ class Watcher:
         for signal_name, column in self.mapping.columns.items():
             if column not in self.columns:
                 print(f"  no column {column!r} for {signal_name}: {_nearby(column, self.columns)}", file=out)
-        used = ", ".join(s if s == c else f"{s}={c}" for s, c in self.mapping.columns.items() if c in self.columns)
+        used = ", ".join(
+            s if s == c else f"{s}={plain(c)}" for s, c in self.mapping.columns.items() if c in self.columns
+        )
+        used += "".join(f", {s}=mean of {len(c)} columns" for s, c in self.mapping.pooled.items())
         print(f"  using {used or 'nothing: no column is known; name them with --map reward=COLUMN ...'}", file=out)
         if self.mapping.missing:
             print(f"  missing {', '.join(self.mapping.missing)}", file=out)
@@ -213,14 +253,88 @@ class Watcher:
             )
         if self._assembler.late:
             print(f"  {self._assembler.late} rows came after their step was complete and were left out", file=out)
-        for what, times in self.source.problems.items():
-            print(f"  {times} x {what}", file=out)
+        if self._assembler.restarts:
+            print(f"  {self._assembler.restarts} x steps went back: a restart, the monitors warm up again", file=out)
+        if self.source.left_out:
+            print(f"  {self.source.left_out} rows were left out by --where", file=out)
+        if len(self.columns) >= MOST_COLUMNS:
+            print(f"  more than {MOST_COLUMNS} columns: later ones were left out", file=out)
+        for what, times in (*self.source.problems.items(), *self.odd.items()):
+            print(f"  {times} x {plain(what)}", file=out)
+
+
+MOST_COLUMNS = 20_000
+NOTHING = 2  # exit code where nothing could be judged
+#: What a missing signal costs.
+COSTS = {
+    "reward": "nearly everything: no decline, no crash, no phase; name it with --map reward=COLUMN",
+    "clip_fraction": "the earliest warning (updates too large): where neither it nor delta_correct is there, "
+    "warnings are late",
+    "entropy": "entropy rise and collapse, and what tells a dead tool from a collapse",
+    "delta_correct": "the death spiral; only agentrl and its callbacks measure it",
+    "probe_logprob": "nothing: it is shown, no rule uses it",
+    "logprob_correct": "phases, and one of three signs of degradation",
+    "logprob_incorrect": "nothing: it is shown, no rule uses it",
+    "grad_norm": "gradient explosions and numerical failure before they are NaN",
+    "response_length": "length drift, and what tells a dead tool from a collapse",
+    "valid_action_ratio": "an agent that forgets its protocol",
+    "kl": "drift from the reference as a sign of reward hacking",
+    "mismatch": "a sampler that drifts from the trainer",
+    "truncated_share": "runs that grow into the length limit",
+    "validation": "overfitting and reward hacking: the training reward alone cannot show them",
+}
+
+
+def plain(text: str) -> str:
+    """A name from a log without what a terminal would obey."""
+    short = text if len(text) <= 200 else text[:200] + "..."
+    return "".join(c if c.isprintable() else "?" for c in short)
+
+
+def explanation(watcher: Watcher) -> list[str]:
+    """What was understood of a log: format, signals, and what each missing one costs."""
+    mapping, source = watcher.mapping, watcher.source
+    out = [
+        f"{source.path}: read as {source.kind}; {watcher.rows} rows, {watcher.steps} steps, "
+        f"{len(watcher.columns)} columns; names of {mapping.trainer or 'no trainer in particular'}",
+        "used:",
+    ]
+    for signal_name, column in mapping.columns.items():
+        there = "" if column in watcher.columns else "   (no such column)"
+        out.append(f"  {signal_name:20} <- {plain(column)}  [{SIGNALS[signal_name].unit}]{there}")
+    out += [
+        f"  {s:20} <- mean of {', '.join(map(plain, c[:3]))}{' ...' if len(c) > 3 else ''}"
+        for s, c in mapping.pooled.items()
+    ]
+    known = mapping.columns.keys() | mapping.pooled.keys()
+    out.append("missing, and what it costs:")
+    out += [f"  {name:20} {cost}" for name, cost in COSTS.items() if name not in known]
+    unused = sorted(watcher.columns - set(mapping.columns.values()) - {c for cs in mapping.pooled.values() for c in cs})
+    if unused:
+        out.append(f"not used: {len(unused)} columns, for example {', '.join(map(plain, unused[:8]))}")
+    out += [f"problem: {times} x {plain(what)}" for what, times in (*source.problems.items(), *watcher.odd.items())]
+    return out
+
+
+def nothing(watcher: Watcher) -> str:
+    """Why nothing could be judged, and what to do."""
+    source = watcher.source
+    if not watcher.rows:
+        found = (
+            f"no row with a number ({'; '.join(f'{n} x {plain(p)}' for p, n in source.problems.items()) or 'empty'})"
+        )
+        what = "check the path, or name the format with --format (agentrl watch --help lists them)"
+    else:
+        columns = ", ".join(map(plain, sorted(watcher.columns)[:8]))
+        found = f"{watcher.rows} rows but no known column; there are {columns}"
+        what = "name the reward with --map reward=COLUMN, and --step COLUMN if the step has a name of its own"
+    return f"nothing to judge in {source.path}, read as {source.kind}: {found}. {what[0].upper()}{what[1:]}."
 
 
 def _nearby(column: str, columns: set[str]) -> str:
     last = column.rsplit("/", 1)[-1]
     close = sorted(c for c in columns if last in c)[:5] or sorted(columns)[:5]
-    return "the log has " + (", ".join(close) if close else "no columns")
+    return "the log has " + (", ".join(map(plain, close)) if close else "no columns")
 
 
 def _json_line(out: TextIO) -> sinks.Sink:
@@ -273,8 +387,11 @@ class Patience:
 
 def _follow(
     watcher: Watcher, teller: Teller, patience: Patience, every: float, failure: Callable[[], Alarm | None]
-) -> None:
-    """Poll until interrupted (SIGINT and SIGTERM end it cleanly). What is there at first is the past."""
+) -> bool:
+    """Poll until interrupted (SIGINT and SIGTERM end it cleanly), or the input ends; whether it ended.
+
+    What is there at first is the past.
+    """
     stop = False
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -305,8 +422,12 @@ def _follow(
             if watcher.steps >= 10 and not told:  # once: the columns of the first steps are known by now
                 watcher.report(sys.stderr)
                 told = True
+            if watcher.source.ended:
+                watcher.take(final=True)
+                return True
             time.sleep(every)
         watcher.settle()
+        return False
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

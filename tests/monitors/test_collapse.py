@@ -67,10 +67,10 @@ def test_degradation_combines_entropy_reward_and_likelihood():
         if step > 50:
             metrics["entropy"] *= 1.05 ** (step - 50)
             metrics["logprob_correct"] *= 1.05 ** (step - 50)
-            metrics["reward"] -= 0.01 * (step - 50)
+            metrics["reward"] -= 0.02 * (step - 50)
 
     found = alarms(change, n=75, only=("degradation",))
-    assert found and 52 < found[0].step < 65
+    assert found and 52 < found[0].step < 70
     assert found[0].signals["degradation_z"]["value"] >= 4.5
     assert "entropy" in found[0].message or "reward" in found[0].message
 
@@ -95,14 +95,14 @@ def test_a_significant_but_tiny_change_is_not_a_degradation():
 
 
 def unsure(step, metrics):
-    """Entropy steps up by a half after a while; no sign of large updates."""
-    metrics["reward"] = 0.5 + 0.01 * (step % 3)
+    """Entropy steps up by a half after a while and the reward gives way a little; no sign of large updates."""
+    metrics["reward"] = 0.5 + 0.01 * (step % 3) - (0.13 if step >= 20 else 0.0)
     metrics["entropy"] = (0.4 if step < 20 else 0.6) * (1 + 0.01 * (step % 2))
 
 
-def test_entropy_above_its_start_is_warned_of_while_the_reward_does_not_rise():
+def test_entropy_above_its_start_is_warned_of_once_a_part_of_the_reward_is_gone():
     found = alarms(unsure, n=60, only=("entropy_rise",))
-    assert [a.level for a in found] == ["warn"] and 20 < found[0].step < 30
+    assert [a.level for a in found] == ["warn"] and 20 < found[0].step < 35
     assert found[0].signals["entropy"]["threshold"] == pytest.approx(0.4, rel=0.02)
     assert found[0].signals["entropy_cusum"]["value"] > found[0].signals["entropy_cusum"]["threshold"]
 
@@ -111,6 +111,13 @@ def test_entropy_above_its_start_is_warned_of_while_the_reward_does_not_rise():
         metrics["reward"] = 0.2 + 0.01 * step
 
     assert alarms(learning, n=60, only=("entropy_rise",)) == []
+
+    def holding(step, metrics):
+        """Common in healthy runs of other trainers."""
+        unsure(step, metrics)
+        metrics["reward"] = 0.5 + 0.01 * (step % 3)
+
+    assert alarms(holding, n=60, only=("entropy_rise",)) == []
 
 
 def test_the_sum_is_that_of_its_formula():
@@ -178,38 +185,22 @@ def test_the_remedy_names_the_learning_rate_in_use():
     assert "optim.lr=0.00035 (now 0.0007)" in alarms(change)[0].remedy
 
 
-def lasting(until, fall_at, lost=0.7):
-    """Updates too large until a step, the reward gone from another step on; nothing else speaks."""
-
-    def change(step, metrics):
-        metrics["reward"] = (0.5 if step < fall_at else 0.5 * (1 - lost)) + 0.01 * (step % 3)
-        metrics["clip_fraction"] = 0.06 if step < until else 0.001
-
-    return change
-
-
-def test_evidence_stands_for_twenty_steps_and_no_longer():
-    """Large updates end at step 30 (their median of eight at 33); the fall is counted from the last of them."""
-
-    def critical(fall_at):
-        return [a.step for a in alarms(lasting(30, fall_at), only=("large_updates",)) if a.level == "critical"]
-
-    last = 33  # the last step at which the median of eight is above the limit
-    [at] = critical(45)  # eight means after the fall 40 % are gone
-    assert 33 + 12 < at <= last + 20
-    assert critical(51) == []  # five of eight means gone at step 55: two steps too late, and nothing else speaks
-    assert critical(49) == [] or critical(49)[0] <= last + 20
-
-
-def test_critical_needs_evidence_of_this_run_and_a_reward_that_was_earned():
-    """A reward that is gone is not critical by itself, nor where it was never above its own noise."""
-    assert [a.level for a in alarms(lasting(0, 40), only=("large_updates",))] == []
+def test_no_critical_alarm_without_significance():
+    """Half of the peak is gone in the mean of eight, but so it is all the time; steady rows of the same level fall."""
 
     def noisy(step, metrics):
-        metrics["reward"] = (0.03 if step < 40 else 0.0) + 0.1 * (1 if step * 7 % 5 < 2 else -0.67)
-        metrics["clip_fraction"] = 0.06
+        metrics.clear()
+        metrics["reward"] = 0.5 + (0.45 if step * 7 % 11 < 5 else -0.45) * (1 if step % 2 else 0.6)
+        if step >= 60:
+            metrics["reward"] = 0.6 if step * 5 % 7 == 0 else 0.05
 
-    assert "critical" not in [a.level for a in alarms(noisy, only=("large_updates",))]
+    assert "critical" not in [a.level for a in alarms(noisy, n=68)]
+
+    def steady(step, metrics):
+        metrics.clear()
+        metrics["reward"] = (0.5 if step < 60 else 0.13) + 0.01 * (step % 3)
+
+    assert "critical" in [a.level for a in alarms(steady, n=68)]
 
 
 def test_a_reward_decline_within_its_noise_is_none():

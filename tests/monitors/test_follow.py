@@ -53,7 +53,7 @@ class Watch:
 
     def __init__(self, path, memory=None):
         self.shown, self.posted, self.begun = [], [], 0
-        self.log = Following(path, lambda: open_source(path))
+        self.log = Following(path, lambda newest: open_source(path, newest=newest))
         memory = Memory(memory) if memory else Memory()
         self.teller = Teller([self.shown.append], [self.posted.append], memory)
         self.watcher = Watcher(self.log, {}, Monitor(sinks=[self.teller]))
@@ -297,7 +297,7 @@ def test_whatever_is_done_to_a_file_with_the_same_rows_gives_each_row_once(tmp_p
     path = tmp_path_factory.mktemp("f") / "m.jsonl"
     have = 3
     write_lines(path, ROWS[:have])
-    log = Following(path, lambda: open_source(path))
+    log = Following(path, lambda newest: open_source(path, newest=newest))
     got = []
 
     def look():
@@ -373,3 +373,53 @@ def test_a_slow_log_is_not_stalled_and_a_quiet_one_is(monkeypatch):
     assert patience.notice(4, gone=True) is None
     now[0] = 1011
     assert patience.notice(4, gone=True).rule == "log_gone"
+
+
+def test_a_second_run_in_a_folder_is_the_newest_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(follow, "RESOLVE_S", 0.0)
+    (tmp_path / "one").mkdir()
+    write_lines(tmp_path / "one" / "metrics.jsonl", ROWS[:30])
+    watch = Watch(tmp_path)
+    assert watch.look() == 0
+    (tmp_path / "two").mkdir()
+    write_lines(tmp_path / "two" / "metrics.jsonl", rows_of(12, seed=3))
+    os.utime(tmp_path / "one" / "metrics.jsonl", (1, 1))
+    os.utime(tmp_path / "one", (1, 1))
+    assert watch.look() == 12 and watch.begun == 2
+
+
+def test_a_document_that_is_saved_again_and_one_of_another_run(tmp_path):
+    path = tmp_path / "trainer_state.json"
+
+    def save(rows):
+        path.write_text(json.dumps({"log_history": rows, "global_step": len(rows)}))
+
+    save(ROWS[:20])
+    watch = Watch(path)
+    save(ROWS[:30])
+    assert watch.look() == 10 and watch.begun == 1
+    save(rows_of(50, seed=5))
+    assert watch.look() == 50 and watch.begun == 2
+
+
+def test_a_wandb_file_of_another_longer_run(tmp_path):
+    from agentrl.monitors import wire
+    from tests.monitors.test_wire import leveldb, message
+
+    path = tmp_path / "run-x.wandb"
+
+    def save(rows):
+        records = []
+        for row in rows:
+            items = [message((1, k.encode()), (16, json.dumps(v).encode())) for k, v in row.items()]
+            records.append(message((2, message(*((1, i) for i in items), (2, message((1, row["step"])))))))
+        path.write_bytes(b":W&B" + leveldb(records)[4:])
+
+    assert wire.WANDB_START
+    save(ROWS[:20])
+    watch = Watch(path)
+    assert watch.watcher.steps >= 19
+    save(ROWS[:25])
+    assert watch.look() == 5 and watch.begun == 1
+    save(rows_of(60, seed=6))
+    assert watch.look() == 60 and watch.begun == 2

@@ -125,9 +125,18 @@ def test_forgetting_the_protocol_warns():
 
 
 def test_truncation_warns():
-    found = alarms(lambda s, m: m.update(truncated_share=0.05 if s < 30 else 0.5), rule="truncation")
-    assert found and found[0].signals["truncated_share"]["threshold"] == 0.25
+    def change(step, metrics):
+        metrics["truncated_share"] = 0.05 if step < 30 else 0.6
+        metrics["reward"] = (0.5 if step < 40 else 0.3) + 0.01 * (step % 3)
+
+    found = alarms(change, rule="truncation")
+    assert [a.level for a in found] == ["info", "warn"] and found[0].step == 32  # three rows; the reward goes later
+    assert found[0].signals["truncated_share"] == {"value": 0.6, "threshold": 0.5}
     assert alarms(lambda s, m: m.update(truncated_share=0.3), rule="truncation") == []  # it was so from the start
+    holds = alarms(lambda s, m: m.update(truncated_share=0.05 if s < 30 else 1.0), rule="truncation")
+    assert [a.level for a in holds] == ["info"]  # cut, and yet rewarded
+    high = alarms(lambda s, m: m.update(truncated_share=0.4 if s < 30 else 0.7), rule="truncation")
+    assert high and high[0].signals["truncated_share"]["threshold"] == 0.65  # absolute: it can fire above a half, too
 
 
 def test_a_gradient_spike_is_only_information():

@@ -104,8 +104,8 @@ LET_PASS = {
     ),
     "mismatch": (shifted(mismatch=0.1), {"mismatch.factor": 1e9}),
     "tool_outage": (shifted(tool_errors=9.0), {"tool_outage.factor": 1.0, "tool_outage.run": 99}),
-    "invalid_actions": (shifted(valid_action_ratio=0.5), {"lost": 0.6}),
-    "truncation": (shifted(truncated_share=0.4), {"truncation.share": 0.5}),
+    "invalid_actions": (shifted(valid_action_ratio=0.5), {"invalid_actions.lost": 0.6}),
+    "truncation": (shifted(truncated_share=0.6), {"truncation.share": 0.7}),
     "gradient_spike": (shifted(grad_norm=lambda s: 20.0 if s == 40 else 0.5), {"gradient_spike.factor": 99}),
     "no_signal": (lambda s, m: m.update(groups_all_correct=0.95, groups_all_wrong=0.0), {"no_signal.share": 0.99}),
 }

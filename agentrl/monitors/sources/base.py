@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from agentrl.monitors.signals import STEP_COLUMNS
 
-_WORDS = {"nan": float("nan"), "inf": float("inf"), "infinity": float("inf"), "-inf": float("-inf")}
-_WORDS["-infinity"] = float("-inf")
+LONGEST_NUMBER = 40  # characters of a number that is written as text
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Row:
 NO, MAYBE, LIKELY, SURE = 0, 1, 2, 3  # how sure a format is that something is its own
 
 
+HEAD = 4096  # bytes that are shown first
+SEARCHED = 32 << 20  # bytes in which a format may look for a line of its own
+
+
 @dataclass(frozen=True)
 class Look:
     """What a format is shown to say whether it can read it."""
@@ -34,12 +40,35 @@ class Look:
     head: bytes  # the first bytes of a file; empty for a directory
     is_dir: bool
 
+    @property
+    def text(self) -> str:
+        """The head as text, whatever of the usual encodings it is in."""
+        return self.head.decode(encoding_of(self.head), "replace").lstrip("\ufeff")
+
+    def has(self, pattern: re.Pattern[bytes]) -> bool:
+        """Whether the first part of the file matches: what a trainer prints first is seldom a metric."""
+        if encoding_of(self.head) != "utf-8":
+            return pattern.search(self._start.decode(encoding_of(self.head), "replace").encode()) is not None
+        return pattern.search(self._start) is not None
+
+    @cached_property
+    def _start(self) -> bytes:
+        if self.is_dir or len(self.head) < HEAD:
+            return self.head
+        with open(self.path, "rb") as file:
+            return file.read(SEARCHED)
+
 
 class Source(ABC):
     """A growing record of metrics. A format of your own is a class like this (plug-in kind "log source").
 
     It is made with `(path, run)`; `run` is what `watch --run` names, for formats that hold several.
     """
+
+    #: What `watch --where` and `--step` ask for; `open_source` sets them.
+    where: Mapping[str, str] = MappingProxyType({})
+    step_names: tuple[str, ...] = STEP_COLUMNS
+    left_out = 0  # rows that `where` left out
 
     @classmethod
     def recognises(cls, look: Look) -> int:
@@ -57,6 +86,11 @@ class Source(ABC):
         """The files that only grow unless they are written anew; a database is none."""
         return [self.path] if self.path.is_file() else []
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can come; a file may always grow."""
+        return False
+
     def close(self) -> None:  # noqa: B027  most formats hold nothing
         """Give back what the source holds."""
 
@@ -70,6 +104,22 @@ class Source(ABC):
     def problem(self, what: str) -> None:
         """Count something that could not be read."""
         self.problems[what] = self.problems.get(what, 0) + 1
+
+    def row(self, raw: Mapping[str, Any], step: int | None = None) -> Row | None:
+        """The row of what was read; None where `watch --where` leaves it out or it has no number.
+
+        `step`: what the format says; a column that the row names itself wins.
+        """
+        for name, wanted in self.where.items():
+            found = raw.get(name)
+            if found is None or (str(found) != wanted and (number(found) is None or number(found) != number(wanted))):
+                self.left_out += 1
+                return None
+        values = flatten(raw)
+        if not values:
+            return None
+        own = step_of(values, self.step_names)
+        return Row(own if own is not None else step, values)
 
 
 class Tail:
@@ -97,31 +147,46 @@ class Tail:
             return b""
 
 
+def encoding_of(head: bytes) -> str:
+    """UTF-16 where a byte-order mark, or zeros beside letters, say so; UTF-8 otherwise."""
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16-le" if head[0] == 0xFF else "utf-16-be"
+    start = head[:64]
+    if len(start) >= 8 and start[1::2].count(0) == len(start[1::2]) and 0 not in start[::2]:
+        return "utf-16-le"
+    return "utf-8"
+
+
 def number(value: Any) -> float | None:
-    """A float for numbers and the words for NaN and infinity; None for everything else (None, text, booleans)."""
+    """A float for numbers, also as text and in percent; None for everything else (None, other text, booleans)."""
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int | float):
         return float(value)
-    if isinstance(value, str):
-        return _WORDS.get(value.strip().lower())
+    if isinstance(value, str) and len(value) <= LONGEST_NUMBER:
+        text = value.strip()
+        try:
+            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            return None
     return None
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of a nested mapping, keys joined by "/"; what is not a number is left out."""
+def flatten(tree: Mapping[str, Any], prefix: str = "", depth: int = 8) -> dict[str, float]:
+    """Numbers of a nested mapping, keys joined by "/"; what is not a number, or deeper than `depth`, is left out."""
     flat: dict[str, float] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
+            if depth:
+                flat.update(flatten(value, f"{prefix}{key}/", depth - 1))
         elif (x := number(value)) is not None:
             flat[f"{prefix}{key}"] = x
     return flat
 
 
-def step_of(values: Mapping[str, float]) -> int | None:
+def step_of(values: Mapping[str, float], names: Sequence[str] = STEP_COLUMNS) -> int | None:
     """The step that a row names itself, under any of the usual column names."""
-    for column in STEP_COLUMNS:
+    for column in names:
         for name in (column, f"train/{column}"):
             value = values.get(name)
             if value is not None and value == value and abs(value) < 1e15:
@@ -140,6 +205,7 @@ class StepAssembler:
     def __init__(self, slack: int = 1) -> None:
         self.slack = slack  # steps that a late row may be behind before it counts as a restart
         self.late = 0
+        self.restarts = 0
         self._step: int | None = None
         self._values: dict[str, float] = {}
         self._done: int | None = None
@@ -160,6 +226,7 @@ class StepAssembler:
         if self._step - self.slack <= step < self._step:
             self.late += 1
             return []
+        self.restarts += step < self._step
         complete = self.flush()
         self._step, self._values = step, dict(row.values)
         return complete

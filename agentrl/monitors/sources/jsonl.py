@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
-from agentrl.monitors.sources.base import LIKELY, NO, SURE, Look, Row, flatten, step_of
+from agentrl.monitors.sources.base import LIKELY, NO, SURE, Look, Row
 from agentrl.monitors.sources.lines import Lines
 
 METRICS = "metrics.jsonl"  # in a run directory
@@ -23,7 +24,10 @@ class JsonLines(Lines):
         """A run directory, or a file whose first line is an object."""
         if look.is_dir:
             return SURE if (look.path / METRICS).is_file() else NO
-        return LIKELY if look.head.lstrip()[:1] in (b"{", b"") else NO
+        start = look.text.lstrip()
+        if re.match(r'\{\s*"', start):
+            return SURE
+        return LIKELY if start[:1] in ("{", "") else NO
 
     def _row(self, line: str) -> Row | None:
         try:
@@ -34,8 +38,7 @@ class JsonLines(Lines):
         if not isinstance(parsed, dict):
             self.problem("line is not a JSON object")
             return None
-        values = flatten(parsed)
         broken = parsed.get("nonfinite")  # how a run directory writes what JSON has no word for
         if isinstance(broken, list):
-            values |= {name: math.nan for name in broken if isinstance(name, str)}
-        return Row(step_of(values), values) if values else None
+            parsed |= {name: math.nan for name in broken if isinstance(name, str)}
+        return self.row(parsed)

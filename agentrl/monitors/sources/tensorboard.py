@@ -55,5 +55,6 @@ class TensorBoard(Source):
         except ValueError:
             self.problem("record is not an event")
             return
-        if values:
-            rows.append(Row(step, values))
+        row = self.row(values, step)
+        if row is not None:
+            rows.append(row)

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from agentrl.errors import RunError
-from agentrl.monitors.sources.base import NO, SURE, Look, Row, Source, flatten, step_of
+from agentrl.monitors.sources.base import NO, SURE, Look, Row, Source
 
 
 class Trackio(Source):
@@ -52,13 +52,12 @@ class Trackio(Source):
         for identity, step, text in found:
             self._last, self._text = identity, text
             try:
-                values = flatten(json.loads(text))
+                row = self.row(json.loads(text), step)
             except (ValueError, AttributeError):
                 self.problem("row is not JSON")
                 continue
-            if values:
-                named = step_of(values)
-                rows.append(Row(named if named is not None else step, values))
+            if row is not None:
+                rows.append(row)
         return rows
 
     def _check(self, db: sqlite3.Connection) -> None:

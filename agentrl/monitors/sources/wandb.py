@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from agentrl.monitors import wire
-from agentrl.monitors.sources.base import MAYBE, NO, SURE, Look, Row, Source, step_of
+from agentrl.monitors.sources.base import MAYBE, NO, SURE, Look, Row, Source
 
 WANDB_CHUNK = 1 << 26  # bytes read at once, a multiple of the block
 PLACES = ("*.wandb", "latest-run/*.wandb", "wandb/latest-run/*.wandb", "offline-run-*/*.wandb")
+PLACES += ("wandb/run-*/*.wandb", "run-*/*.wandb")  # online, and without latest-run
 
 
 class Wandb(Source):
@@ -63,8 +64,7 @@ class Wandb(Source):
         if history is None or not history[1]:
             return None
         own, values = history
-        named = step_of({k: v for k, v in values.items() if k != "_step"})
-        return Row(named if named is not None else own, values)
+        return self.row({k: v for k, v in values.items() if k != "_step"}, own)
 
 
 def _newest(folder: Path) -> Path | None:

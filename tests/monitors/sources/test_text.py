@@ -4,9 +4,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrl.monitors.sources.document import Document as TrainerState
 from agentrl.monitors.sources.jsonl import JsonLines
 from agentrl.monitors.sources.table import Csv
-from agentrl.monitors.sources.trainer_state import TrainerState
 
 
 def append(file, text):

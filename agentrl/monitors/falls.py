@@ -1,0 +1,204 @@
+"""Is a reward lower than it was? Only where the difference is significant for this run's noise and batch.
+
+Each step's mean reward has noise, and the best of many noisy means is too high: the peak is lowered by what the best of
+n/w means of w rows would be by luck, √(2 ln(n/w)) standard errors. What is left is compared with the mean now, in
+standard errors of the difference. Two kinds of mean: windows of 8, 16 and 32 rows, and an exponential mean (α = 2/9),
+which answers sooner. `crash` compares the last two rows with those before, inside the warm-up too.
+
+The noise is estimated from differences of rows 1 and 3 apart (80 % quantile; a reward of few responses lives on a
+lattice, where a median of differences is often 0). Where a row has few responses, a quiet stretch is luck, so that the
+largest noise so far counts. Few: the rewards' lattice is coarse, or the noise is a large part of the reward.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WIDTHS = (8, 16, 32)  # rows in a window's mean
+ALPHA = 2 / 9  # of the exponential mean: as old on average as a mean of 8
+SHORT, LONG = 40, 64  # rows from which the noise is estimated
+SETTLED = 12  # rows from which an estimate of the noise may count as the largest so far
+PEAK_FROM = 5  # rows before an exponential mean may be a peak
+EMA_FROM = 8
+CRASH_REFERENCE = 20  # rows before a crash that it is compared with
+COARSE = 1 / 16  # lattice of rewards of 16 or fewer responses
+EARNED = 3.0  # standard errors that the best mean must be above what losses are measured from
+EARNED_ROWS = 5  # rows with any reward at all: fewer are luck
+NOISY = 0.3  # noise over peak from which a row's responses count as few
+_NORMAL = 1.2816 * math.sqrt(2)  # 80 % quantile of the absolute difference of two normals, in deviations
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The q-quantile, linear between neighbours; 0 of nothing."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    at = q * (len(ordered) - 1)
+    low = int(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+
+def row_noise(values: Sequence[float]) -> float:
+    """Standard deviation of one row: the larger over lags 1 and 3 of the differences' 80 % quantile.
+
+    At least half of the root mean square of the neighbours' differences: where most rows are 0 and few are not, the
+    quantile is 0, and a reward of 0 after one lucky row is no loss.
+    """
+    n = len(values)
+    spread = max(quantile([abs(values[i] - values[i - lag]) for i in range(lag, n)], 0.8) for lag in (1, 3)) / _NORMAL
+    squares = sum((b - a) ** 2 for a, b in itertools.pairwise(values))
+    return max(spread, math.sqrt(squares / (2 * max(n - 1, 1))) / 2)
+
+
+def lattice(values: Iterable[float]) -> float:
+    """The smallest change of neighbours that is one: 1/n where each row is a share of n responses; 0 of constants."""
+    return min((d for a, b in itertools.pairwise(values) if (d := round(abs(b - a), 6))), default=0.0)
+
+
+def best_by_luck(n: int, width: int) -> float:
+    """By how many standard errors the best of n/width noisy means is too high."""
+    return math.sqrt(2 * math.log(max(2.0, n / width)))
+
+
+@dataclass(frozen=True)
+class Fall:
+    """How far a mean is below its best: share of the best that is gone, and standard errors of that difference."""
+
+    share: float
+    z: float
+    peak: float
+    now: float
+
+
+NONE = Fall(0.0, 0.0, 0.0, 0.0)
+
+
+class Falls:
+    """The falls of one signal, row by row. Plain JSON state; nothing looks ahead."""
+
+    def __init__(self) -> None:
+        self.values: deque[float] = deque(maxlen=LONG)
+        self.count = 0
+        self.base = 0.0  # what losses are measured from: 0, or the first value where that is below
+        self.best: dict[int, float] = {}
+        self.ema = self.weight = self.weight2 = 0.0  # sums of the exponential mean
+        self.ema_best = -math.inf
+        self.noise = 0.0
+        self.largest = 0.0
+        self.few = False
+        self.earned = 0  # rows above `base`
+
+    def push(self, value: float) -> None:
+        """Add a finite value."""
+        if not self.count:
+            self.base = min(0.0, value)
+        self.values.append(value)
+        self.count += 1
+        self.earned += value > self.base
+        keep = 1 - ALPHA
+        self.ema = keep * self.ema + ALPHA * value
+        self.weight = keep * self.weight + ALPHA
+        self.weight2 = keep * keep * self.weight2 + ALPHA * ALPHA
+        rows = list(self.values)
+        for width in WIDTHS:
+            if self.count >= width:
+                self.best[width] = max(self.best.get(width, -math.inf), sum(rows[-width:]) / width)
+        if self.count >= PEAK_FROM:
+            self.ema_best = max(self.ema_best, self.ema / self.weight)
+        self._estimate(rows)
+
+    def _estimate(self, rows: list[float]) -> None:
+        recent = row_noise(rows[-SHORT:])
+        if self.count >= SETTLED:
+            self.largest = max(self.largest, recent)
+        self.noise = max(recent, row_noise(rows))
+        steps = lattice(rows[-SHORT:])
+        best = self.ema_best if self.count >= PEAK_FROM else max(rows)
+        self.few = steps >= COARSE - 1e-6 or self.noise > NOISY * max(best - self.base, 1e-9)
+        if self.few:
+            self.noise = max(self.noise, self.largest)
+
+    def exponential(self) -> Fall:
+        """The fall of the exponential mean."""
+        if self.count < EMA_FROM:
+            return NONE
+        scale = math.sqrt(self.weight2) / self.weight
+        return self._fall(self.ema_best, self.ema / self.weight, scale, 8)
+
+    def window(self, width: int) -> Fall:
+        """The fall of the mean of `width` rows."""
+        if self.count < width:
+            return NONE
+        now = sum(list(self.values)[-width:]) / width
+        return self._fall(self.best[width], now, 1 / math.sqrt(width), width)
+
+    def _fall(self, peak: float, now: float, scale: float, width: int) -> Fall:
+        """`scale`: standard error of the mean over that of a row. What was never earned cannot be lost."""
+        if self.earned < EARNED_ROWS or peak - self.base <= max(EARNED * self.largest * scale, 0.0):
+            return NONE
+        error = self.noise * scale
+        difference = peak - best_by_luck(self.count, width) * error - now
+        z = difference / (error * math.sqrt(2)) if error else math.copysign(math.inf, difference) if difference else 0.0
+        return Fall((peak - now) / (peak - self.base), z, peak, now)
+
+    def significant(self, share: float, z: float) -> Fall | None:
+        """The largest fall of at least `share` and `z`, over all means; None where there is none."""
+        falls = [self.exponential(), *(self.window(w) for w in WIDTHS)]
+        found = [f for f in falls if f.share >= share and f.z >= z]
+        return max(found, key=lambda f: f.share, default=None)
+
+    def lost(self, z: float) -> float:
+        """The largest share that is gone at `z` standard errors or more; 0 where nothing is."""
+        found = self.significant(0.0, z)
+        return found.share if found else 0.0
+
+    def crash(self, rows: int, kept: float, z: float) -> Fall | None:
+        """The last `rows` values all below `kept` of the mean of those before, `z` standard errors; None otherwise."""
+        values = list(self.values)
+        new, old = values[-rows:], values[-rows - CRASH_REFERENCE : -rows]
+        if len(old) < 3:
+            return None
+        before, now = sum(old) / len(old), sum(new) / rows
+        if before <= self.base or max(new) - self.base >= kept * (before - self.base):
+            return None
+        error = max(row_noise(old), self._lattice(before), 0.05 * abs(before), self.largest if self.few else 0.0)
+        found = (before - now) / (error * math.sqrt(1 / rows + 1 / len(old)))
+        return Fall((before - now) / (before - self.base), found, before, now) if found >= z else None
+
+    def _lattice(self, mean: float) -> float:
+        """The least noise of a share counted in the steps that the rewards show: √(p (1 - p) / n), n = 1 / step."""
+        p = min(max(mean, 0.1), 0.9)
+        return math.sqrt(p * (1 - p) * lattice(self.values)) if 0 <= mean <= 1 else 0.0
+
+    def needs(self, share: float, z: float) -> int | None:
+        """Rows in a mean from which a loss of `share` of the peak would be significant; None where it is at hand."""
+        peak = max(self.best.values(), default=self.ema_best if self.count >= PEAK_FROM else 0.0) - self.base
+        if peak <= 0 or not self.noise:
+            return None
+        width = 8
+        while width < 100_000:
+            luck = best_by_luck(max(self.count, width), width)
+            if share * peak >= (luck + z * math.sqrt(2)) * self.noise / math.sqrt(width):
+                return width if width > max(WIDTHS) else None
+            width *= 2
+        return width
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        plain = {k: v for k, v in vars(self).items() if not isinstance(v, float) or math.isfinite(v)}
+        return {**plain, "values": list(self.values), "best": {str(k): v for k, v in self.best.items()}}
+
+    @classmethod
+    def restore(cls, state: dict[str, Any]) -> Falls:
+        """The inverse of `state_dict`."""
+        falls = cls()
+        vars(falls).update({k: v for k, v in state.items() if k not in ("values", "best")})
+        falls.values.extend(state["values"])
+        falls.best = {int(k): v for k, v in state["best"].items()}
+        return falls
