@@ -7,6 +7,7 @@ found something; 2 for what the user can fix (and argparse's own); 3 for a run t
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 from agentrl import __version__
 from agentrl.commands import ALIASES, COMMANDS
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 _CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 _EPILOG = "agentrl COMMAND --help explains one. AGENTRL_DEBUG=1 shows tracebacks, NO_COLOR=1 turns colours off."
 
@@ -86,9 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.filename is not None or error.errno not in _UNWRITABLE or _debugging():
+            raise
+        return _stdout_full(error)
     except Exception as error:
         failed = _exit_code(error)
-        if failed is None or os.environ.get("AGENTRL_DEBUG", "0") not in ("", "0"):
+        if failed is None or _debugging():
             raise
         print(f"error: {error}" if "\n" not in str(error) else f"errors:\n{error}", file=sys.stderr)
         return failed
@@ -127,6 +133,17 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, AgentRLError):
         return error.exit_code
     return 2 if isinstance(error, TaskError | ToolFailure | RetrieverError) else None
+
+
+def _debugging() -> bool:
+    return os.environ.get("AGENTRL_DEBUG", "0") not in ("", "0")
+
+
+def _stdout_full(error: OSError) -> int:
+    """Standard output leads to a full or broken disk; what is buffered cannot be written at the end either."""
+    print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 2
 
 
 def _pipe_closed() -> int:

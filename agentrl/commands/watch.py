@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentrl.types import Alarm
+
+LONGEST_S = 1e7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help="only rows that have this"
     )
-    parser.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds between looks (default 1)")
+    parser.add_argument("--every", type=seconds, default=1.0, metavar="S", help="seconds between looks (default 1)")
     parser.add_argument(
-        "--settle", type=float, default=10.0, metavar="S", help="take a step as complete after S quiet s"
+        "--settle", type=seconds, default=10.0, metavar="S", help="take a step as complete after S quiet s"
+    )
+    parser.add_argument(
+        "--stall", type=seconds_or_0, default=1800.0, metavar="S", help="tell of a log quiet for S s (1800; 0: never)"
     )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="NAME=NUMBER", help="thresholds, as clip_share=0.05"
@@ -40,10 +51,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--webhook", metavar="URL", help="also POST each alarm as JSON")
 
 
+def seconds(text: str) -> float:
+    """A number of seconds above 0."""
+    value = seconds_or_0(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 0")
+    return value
+
+
+def seconds_or_0(text: str) -> float:
+    """A number of seconds, 0 among them."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
+    if not 0 <= value <= LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} must be between 0 and {LONGEST_S:g} seconds")
+    return value
+
+
 def run(args: argparse.Namespace) -> int:
-    """Entry point; 0 also when there were alarms, 2 where nothing could be judged."""
+    """Entry point; 0 also when there were alarms.
+
+    1 where one was not delivered or the log was gone, 2 where nothing could be judged.
+    """
+    from agentrl.monitors.bodies import about
     from agentrl.monitors.watcher import watch
 
+    name, failure = _run_of(args.source)
     return watch(
         args.source,
         columns=args.map,
@@ -52,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         once=args.once,
         every=args.every,
         settle=args.settle,
+        stall=args.stall,
         webhook=args.webhook,
         thresholds=args.set,
         rules=args.rule,
@@ -60,4 +96,25 @@ def run(args: argparse.Namespace) -> int:
         where=args.where,
         step=args.step,
         explain=args.explain,
+        whose=about(run=name, source=args.source),
+        failure=failure,
     )
+
+
+def _run_of(source: str) -> tuple[str, Callable[[], Alarm | None]]:
+    """The name of the run directory `source`, and what says that it has failed; nothing for other logs."""
+    from agentrl.monitors import notices
+    from agentrl.runs.read import STATUS, how_to_go_on, is_run, read_info
+
+    path = Path(source).expanduser()
+    if not is_run(path):
+        return "", lambda: None
+
+    def failure() -> Alarm | None:
+        info = read_info(path)
+        if info.status != "failed" and not (info.status == "stopped" and info.lost):
+            return None
+        when = (path / STATUS).stat().st_mtime if (path / STATUS).exists() else 0.0
+        return notices.failed(info.step, info.name, info.message, how_to_go_on(path), when)
+
+    return path.resolve().name, failure

@@ -4,18 +4,22 @@ A place in the file is a *cursor* `OFFSET.CRC`: bytes read so far and the checks
 replaced or cut (a resume, `--force`, a run of the same name) no longer has that checksum there, so a reader that comes
 back with a cursor gets exactly the rows after it, or hears that it must start again.
 
-Of a file above `WHOLE` bytes the tail is read whole and the part before it sampled.
+Of a file above `WHOLE` bytes the tail is read whole. Of the part before it every row is looked at and a choice is kept
+(`agentrl.dashboard.thin`): the extremes of each signal in each stretch, every step that was not finite, and some evenly.
+What takes longer than `BUDGET_S` goes on at the next refresh; until then a plain sample stands for it.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agentrl.dashboard.thin import choose
 from agentrl.monitors.alarms import series_of
 from agentrl.monitors.phases import PhaseClassifier, PhaseState
 from agentrl.monitors.stats import Series
@@ -24,7 +28,10 @@ from agentrl.runs.read import METRICS, read_guard
 
 WHOLE = 24 << 20  # bytes: about 12 000 steps; reading and sending them takes about a second
 TAIL = 6 << 20  # bytes at the end of a larger file that are read whole
-SAMPLES = 3000  # rows taken from what is before
+SAMPLES = 3000  # rows taken evenly from what is before
+STRETCHES = 48  # parts of which the extremes are kept
+STRETCH = 16 << 20  # bytes of a part at most
+BUDGET_S = 1.2  # seconds a refresh
 ANCHOR = 256  # bytes under the checksum of a cursor
 LINE = 1 << 16  # longest line looked for when sampling
 AT_ONCE = 1000  # rows classified per refresh
@@ -50,7 +57,12 @@ class History:
         self.offset = 0
         self.anchor = 0
         self.partial = 0  # bytes of an unfinished last line
-        self.sampled_bytes = 0  # at the start of the file, of which only a sample was read
+        self.sampled_bytes = 0  # at the start of the file, of which only a choice of rows is kept
+        self.unseen_bytes = 0  # of these, not looked at yet
+        self.thinned: dict[str, list[int]] = {}  # signal -> steps, of rows that are not kept, where it was not finite
+        self._parts: list[_Part] = []
+        self._head = 0  # rows of `sampled_bytes`
+        self._looked = 0  # how often more of the file was looked at: rows in the middle are others then
         self.unreadable = 0  # lines
         self.classified = 0  # rows whose phase is known
         self.bands: list[dict[str, Any]] = []
@@ -64,7 +76,10 @@ class History:
     @property
     def cursor(self) -> str:
         """Where reading has come to."""
-        return f"{self.offset}.{self.anchor:08x}"
+        return f"{self.offset}.{self._sign(self.anchor)}"
+
+    def _sign(self, checksum: int) -> str:
+        return f"{checksum:08x}" + (f"-{self._looked}" if self._looked else "")
 
     def refresh(self, phases: bool = True) -> None:
         """Take in what was appended; start again if the file is not the one it was. A missing file has no rows.
@@ -78,6 +93,9 @@ class History:
                     self._clear()
                 if self.offset == 0 and size > WHOLE:
                     self._sample(file.fileno(), size - TAIL)
+                elif self.unseen_bytes:
+                    self._look(file.fileno())
+                    self._looked += 1
                 file.seek(self.offset)
                 data = file.read(size - self.offset)
         except FileNotFoundError:
@@ -111,7 +129,7 @@ class History:
             return self.rows
         try:
             with self.file.open("rb") as file:
-                if f"{_checksum(file.fileno(), start):08x}" != crc:
+                if self._sign(_checksum(file.fileno(), start)) != crc:
                     return None
         except OSError:
             return None
@@ -119,19 +137,50 @@ class History:
         return self.rows[first:]
 
     def _sample(self, fd: int, end: int) -> None:
-        """Rows at about evenly spaced places of the first `end` bytes; reading goes on after that."""
-        stride, last = max(1, end // SAMPLES), 0
-        for start in range(0, end, stride):
-            block = os.pread(fd, min(LINE, end - start), start)
-            begin = 0 if start == 0 else block.find(b"\n") + 1
-            stop = block.find(b"\n", begin) + 1
-            if stop > 0 and (start == 0 or begin > 0) and start + begin >= last:
-                last = start + stop
-                self._take(block[begin:stop], last)
+        """A choice of the rows of the first `end` bytes; reading goes on after that."""
         block = os.pread(fd, LINE, end)
-        self.classified = len(self.rows)  # phases are defined on successive steps
-        self.offset = self.sampled_bytes = end + block.find(b"\n") + 1
+        end += block.find(b"\n") + 1
+        size = min(STRETCH, max(1, end // STRETCHES))
+        at = 0
+        while at < end:
+            stop = min(end, at + size)
+            if stop < end:
+                stop += os.pread(fd, LINE, stop).find(b"\n") + 1
+            self._parts.append(_Part(at, stop))
+            at = stop
+        self.offset = self.sampled_bytes = end
         self.anchor = _checksum(fd, self.offset)
+        self._look(fd)
+
+    def _look(self, fd: int) -> None:
+        """Choose the rows of further parts, as far as the time allows; the largest gaps are filled by a sample."""
+        until = time.monotonic() + BUDGET_S
+        each = max(1, SAMPLES // len(self._parts))
+        for part in self._parts:
+            if part.chosen:
+                continue
+            if time.monotonic() < until:
+                part.choose(os.pread(fd, part.stop - part.start, part.start), each)
+            elif not part.rows:
+                part.sample(fd, each)
+        self.unseen_bytes = sum(p.stop - p.start for p in self._parts if not p.chosen)
+        self._join()
+
+    def _join(self) -> None:
+        """Put the parts' rows before those that were read whole."""
+        rows, ends, known = self.rows[self._head :], self.ends[self._head :], max(0, self.classified - self._head)
+        self.rows, self.ends, self.thinned = [], [], {}
+        for part in self._parts:
+            for row, end in part.rows:
+                self._put(row, end)
+            for name, steps in part.nonfinite.items():
+                self.thinned.setdefault(name, []).extend(steps)
+        if rows and self.rows:
+            self._drop(rows[0]["step"])
+        self._head = len(self.rows)
+        self.classified = self._head + known  # phases are defined on successive steps
+        self.rows += rows
+        self.ends += ends
 
     def _take(self, line: bytes, end: int) -> None:
         raw = parse_line(line)
@@ -139,14 +188,30 @@ class History:
         if raw is None or not isinstance(step, int) or isinstance(step, bool):
             self.unreadable += bool(line.strip())
             return
-        row = clean_row(raw)
-        while self.rows and self.rows[-1]["step"] >= step:  # a second attempt at these steps: the newer one counts
-            self.rows.pop()
-            self.ends.pop()
-            if not self.rows or self.rows[-1]["step"] < step:
-                self._forget_phases(step)
+        if self.rows and self.rows[-1]["step"] >= step:  # a second attempt at these steps: the newer one counts
+            self._drop(step)
+            self._head = min(self._head, len(self.rows))
+            self._forget_phases(step)
+        self._put(clean_row(raw), end)
+
+    def _put(self, row: Row, end: int) -> None:
+        self._drop(row["step"])
         self.rows.append(row)
         self.ends.append(end)
+
+    def _drop(self, step: int) -> None:
+        """Without the rows from `step` on."""
+        while self.rows and self.rows[-1]["step"] >= step:
+            self.rows.pop()
+            self.ends.pop()
+
+    def nonfinite(self, rows: list[Row] | None = None) -> dict[str, list[int]]:
+        """Signal -> steps at which it was NaN or infinite: of `rows`, or of all, those that are not kept among them."""
+        found = nonfinite_steps(self.rows if rows is None else rows)
+        if rows is not None:
+            return found
+        names = dict.fromkeys([*found, *self.thinned])
+        return {name: sorted({*found.get(name, ()), *self.thinned.get(name, ())}) for name in names}
 
     # -------------------------------------------------------------------------------------------------------- phases
 
@@ -181,6 +246,40 @@ class History:
         self.bands = [b for b in self.bands if b["from"] < step]
         for band in self.bands:
             band["to"] = min(band["to"], step - 1)
+
+
+class _Part:
+    """Bytes `start` to `stop` of the file, whole lines: the rows that are kept of them, with their ends."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop, self.chosen = start, stop, False
+        self.rows: list[tuple[Row, int]] = []
+        self.nonfinite: dict[str, list[int]] = {}
+
+    def choose(self, block: bytes, even: int) -> None:
+        """All rows are looked at."""
+        spans, self.nonfinite = choose(block, even, first=self.start == 0)
+        self.rows = [one for a, b in spans if (one := self._row(block[a:b], b)) is not None]
+        self.chosen = True
+
+    def sample(self, fd: int, count: int) -> None:
+        """`count` rows at about evenly spaced places."""
+        stride, last = max(1, (self.stop - self.start) // count), self.start
+        for at in range(self.start, self.stop, stride):
+            block = os.pread(fd, min(LINE, self.stop - at), at)
+            begin = 0 if at == self.start else block.find(b"\n") + 1
+            stop = block.find(b"\n", begin) + 1
+            if stop > 0 and (at == self.start or begin > 0) and at + begin >= last:
+                last = at + stop
+                if (one := self._row(block[begin:stop], last - self.start)) is not None:
+                    self.rows.append(one)
+
+    def _row(self, line: bytes, end: int) -> tuple[Row, int] | None:
+        raw = parse_line(line)
+        step = raw.get("step") if raw else None
+        if raw is None or not isinstance(step, int) or isinstance(step, bool):
+            return None
+        return clean_row(raw), self.start + end
 
 
 def clean_row(raw: Mapping[str, Any]) -> Row:

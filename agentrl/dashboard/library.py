@@ -239,10 +239,11 @@ class Library:
             out.append(f"{history.unreadable} lines of {METRICS} are torn or no rows and are left out")
         if history.partial and not running:
             out.append(f"the last line of {METRICS} ({history.partial} bytes) was not written whole and is left out")
-        if history.sampled_bytes:
+        if history.unseen_bytes:
+            seen = history.sampled_bytes - history.unseen_bytes
             out.append(
-                f"{METRICS} is large: its last rows are shown in full, of the first "
-                f"{history.sampled_bytes / 2**20:,.0f} MiB only a sample"
+                f"{METRICS} is large: {seen / 2**20:,.0f} of its first {history.sampled_bytes / 2**20:,.0f} MiB are "
+                "looked at so far, of the rest only a sample"
             )
         return out
 

@@ -17,6 +17,7 @@ from agentrl.dashboard import episodes
 from agentrl.dashboard.history import Row
 from agentrl.dashboard.library import Library, info_of, run_state
 from agentrl.dashboard.svg import PHASE_COLORS, Line, chart
+from agentrl.dashboard.thin import thin
 from agentrl.errors import AgentRLError
 from agentrl.monitors.signals import SIGNALS
 from agentrl.runs.files import strict_json
@@ -125,9 +126,7 @@ def _chart(
     alarms: Sequence[dict[str, Any]],
     held_out: Line,
 ) -> str:
-    # At most POINTS of each line, evenly spaced; the extremes of what is left out may be missing.
-    every = max(1, math.ceil(len(rows) / POINTS))
-    kept = [r for i, r in enumerate(rows) if i % every == 0 or i == len(rows) - 1]
+    kept = thin(rows, [name for name, *_ in signals], POINTS)
     lines = [
         Line(label, color, [(r["step"], r[name]) for r in kept if r.get(name) is not None])
         for name, label, color in signals

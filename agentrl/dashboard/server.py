@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 
 from agentrl.dashboard import episodes, live, prometheus
 from agentrl.dashboard.access import TOKEN_VARIABLE, Access, Prefix, check_bind, checked_prefix
-from agentrl.dashboard.history import columns, nonfinite_steps
+from agentrl.dashboard.history import columns
 from agentrl.dashboard.library import Library, UnknownRun, info_of, run_state
 from agentrl.errors import AgentRLError
 from agentrl.monitors.signals import SIGNALS
@@ -175,11 +175,12 @@ def _one(library: Library, request: Request) -> Any:
         rows = list(history.rows)
         answer = {"cursor": history.cursor, "bands": list(history.bands), "phase": live.phase_of(history)}
         problems = library.problems(run_id, history, state["status"] == "running")
+        nonfinite = history.nonfinite()
     return {
         **answer,
         "state": state,
         "columns": columns(rows),
-        "nonfinite": nonfinite_steps(rows),
+        "nonfinite": nonfinite,
         "alarms": library.alarms(run_id),
         "guard": library.guard(run_id),
         "evals": library.evals(run_id),
@@ -195,13 +196,14 @@ def _metrics(library: Library, request: Request) -> Any:
     with lock:
         rows = history.since(request.query_params.get("after"))
         whole = rows is None
+        nonfinite = history.nonfinite(rows)
         rows = list(history.rows if rows is None else rows)
         cursor = history.cursor
     return {
         "whole": whole,
         "cursor": cursor,
         "columns": columns(rows),
-        "nonfinite": nonfinite_steps(rows),
+        "nonfinite": nonfinite,
         "evals": library.evals(run_id),
         "state": run_state(run_id, info_of(library.path(run_id))),
     }

@@ -7,21 +7,18 @@ The run directory is a sink of its own: `agentrl.runs.log.RunLog.alarm`.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
 import logging
-import math
 import os
-import queue
 import sys
-import threading
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from agentrl import plugins
 from agentrl.errors import AgentRLError
+from agentrl.monitors import bodies
+from agentrl.monitors.bodies import as_json
+from agentrl.monitors.delivery import Webhook, optional
 from agentrl.types import Alarm
 
 log = logging.getLogger(__name__)
@@ -30,27 +27,22 @@ Sink = Callable[[Alarm], None]
 _COLOURS = {"info": "36", "warn": "33", "critical": "31;1"}
 
 
-def as_json(alarm: Alarm) -> str:
-    """One line of strict JSON; a value that is not finite becomes null, because JSON has no word for it."""
-    plain = asdict(alarm)
-    for pair in plain["signals"].values():
-        pair.update({k: None for k, v in pair.items() if not math.isfinite(v)})
-    return json.dumps(plain, allow_nan=False, ensure_ascii=False)
+def console(stream: TextIO | None = None, strict: bool = False) -> Sink:
+    """Two lines per alarm on `stream` (stderr by default); coloured only on a terminal.
 
-
-def console(stream: TextIO | None = None) -> Sink:
-    """Two lines per alarm on `stream` (stderr by default); coloured only on a terminal."""
+    `strict`: a stream that cannot be written is an error; otherwise a closed terminal does not stop a run.
+    """
 
     def write(alarm: Alarm) -> None:
         out = stream if stream is not None else sys.stderr
         word = f"{alarm.level.upper():8s}"
-        if out.isatty():
+        if out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
             word = f"\x1b[{_COLOURS[alarm.level]}m{word}\x1b[0m"
         lines = [f"step {alarm.step}  {word} {alarm.rule}: {alarm.message}"]
         if alarm.groups:
             lines.append(f"    questions: {', '.join(alarm.groups)}")
         lines.append(f"    {alarm.remedy}")
-        with contextlib.suppress(OSError, ValueError):  # a closed terminal must not stop a run
+        with contextlib.nullcontext() if strict else contextlib.suppress(OSError, ValueError):
             print("\n".join(lines), file=out, flush=True)
 
     return write
@@ -61,16 +53,24 @@ class Guarded:
 
     def __init__(self, sink: Sink, name: str) -> None:
         self.sink, self.name = sink, name
-        self._failed = False
+        self.failed = self.total = 0
+        self.reason = ""
 
     def __call__(self, alarm: Alarm) -> None:
         """Hand the alarm on."""
+        self.total += 1
         try:
             self.sink(alarm)
-        except Exception:
-            if not self._failed:
+        except Exception as error:
+            if not self.failed:
                 log.exception("alarm sink %s failed; further failures are not shown", self.name)
-            self._failed = True
+            self.failed += 1
+            self.reason = f"{type(error).__name__}: {error}"
+
+    @property
+    def undelivered(self) -> int:
+        """Alarms that the sink did not take; those of a sink that delivers by itself as it says."""
+        return self.failed + int(getattr(self.sink, "undelivered", 0))
 
     def close(self) -> None:
         """Close the sink where it can be closed."""
@@ -111,7 +111,7 @@ def to_file(source: str, argument: str = "") -> Sink:
 
 def to_webhook(source: str, argument: str = "") -> Sink:
     """POST to the address in AGENTRL_WEBHOOK; an address is often a secret, so that none is taken from a config."""
-    hook = webhook_from_environment({"source": source})
+    hook = webhook_from_environment(bodies.about(run=source))
     if hook is None or argument:
         raise AgentRLError(f"sink webhook: its address is taken from the environment; set {WEBHOOK_VARIABLE}")
     return hook
@@ -137,60 +137,6 @@ def jsonl(path: str | Path) -> Sink:
     return Guarded(write, str(path))
 
 
-class Webhook:
-    """POSTs each alarm as JSON from a background thread.
-
-    At most `capacity` alarms wait; when the receiver is slower than that the oldest is dropped and counted in
-    `dropped`. A failing receiver is logged once and never blocks. `close` waits for what is queued, up to a limit.
-    """
-
-    def __init__(
-        self, url: str, timeout_s: float = 5.0, capacity: int = 100, extra: dict[str, Any] | None = None
-    ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"webhook url is {url!r}; it must start with http:// or https://")
-        _optional("httpx")  # a missing package is an error here and not in the thread
-        self.url, self.timeout_s, self.extra = url, timeout_s, extra or {}
-        self.dropped = self.sent = self.failed = 0
-        self._queue: queue.Queue[str | None] = queue.Queue(maxsize=capacity)
-        self._thread = threading.Thread(target=self._work, name="alarm-webhook", daemon=True)
-        self._thread.start()
-
-    def __call__(self, alarm: Alarm) -> None:
-        """Queue the alarm; returns at once."""
-        body = json.dumps({**self.extra, **json.loads(as_json(alarm))}, ensure_ascii=False)
-        while True:
-            try:
-                self._queue.put_nowait(body)
-                return
-            except queue.Full:
-                with contextlib.suppress(queue.Empty):
-                    self._queue.get_nowait()
-                    self.dropped += 1
-
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Send what is queued and stop; gives up after `timeout_s`."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=timeout_s)
-        self._thread.join(timeout_s)
-
-    def _work(self) -> None:
-        import httpx
-
-        with httpx.Client(timeout=self.timeout_s) as client:
-            while (body := self._queue.get()) is not None:
-                try:
-                    headers = {"Content-Type": "application/json"}
-                    client.post(self.url, content=body.encode(), headers=headers).raise_for_status()
-                    self.sent += 1
-                except httpx.HTTPError as error:
-                    self.failed += 1
-                    if self.failed == 1:
-                        host = httpx.URL(self.url).host  # the rest of the URL is often a secret, errors repeat it
-                        reason = str(error).replace(self.url, "the URL")
-                        log.warning("webhook at %s: %s; further failures are not shown", host, reason)
-
-
 def webhook_from_environment(extra: dict[str, Any] | None = None) -> Webhook | None:
     """The webhook that AGENTRL_WEBHOOK names, or None. Its URL is often a secret, so no config file holds it.
 
@@ -207,7 +153,7 @@ def webhook_from_environment(extra: dict[str, Any] | None = None) -> Webhook | N
 
 def wandb() -> Sink:
     """`wandb.alert` on the current run; raises ImportError with the remedy where wandb is missing."""
-    module = _optional("wandb")
+    module = optional("wandb")
     levels = {"info": "INFO", "warn": "WARN", "critical": "ERROR"}
 
     def write(alarm: Alarm) -> None:
@@ -220,7 +166,7 @@ def wandb() -> Sink:
 
 def trackio() -> Sink:
     """`trackio.alert` on the current run; raises ImportError with the remedy where trackio is missing."""
-    module = _optional("trackio")
+    module = optional("trackio")
     levels = {"info": "INFO", "warn": "WARN", "critical": "ERROR"}
 
     def write(alarm: Alarm) -> None:
@@ -232,10 +178,3 @@ def trackio() -> Sink:
 
 def _text(alarm: Alarm) -> str:
     return f"{alarm.message}\n{alarm.remedy}"
-
-
-def _optional(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"alarms to {name} need the package: pip install {name}") from error

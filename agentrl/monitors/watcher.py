@@ -7,19 +7,26 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FrameType
-from typing import TextIO
+from typing import Any, Protocol, TextIO
 
 from agentrl.errors import AgentRLError
-from agentrl.monitors import Monitor, sinks
+from agentrl.monitors import Monitor, bodies, notices, sinks
 from agentrl.monitors.alarms import default_rules
+from agentrl.monitors.follow import Following
 from agentrl.monitors.signals import SIGNALS, SignalMap, guess_mapping
 from agentrl.monitors.sources import Row, Source, StepAssembler, open_source
 from agentrl.monitors.thresholds import Thresholds, parse
+from agentrl.monitors.told import Memory, Teller
 from agentrl.types import Alarm, StepRecord
 
+FAILURE_S = 5.0  # how often it is looked whether the run has failed
 _EARLY = ("clip_fraction", "delta_correct")  # without either, the earliest evidence cannot be had
+
+
+NOT_TOLD = 1  # exit code where somebody was not told, or the log is gone
 
 
 def watch(
@@ -31,6 +38,7 @@ def watch(
     once: bool = False,
     every: float = 1.0,
     settle: float = 10.0,
+    stall: float = 1800.0,
     webhook: str | None = None,
     thresholds: Sequence[str] = (),
     rules: Sequence[str] = (),
@@ -39,42 +47,66 @@ def watch(
     where: Sequence[str] = (),
     step: str | None = None,
     explain: bool = False,
+    recorder: Recorder | None = None,
+    whose: Mapping[str, Any] | None = None,
+    failure: Callable[[], Alarm | None] = lambda: None,
 ) -> int:
     """Alarms on stdout, what was read on stderr. `columns` are SIGNAL=COLUMN pairs; times are in seconds.
 
     `thresholds` are NAME=NUMBER pairs, `where` COLUMN=VALUE pairs that rows must have; `step` names the step's column;
     `rules`, `outputs` (sinks) and `form` (log source) name plug-ins. `explain`: no alarms, but what was understood.
-    Returns the exit code: 2 where at the end of the input nothing could be judged.
+    `recorder` keeps what is read, `whose` is told with every posted alarm (`bodies.about`), `failure` says that the run
+    has failed. Returns the exit code: NOTHING where at the end of the input nothing could be judged, NOT_TOLD where an
+    alarm could not be delivered or the log was gone at the end.
     """
     overrides = parse_map(columns)
     limits = Thresholds().changed(parse(thresholds))
     judges = default_rules(rules)
-    source = open_source(path, run, form, where=pairs("--where", where), step=step)
-    ends: list[sinks.Sink] = [_json_line(sys.stdout) if as_json else sinks.console(sys.stdout)]
+    only = pairs("--where", where)
+    log = Following(path, lambda newest: open_source(path, run, form, where=only, step=step, newest=newest))
+    posted: list[sinks.Sink] = []
     if webhook:
         try:
-            ends.append(sinks.Webhook(webhook, extra={"source": path}))
+            posted.append(sinks.Webhook(webhook, extra=whose if whose is not None else bodies.about(source=path)))
         except ValueError as error:
             raise AgentRLError(str(error)) from error
-    ends += [sinks.make(spec, path) for spec in outputs]
-    watcher = Watcher(source, overrides, Monitor(limits, judges, [] if explain else ends))
+    posted += [sinks.make(spec, path) for spec in outputs]
+    shown: list[sinks.Sink] = [_json_line(sys.stdout) if as_json else sinks.console(sys.stdout, strict=True)]
+    if recorder is not None:
+        shown.append(recorder.alarm)
+    teller = Teller(shown, posted, Memory.of(path) if posted else Memory())
+    watcher = Watcher(log, overrides, Monitor(limits, judges, [] if explain else [teller]), recorder)
+    log.other = partial(_other, watcher, teller)
     try:
         if once or explain:
             watcher.take(final=True)
             ended = True
         else:
-            ended = _follow(watcher, every, settle)
+            ended = _follow(watcher, teller, Patience(path, settle, stall), every, failure)
     finally:
-        sinks.close(ends)
-        source.close()
+        missing = teller.close()
+        log.close()
         if explain:
             print("\n".join(explanation(watcher)))
         else:
             watcher.report(sys.stderr)
+        print("".join(f"{line}\n" for line in missing), end="", file=sys.stderr)
+    if log.gone:
+        print(f"{path} is gone: what came after step {watcher.last_step} was not read", file=sys.stderr)
     if ended and not watcher.steps:
         print(nothing(watcher), file=sys.stderr)
         return NOTHING
-    return 0
+    return NOT_TOLD if missing or log.gone else 0
+
+
+def _other(watcher: Watcher, teller: Teller, run: str) -> None:
+    """The first row of a run comes; of one after another it is said."""
+    if watcher.steps:
+        print(f"{watcher.source.path}: another run, after {watcher.steps} steps; read from its start", file=sys.stderr)
+    watcher.begin()
+    teller.begin(run)
+    if watcher.recorder is not None:
+        watcher.recorder.begin(run, watcher)
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
@@ -100,30 +132,74 @@ def parse_map(pairs: list[str]) -> dict[str, str]:
     return mapping
 
 
+class Recorder(Protocol):
+    """Keeps what is watched: `watch --to` writes a run directory."""
+
+    def begin(self, run: str, watcher: Watcher) -> None:
+        """The first row of a run comes; `run` names it."""
+
+    def again(self) -> None:
+        """The same run from its start: forget its rows."""
+
+    def row(self, step: int, metrics: dict[str, float], values: dict[str, float]) -> None:
+        """One step: canonical signals, and everything that the log has of it."""
+
+    def alarm(self, alarm: Alarm) -> None:
+        """One alarm."""
+
+    def looked(self) -> None:
+        """All that is there was read."""
+
+
 class Watcher:
     """Feeds a source into a monitor; the mapping grows with the columns that appear."""
 
-    def __init__(self, source: Source, overrides: dict[str, str], monitor: Monitor) -> None:
-        self.source, self.overrides, self.monitor = source, overrides, monitor
+    def __init__(
+        self, log: Following, overrides: dict[str, str], monitor: Monitor, recorder: Recorder | None = None
+    ) -> None:
+        self.log, self.overrides, self.monitor, self.recorder = log, overrides, monitor, recorder
         self.columns: set[str] = set()
         self.mapping: SignalMap = guess_mapping([], overrides)
         self.steps = 0
-        self.alarms: list[Alarm] = []
+        self.last_step = 0  # that was judged
+        self.newest_step = -1  # that was read
         self.rows = 0
         self.odd: dict[str, int] = {}  # values that cannot be what their signal is -> how often
         self._assembler = StepAssembler()
+        log.again = self._again
+
+    @property
+    def source(self) -> Source:
+        """What is read now."""
+        return self.log.source
+
+    def begin(self) -> None:
+        """Another run: nothing of the one before is left."""
+        self.settle()
+        self.columns, self.mapping = set(), guess_mapping([], self.overrides)
+        self._again()
+
+    def _again(self) -> None:
+        """The same run from its start: a resume has changed its past."""
+        self.monitor.restart()
+        self.steps, self._assembler = 0, StepAssembler()
+        if self.recorder is not None:
+            self.recorder.again()
 
     def take(self, final: bool = False) -> int:
         """Read what is new; the number of rows. `final`: also the step in progress."""
         read = 0
-        while rows := self.source.poll(final):
+        while rows := self.log.poll(final):
             read += len(rows)
             self.rows += len(rows)
             for row in rows:
+                self.newest_step = self.newest_step if row.step is None else row.step
                 for complete in self._assembler.add(row):
                     self._observe(complete)
         if final:
             self.settle()
+        if self.recorder is not None:
+            self.recorder.looked()
         return read
 
     def settle(self) -> None:
@@ -141,7 +217,10 @@ class Watcher:
         if not metrics or row.step is None:  # evaluation rows and the like
             return
         self.steps += 1
-        self.alarms += self.monitor.observe(StepRecord(row.step, metrics))
+        self.last_step = row.step
+        if self.recorder is not None:
+            self.recorder.row(row.step, metrics, row.values)
+        self.monitor.observe(StepRecord(row.step, metrics))
 
     def _plausible(self, metrics: dict[str, float]) -> dict[str, float]:
         """Without shares above 1: percentages under a name that does not say so."""
@@ -267,8 +346,52 @@ def _json_line(out: TextIO) -> sinks.Sink:
     return write
 
 
-def _follow(watcher: Watcher, every: float, settle: float) -> bool:
-    """Poll until interrupted (SIGINT and SIGTERM end it cleanly), or until the input ends; whether it ended."""
+class Patience:
+    """When a log has not grown for too long, or is gone: raised once, until it grows again.
+
+    Too long is `stall` seconds (0: never), and five times the longest that it took so far.
+    """
+
+    def __init__(self, source: str, settle: float, stall: float) -> None:
+        self.source, self.settle, self.stall = source, settle, stall
+        self.last = time.monotonic()
+        self._longest = 0.0
+        self._gone: float | None = None
+        self._told = self._told_gone = False
+
+    def grew(self) -> None:
+        """Rows came."""
+        now = time.monotonic()
+        if self._told:
+            print(f"{self.source} grows again", file=sys.stderr)
+        else:
+            self._longest = max(self._longest, now - self.last)
+        self.last, self._told = now, False
+
+    def notice(self, step: int, gone: bool) -> Alarm | None:
+        """What to tell now."""
+        now = time.monotonic()
+        if not gone:
+            self._gone, self._told_gone = None, False
+        elif self._gone is None:
+            self._gone = now
+        if self._gone is not None and not self._told_gone and now - self._gone >= self.settle:
+            self._told_gone = True
+            return notices.gone(step, self.source)
+        quiet = now - self.last
+        if gone or self._told or not self.stall or quiet < max(self.stall, 5 * self._longest):
+            return None
+        self._told = True
+        return notices.stalled(step, self.source, quiet)
+
+
+def _follow(
+    watcher: Watcher, teller: Teller, patience: Patience, every: float, failure: Callable[[], Alarm | None]
+) -> bool:
+    """Poll until interrupted (SIGINT and SIGTERM end it cleanly), or the input ends; whether it ended.
+
+    What is there at first is the past.
+    """
     stop = False
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -276,16 +399,29 @@ def _follow(watcher: Watcher, every: float, settle: float) -> bool:
         stop = True
 
     previous = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM)}
-    told, last_row = -math.inf, time.monotonic()
+    told, looked = False, -math.inf
+    teller.past = True
     try:
         while not stop:
             if watcher.take():
-                last_row = time.monotonic()
-            elif time.monotonic() - last_row > settle:
+                patience.grew()
+            elif time.monotonic() - patience.last > patience.settle:
                 watcher.settle()
-            if watcher.steps >= 10 and told < 0:  # once: the columns of the first steps are known by now
+            tell = [patience.notice(watcher.last_step, watcher.log.gone)]
+            if time.monotonic() - looked > FAILURE_S:
+                looked = time.monotonic()
+                tell.append(failure())
+            for notice in tell:
+                if notice is not None:
+                    teller.notice(notice)
+            if teller.past:
+                teller.past, teller.past_step = False, watcher.newest_step
+                print(
+                    f"{patience.source}: {watcher.steps} steps so far; following it, Ctrl-C ends this", file=sys.stderr
+                )
+            if watcher.steps >= 10 and not told:  # once: the columns of the first steps are known by now
                 watcher.report(sys.stderr)
-                told = 0
+                told = True
             if watcher.source.ended:
                 watcher.take(final=True)
                 return True

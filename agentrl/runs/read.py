@@ -106,6 +106,7 @@ class RunInfo:
     updated: float
     message: str
     metrics: dict[str, Any] = field(default_factory=dict)  # the last row of metrics.jsonl
+    lost: bool = False  # its process is gone without having said so
 
 
 def read_info(path: str | Path) -> RunInfo:
@@ -113,7 +114,8 @@ def read_info(path: str | Path) -> RunInfo:
     path = Path(path)
     row = read_json(path / STATUS)
     status, message = str(row.get("status", "unknown")), str(row.get("message") or "")
-    if status == "running" and lock_holder(path / LOCK) is None:
+    lost = status == "running" and lock_holder(path / LOCK) is None
+    if lost:
         status, message = "stopped", f"its process is gone; {how_to_go_on(path)}"
     last = read_metrics(path, tail=1)
     step, steps = row.get("step"), row.get("steps")
@@ -127,6 +129,7 @@ def read_info(path: str | Path) -> RunInfo:
         updated=float(last[0].get("time") or 0.0) if last else float(row.get("updated") or 0.0),
         message=message,
         metrics=last[0] if last else {},
+        lost=lost,
     )
 
 
@@ -143,12 +146,13 @@ def list_runs(runs_dir: str | Path) -> list[RunInfo]:
     """Every run directory directly under `runs_dir`, the most recently updated first."""
     folder = Path(runs_dir)
     found = folder.iterdir() if folder.is_dir() else ()
-    runs = [
-        read_info(p)
-        for p in found
-        if not p.name.startswith(".") and p.is_dir() and ((p / STATUS).exists() or (p / CONFIG).exists())
-    ]
+    runs = [read_info(p) for p in found if not p.name.startswith(".") and p.is_dir() and is_run(p)]
     return sorted(runs, key=lambda r: (-r.updated, r.name))
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run directory."""
+    return (path / STATUS).is_file() or (path / CONFIG).is_file()
 
 
 def find_run(path: str | Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentrl.config import GuardConfig, LossConfig
-from agentrl.monitors import Monitor
+from agentrl.monitors import Monitor, notices
 from agentrl.monitors.guard import Guard, GuardAction, as_row, in_words
 from agentrl.runs.checkpoint import latest_checkpoint, list_checkpoints
 from agentrl.runs.files import writing
@@ -58,6 +58,8 @@ class Guarding:
             row |= self._go_back(action)
             self.engine.lr_scale = self.guard.scale_of(self.engine.scheduled_lr)  # the schedule went back, too
         self.run.guard_action(row)
+        for sink in self.monitor.sinks if self.monitor is not None else ():
+            sink(notices.guarded(row))
         if action.kind == "rollback":
             self.save()  # so that a resume starts from here
         self.say(f"guard, step {action.step}: {in_words(row)}")

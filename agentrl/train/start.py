@@ -18,8 +18,10 @@ from agentrl.console import Progress
 from agentrl.engines.kind import INITIAL, ready_kind
 from agentrl.engines.shared.loading import BUILTIN
 from agentrl.errors import RunError, command
-from agentrl.monitors import Monitor, sinks
+from agentrl.monitors import Monitor, notices, sinks
 from agentrl.monitors.alarms import default_rules
+from agentrl.monitors.bodies import about
+from agentrl.monitors.told import Memory, Teller
 from agentrl.runs.checkpoint import latest_checkpoint, read_checkpoint
 from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog
@@ -30,6 +32,7 @@ from agentrl.train.trainer import LEAVES_STEP, Trainer, TrainResult
 from agentrl.train.warmstart import warm_start
 from agentrl.types import Alarm
 
+TOLD = "told.json"  # which alarms the receivers have taken
 REFERENCE = "reference"  # the frozen initial policy, kept where the loss has a KL term
 
 
@@ -167,17 +170,19 @@ def _train(job: Job, run: RunLog, progress: Progress, begin: Callable[[Trainer],
     gc.freeze()  # what the libraries have loaded stays: looking through it again took a tenth of the rollouts' time
     config = job.config
     writers = make_writers(config, run.path)
-    outputs = [_show(progress)]
-    hook = sinks.webhook_from_environment({"run": run.path.name})
+    posted: list[sinks.Sink] = []
+    hook = sinks.webhook_from_environment(about(run=run.path.name))
     if hook is not None:
-        outputs.append(hook)
+        posted.append(hook)
     if "wandb" in config.log.all_trackers:
-        outputs.append(sinks.wandb())
-    outputs += [sinks.make(spec, run.path.name) for spec in config.log.sinks]
+        posted.append(sinks.wandb())
+    posted += [sinks.make(spec, run.path.name) for spec in config.log.sinks]
+    teller = Teller([_show(progress)], posted, Memory(run.path / TOLD))  # a resume makes steps and their alarms again
+    teller.begin(run.path.name)
     trainer = Trainer(
         job,
         run,
-        monitor=Monitor(config.monitors.limits(), default_rules(config.monitors.rules), outputs),
+        monitor=Monitor(config.monitors.limits(), default_rules(config.monitors.rules), [teller]),
         progress=progress.step,
         say=progress.say,
         writers=writers,
@@ -185,10 +190,16 @@ def _train(job: Job, run: RunLog, progress: Progress, begin: Callable[[Trainer],
     try:
         begin(trainer)
         result = trainer.train()
+    except Exception as error:
+        if run.begun:
+            why = f"{type(error).__name__}: {error}"
+            teller(notices.failed(trainer.step_number, run.path.name, why, how_to_go_on(run.path), when=time.time()))
+        raise
     finally:
         progress.end_line()
         trainer.close()
-        sinks.close(outputs)
+        for line in teller.close():
+            progress.say(line)
     if result.status == "stopped":
         progress.say(f"stopped after step {result.steps} and saved; go on with: {command('resume', run.path)}")
     return FinishedRun(run.path, result)
@@ -199,7 +210,8 @@ def _show(progress: Progress) -> sinks.Sink:
     show = sinks.console(progress.stream)
 
     def write(alarm: Alarm) -> None:
-        if not progress.quiet:
+        said = alarm.rule.startswith("guard_") or alarm.rule == "run_failed"  # by the guard, and by the error itself
+        if not progress.quiet and not said:
             progress.end_line()
             show(alarm)
 

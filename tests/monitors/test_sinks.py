@@ -1,10 +1,7 @@
 import io
 import json
-import logging
 import math
-import threading
 import types
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -38,81 +35,6 @@ def test_json_is_strict():
     parsed = json.loads(sinks.as_json(alarm(value=math.nan)), parse_constant=pytest.fail)
     assert parsed["signals"]["x"] == {"value": None, "threshold": 1.0}
     assert parsed["rollouts"] == ["s1"]
-
-
-@pytest.fixture
-def receiver():
-    """An HTTP server that keeps what it gets; `status` can be changed, `gate` holds requests back."""
-    got, gate = [], threading.Event()
-    gate.set()
-
-    class Handler(BaseHTTPRequestHandler):
-        status = 200
-
-        def do_POST(self):
-            gate.wait(10)
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(Handler.status)
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}/hook"
-    yield types.SimpleNamespace(url=url, got=got, gate=gate, handler=Handler)
-    gate.set()
-    server.shutdown()
-    server.server_close()
-
-
-def test_webhook_posts_json(receiver):
-    hook = sinks.Webhook(receiver.url, extra={"run": "demo"})
-    hook(alarm())
-    hook.close()
-    assert receiver.got[0]["rule"] == "r" and receiver.got[0]["run"] == "demo"
-    assert (hook.sent, hook.failed, hook.dropped) == (1, 0, 0)
-
-
-def test_a_slow_receiver_never_blocks_and_the_oldest_are_dropped(receiver):
-    receiver.gate.clear()
-    hook = sinks.Webhook(receiver.url, capacity=3)
-    for _ in range(20):
-        hook(alarm())  # would wait for ever if it waited for the gate
-    assert hook.dropped >= 16
-    receiver.gate.set()
-    hook.close()
-    assert hook.sent + hook.dropped == 20
-
-
-def test_a_failing_receiver_is_logged_once(receiver, caplog):
-    receiver.handler.status = 500
-    hook = sinks.Webhook(receiver.url)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            hook(alarm())
-        hook.close()
-    assert hook.failed == 3 and len(caplog.records) == 1
-
-
-def test_nobody_there(caplog):
-    hook = sinks.Webhook("http://127.0.0.1:9/x", timeout_s=0.5)
-    hook(alarm())
-    hook.close()
-    assert hook.failed == 1
-    with pytest.raises(ValueError, match="must start with http"):
-        sinks.Webhook("ftp://x")
-
-
-def test_the_url_is_not_logged(receiver, caplog):
-    receiver.handler.status = 500
-    hook = sinks.Webhook(receiver.url + "/s3cret")
-    with caplog.at_level(logging.WARNING):
-        hook(alarm())
-        hook.close()
-    assert hook.failed == 1 and "500" in caplog.text and "s3cret" not in caplog.text
 
 
 def test_webhook_of_the_environment(receiver, monkeypatch):

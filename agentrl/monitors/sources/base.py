@@ -79,6 +79,13 @@ class Source(ABC):
         self.path, self.kind = path, kind
         self.problems: dict[str, int] = {}  # what could not be read -> how often
 
+    #: How often the source began anew by itself; others are opened again when their `files` are not what they were.
+    restarts = 0
+
+    def files(self) -> list[Path]:
+        """The files that only grow unless they are written anew; a database is none."""
+        return [self.path] if self.path.is_file() else []
+
     @property
     def ended(self) -> bool:
         """Whether nothing more can come; a file may always grow."""

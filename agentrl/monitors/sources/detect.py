@@ -26,11 +26,12 @@ def open_source(
     *,
     where: Mapping[str, str] | None = None,
     step: str | None = None,
+    newest: bool = False,
 ) -> Source:
     """The source at `path` (`-`: standard input).
 
     `run` chooses one of several runs, `form` a format by its plug-in name, `where` rows by the value of a column, and
-    `step` names the step's column. Raises `RunError` naming the path, the reason and what would do, and PluginError for
+    `step` names the step's column; `newest` takes the one of several in a folder that was written last. Raises `RunError` naming the path, the reason and what would do, and PluginError for
     a format that does not exist.
     """
     settings = (dict(where or {}), (step, *STEP_COLUMNS) if step else STEP_COLUMNS)
@@ -47,7 +48,7 @@ def open_source(
     if reader is not None:
         return _set(reader(target, run), settings)
     if target.is_dir():
-        return _set(open_source(_only_one(target), run), settings)
+        return _set(open_source(_only_one(target, newest), run), settings)
     if b"\0" not in _head(target):
         return _set(Undecided(target, run, None, str(path)), settings)
     raise RunError(f"{target} is none of the formats that can be read; give {_KINDS}")
@@ -122,8 +123,8 @@ def _head(path: Path) -> bytes:
         return file.read(HEAD)
 
 
-def _only_one(path: Path) -> Path:
-    """The one place inside a folder that holds metrics."""
+def _only_one(path: Path, newest: bool = False) -> Path:
+    """The one place inside a folder that holds metrics; with `newest` the last one of the first kind that there is."""
     for name, found in (
         ("TensorBoard", sorted({f.parent for f in path.glob("*/*tfevents*")})),
         ("W&B", sorted(path.glob("wandb/offline-run-*/*.wandb"))),
@@ -131,9 +132,15 @@ def _only_one(path: Path) -> Path:
         ("trackio", sorted(path.glob("*.db"))),
         ("run", sorted(f.parent for f in path.glob("*/metrics.jsonl"))),
     ):
-        if len(found) == 1:
-            return found[0]
+        if len(found) == 1 or (found and newest):
+            return max(found, key=_written)
         if found:
             names = ", ".join(str(f) for f in found[:5]) + (", ..." if len(found) > 5 else "")
             raise RunError(f"{path} holds {len(found)} {name} sources; name one of them: {names}")
     raise RunError(f"{path} holds no metrics that can be read; give {_KINDS}")
+
+
+def _written(path: Path) -> float:
+    """When the place, or what is in it, was changed last."""
+    inside = path.iterdir() if path.is_dir() else ()
+    return max((p.stat().st_mtime for p in (path, *inside) if p.exists()), default=0.0)

@@ -22,7 +22,8 @@ class TensorBoard(Source):
             return LIKELY if any(look.path.glob("*tfevents*")) else NO
         return SURE if "tfevents" in look.path.name else NO
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """The event files, oldest first."""
         if self.path.is_file():
             return [self.path]
         return sorted(self.path.glob("*tfevents*"), key=lambda p: p.name)  # names begin with the time
@@ -30,7 +31,7 @@ class TensorBoard(Source):
     def poll(self, final: bool = False) -> list[Row]:
         """See `Source.poll`."""
         rows: list[Row] = []
-        for file in self._files():
+        for file in self.files():
             tail = self._tails.setdefault(file, Tail(file))
             while True:
                 data = tail.read()
