@@ -106,6 +106,7 @@ def _add_serve(subparsers: Any) -> None:
     add("--encoder", metavar="PATH_OR_ID", help="where the index's encoder is now")
     add("--trust", action="store_true", help="open files whose hashes are not the manifest's")
     add("--access-log", metavar="FILE", help="a line for each request, without its text; - for stderr")
+    add("--follow-stdin", action="store_true", help="end when standard input does: for a parent process")
     add("--log-queries", action="store_true", help="with the text of the queries")
     parser.set_defaults(run=_guarded(serve))
 
@@ -203,6 +204,7 @@ def serve(args: argparse.Namespace) -> None:
         max_batch=args.max_batch,
         drain_s=args.drain,
         access_log=args.access_log,
+        follow_stdin=args.follow_stdin,
     )
     run_server(args.index, service, say=lambda line: print(line, flush=True))
 
@@ -310,13 +312,19 @@ def _printable(text: str) -> str:
 
 def _guarded(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
-        from agentrl.errors import MissingPackageError, PluginError
+        from agentrl.errors import MissingPackageError, PluginError, missing_package
         from agentrl.retriever.errors import RetrieverError
 
         try:
             command(arguments)
         except (RetrieverError, PluginError, MissingPackageError) as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except ModuleNotFoundError as error:
+            missing = missing_package("agentrl retriever", error)
+            if missing is None:
+                raise
+            print(f"error: {missing}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
