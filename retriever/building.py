@@ -152,7 +152,7 @@ def _key(reader: CorpusReader, plan: Plan) -> str:
     """What must be equal for a broken build to be gone on with."""
     stat = reader.path.stat()
     parts = [str(reader.path.resolve()), stat.st_size, stat.st_mtime_ns, manifests.FORMAT, plan.kind, plan.stemming]
-    parts += [plan.encoder, sorted(plan.options.items()), reader.skip_bad]
+    parts += [plan.encoder, sorted(plan.options.items()), reader.skip_bad, reader.shard]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
