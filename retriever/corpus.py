@@ -173,7 +173,8 @@ class CorpusReader:
         try:
             return checked(parse_passage(row))
         except ValueError as error:
-            return self._refuse(f"{self.path}, row {number}: {error}; {REMEDY}")
+            self._refuse(f"{self.path}, row {number}: {error}; {REMEDY}")
+            return None
 
     def _passage(self, line: bytes, number: int) -> Passage | None:
         try:
@@ -187,7 +188,8 @@ class CorpusReader:
         except ValueError as error:
             reason = str(error)
         start = line[:80].decode("utf-8", "replace").strip()
-        return self._refuse(f"{self.path}, line {number}: {reason}; {REMEDY}. The line begins {start!r}")
+        self._refuse(f"{self.path}, line {number}: {reason}; {REMEDY}. The line begins {start!r}")
+        return None
 
     def _refuse(self, message: str) -> None:
         if self.skip_bad is None:

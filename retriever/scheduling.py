@@ -20,7 +20,7 @@ from agentrl.retriever.metrics import Metrics
 BATCH_S = 0.05
 """About how long one batch may take."""
 
-_IN_PLACE_S = 0.003  # a batch that takes less runs on the event loop: a thread would cost as much
+_IN_PLACE_S = 0.004  # a batch that takes less runs on the event loop: a thread would cost as much
 _LEAST_BATCH = 8  # however slow: a batch of several costs some encoders hardly more than one
 _TURN = 8  # queries of one request in a row
 _MEMORY = 0.8  # of the running mean of a query's cost
@@ -90,7 +90,7 @@ class Scheduler:
 
     @property
     def _fast(self) -> bool:
-        return self._query_s is not None and self._query_s < _IN_PLACE_S / 4
+        return self._query_s is not None and self._query_s < _IN_PLACE_S / 2
 
     async def search(self, queries: Sequence[str], topk: int, deadline: float) -> list[list[Hit]]:
         """The hits of each query before `deadline` (`time.monotonic`), or `Overloaded`; or what the searcher raises.

@@ -148,7 +148,7 @@ def kinds(args: argparse.Namespace) -> None:
     vectors = real.index._vectors
     queries = real.index._encoder.queries(questions(real, 256, args.seed))
     if args.resample:
-        vectors, queries = resampled(vectors, args.resample, rng), resampled(vectors, 256, rng)
+        vectors, queries = resampled(vectors, args.resample, rng), resampled(vectors, 64, rng)
     print(f"{len(vectors):,} vectors of {vectors.shape[1]}, {'resampled' if args.resample else 'real'}, one thread")
     print(f"{'kind':8}{'recall@3':>10}{'q/s at 1':>10}{'q/s at 64':>10}{'build s':>9}{'memory MB':>11}{'disk MB':>9}")
     truth = None
