@@ -3,7 +3,7 @@
 #   PIP_EXTRA_INDEX_URL=... make test        pip's own variables work, for example for another build of torch
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-trackio test-distributed check bench clean
+.PHONY: help quickstart test test-slow test-trackio test-peers test-load test-distributed check bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,6 +27,15 @@ test-trackio: $(VENV)-trackio/.installed    ## trackio's own databases and alert
 	PYTHONPATH=. $(VENV)-trackio/bin/python -m pytest -o addopts= --noconftest -q -k trackio \
 		tests/monitors/sources/test_binary.py tests/monitors/test_sinks.py
 
+test-peers: $(VENV)-skyrl/.installed $(VENV)-gem/.installed    ## other trainers' own search clients against our server
+	for peer in skyrl gem; do \
+		AGENTRL_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)-$$peer/bin/python -m pytest -o addopts= --noconftest -q -rs \
+			--import-mode=importlib tests/peers/test_retriever_clients.py -k $$peer || exit 1; \
+	done
+
+test-load: $(INSTALLED)    ## ten minutes of load with faults on the retriever's server
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_retriever.py load --seconds 600
+
 test-distributed:    ## the cluster engine with the real Ray, DeepSpeed, vLLM and OpenRLHF, on the CPU
 	PYTHON="$(PYTHON)" scripts/setup_openrlhf_cpu.sh $(VENV)-dist
 	OMP_NUM_THREADS=1 $(VENV)-dist/bin/python -m pytest tests/distributed -m distributed -rs --timeout=900 $(ARGS)
@@ -41,7 +50,7 @@ bench: $(INSTALLED)        ## the measured figures of the documentation
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:               ## remove the environment and caches; runs/ is kept
-	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -61,6 +70,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	@echo "installing the pinned dependencies into $(VENV), some minutes the first time"
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)-skyrl/.installed: $(INSTALLED)
+	$(BIN)/python -m venv $(VENV)-skyrl
+	$(VENV)-skyrl/bin/python -m pip install -qq --disable-pip-version-check skyrl-gym==0.4.0 pytest
+	@touch $@
+
+$(VENV)-gem/.installed: $(INSTALLED)
+	$(BIN)/python -m venv $(VENV)-gem
+	$(VENV)-gem/bin/python -m pip install -qq --disable-pip-version-check gem-llm==0.1.0 requests pytest
 	@touch $@
 
 $(VENV)-trackio/.installed: $(INSTALLED)

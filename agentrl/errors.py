@@ -17,7 +17,7 @@ DISTRIBUTION = "agentrl-search"
 #: extra -> the modules that come with it and that the base does without.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "peft", "matplotlib"),
-    "retriever": ("tantivy", "orjson", "httptools", "uvloop", "msgpack", "faiss", "onnxruntime", "onnx"),
+    "retriever": ("tantivy", "httptools", "uvloop", "msgpack", "faiss", "onnxruntime", "onnx", "huggingface_hub"),
     "qdrant": ("qdrant_client",),
     "math": ("math_verify", "pebble", "sympy"),
     "cluster": ("openrlhf", "ray", "vllm", "deepspeed", "grpc", "psutil"),

@@ -1,6 +1,5 @@
-"""Passage retrieval: BM25 in process, the same index behind an HTTP server, and a client for it.
+"""Passage retrieval: indexes of words and of meaning, an HTTP server for every client's dialect, and a client.
 
 Nothing is imported here, so that `import agentrl.retriever.cli` stays cheap. Start at
-`agentrl.retriever.opening.open_searcher`. No torch; of agentrl only `plugins` and `errors`. Left out on purpose: dense
-retrieval.
+`agentrl.retriever.opening.open_searcher`. Of agentrl only `plugins` and `errors`; torch only where an encoder needs it.
 """

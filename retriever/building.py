@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import PluginError
+from agentrl.errors import PluginError, need
 from agentrl.plugins import find
 from agentrl.retriever import manifest as manifests
 from agentrl.retriever.base import Build, Opening
@@ -152,7 +152,7 @@ def _key(reader: CorpusReader, plan: Plan) -> str:
     """What must be equal for a broken build to be gone on with."""
     stat = reader.path.stat()
     parts = [str(reader.path.resolve()), stat.st_size, stat.st_mtime_ns, manifests.FORMAT, plan.kind, plan.stemming]
-    parts += [plan.encoder, sorted(plan.options.items()), reader.skip_bad]
+    parts += [plan.encoder, sorted(plan.options.items()), reader.skip_bad, reader.shard]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -279,12 +279,14 @@ def check(opened: OpenedIndex) -> None:
 
 
 def _check_plan(plan: Plan) -> None:
-    if plan.kind is None:
-        return
+    """Whether all that the plan needs is installed, before anything is begun."""
     try:
-        find("index", plan.kind)
+        kind = find("index", plan.kind or ("bm25" if plan.encoder is None else "flat"))
+        encoder = None if plan.encoder is None else find("encoder", plan.encoder.runtime)
     except PluginError as error:
-        raise IndexBuildError(f"--kind: {error}") from error
+        raise IndexBuildError(str(error)) from error
+    for what, part in ((f"kind {plan.kind}", kind), ("the encoder", encoder)):
+        need(what, *getattr(part, "packages", ()))
 
 
 def _check_target(path: Path, overwrite: bool) -> None:

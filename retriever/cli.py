@@ -29,6 +29,7 @@ def add_arguments(subparsers: Any) -> None:
     _add_build(subparsers)
     _add_serve(subparsers)
     _add_query(subparsers)
+    _add_cluster(subparsers)
     parser = subparsers.add_parser("verify", help="check every file of an index", description="Compare all hashes.")
     parser.add_argument("index", help="folder written by `build`")
     parser.set_defaults(run=_guarded(lambda a: verify(a.index)))
@@ -54,6 +55,7 @@ def _add_build(subparsers: Any) -> None:
                         "such as 16G (default: 4G); the mapped vectors do not count")  # fmt: skip
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="that encode (default: all cores)")
     _add_encoder(parser)
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="only part I of N of the corpus, for `cluster`")
     parser.add_argument("--dense", metavar="KIND", help="of --kind hybrid: its dense half")
     parser.add_argument("--faiss", metavar="FILE", help="use this faiss index and the corpus where they stand; needs "
                         "--encoder, and --trust, since faiss trusts the file")  # fmt: skip
@@ -106,8 +108,24 @@ def _add_serve(subparsers: Any) -> None:
     add("--encoder", metavar="PATH_OR_ID", help="where the index's encoder is now")
     add("--trust", action="store_true", help="open files whose hashes are not the manifest's")
     add("--access-log", metavar="FILE", help="a line for each request, without its text; - for stderr")
+    add("--follow-stdin", action="store_true", help="end when standard input does: for a parent process")
     add("--log-queries", action="store_true", help="with the text of the queries")
     parser.set_defaults(run=_guarded(serve))
+
+
+def _add_cluster(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "cluster",
+        help="serve shards of an index on a Ray cluster",
+        description="Serve the shards that `build --shard I/N` wrote on the Ray cluster that RAY_ADDRESS names.",
+    )
+    add = parser.add_argument
+    add("shards", nargs="+", help="index folders, each there on every node")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=8000, help="(default: %(default)s)")
+    add("--max-replicas", type=int, default=4, help="of each shard, as its load asks (default: 4)")
+    add("--threads", type=int, default=1, help="CPUs of a replica, for encoding (default: 1)")
+    parser.set_defaults(run=_guarded(cluster))
 
 
 def _add_query(subparsers: Any) -> None:
@@ -151,7 +169,7 @@ def build(args: argparse.Namespace) -> None:
         overwrite=args.force,
         options=options,
     )
-    reader = CorpusReader(args.corpus, skip_bad=args.skip_bad)
+    reader = CorpusReader(args.corpus, skip_bad=args.skip_bad, shard=args.shard)
     progress = _Progress()
     begun = time.monotonic()
     try:
@@ -203,8 +221,22 @@ def serve(args: argparse.Namespace) -> None:
         max_batch=args.max_batch,
         drain_s=args.drain,
         access_log=args.access_log,
+        follow_stdin=args.follow_stdin,
     )
     run_server(args.index, service, say=lambda line: print(line, flush=True))
+
+
+def cluster(args: argparse.Namespace) -> None:
+    """Serve shards on a Ray cluster until interrupted."""
+    from agentrl.retriever import ray_serve
+    from agentrl.retriever.errors import ServeError
+    from agentrl.retriever.wire import TOKEN_VARIABLE, environment_token, is_loopback
+
+    token = environment_token()
+    if token is None and not is_loopback(args.host):
+        raise ServeError(f"host {args.host!r} can be reached from other machines: set {TOKEN_VARIABLE} to a secret")
+    how = ray_serve.Cluster(args.host, args.port, most_replicas=args.max_replicas, threads=args.threads)
+    ray_serve.serve(args.shards, how, token=token, say=lambda line: print(line, flush=True))
 
 
 def query(where: str, queries: Sequence[str], *, topk: int = 3, as_json: bool = False) -> None:
@@ -285,6 +317,14 @@ def _where(words: Sequence[str], given: str | None) -> tuple[str, Sequence[str]]
     return words[0], words[1:]
 
 
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise argparse.ArgumentTypeError(f"{text!r}: write the part and their number, such as 1/4")
+    return part, parts
+
+
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
     if not match:
@@ -310,13 +350,19 @@ def _printable(text: str) -> str:
 
 def _guarded(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
-        from agentrl.errors import MissingPackageError, PluginError
+        from agentrl.errors import MissingPackageError, PluginError, missing_package
         from agentrl.retriever.errors import RetrieverError
 
         try:
             command(arguments)
         except (RetrieverError, PluginError, MissingPackageError) as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except ModuleNotFoundError as error:
+            missing = missing_package("agentrl retriever", error)
+            if missing is None:
+                raise
+            print(f"error: {missing}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -90,13 +90,16 @@ class CorpusReader:
     be malformed, once more than that share is. Blank lines are skipped; lines and Parquet's rows count from 1.
     """
 
-    def __init__(self, path: str | Path, *, skip_bad: float | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, skip_bad: float | None = None, shard: tuple[int, int] | None = None
+    ) -> None:
+        """`shard` (i, n): only every n-th row, from row i on, counting from 1."""
         self.path = Path(path)
         self.line = 0  # of the passage that was read last
         self.bad = 0  # rows skipped
         self.duplicates = 0  # ids that came again and were kept, with `skip_bad`
         self.first_bad: list[str] = []  # the reasons of the first ones, each with its line
-        self.skip_bad = skip_bad
+        self.skip_bad, self.shard = skip_bad, shard or (1, 1)
         self._raw: BinaryIO | None = None
         self._rows = 0  # of a Parquet file being read
         if not self.path.is_file():
@@ -137,7 +140,7 @@ class CorpusReader:
             self.line = number
             if number == 1:
                 line = line.removeprefix(_BOM)
-            if number <= after_line or line.isspace() or not line:
+            if number <= after_line or not self._ours(number) or line.isspace() or not line:
                 continue
             passage = self._passage(line, number)
             if passage is not None:
@@ -155,16 +158,23 @@ class CorpusReader:
                 rows = batch.to_pylist()
                 for row in rows:
                     self.line += 1
-                    if self.line > after_line and (passage := self._row(row, self.line)) is not None:
+                    if self.line <= after_line or not self._ours(self.line):
+                        continue
+                    if (passage := self._row(row, self.line)) is not None:
                         yield passage
         except pyarrow.ArrowException as error:
             raise CorpusError(f"{self.path}: is not a whole Parquet file ({error}); fetch it anew") from error
+
+    def _ours(self, number: int) -> bool:
+        first, every = self.shard
+        return number % every == first % every
 
     def _row(self, row: object, number: int) -> Passage | None:
         try:
             return checked(parse_passage(row))
         except ValueError as error:
-            return self._refuse(f"{self.path}, row {number}: {error}; {REMEDY}")
+            self._refuse(f"{self.path}, row {number}: {error}; {REMEDY}")
+            return None
 
     def _passage(self, line: bytes, number: int) -> Passage | None:
         try:
@@ -178,7 +188,8 @@ class CorpusReader:
         except ValueError as error:
             reason = str(error)
         start = line[:80].decode("utf-8", "replace").strip()
-        return self._refuse(f"{self.path}, line {number}: {reason}; {REMEDY}. The line begins {start!r}")
+        self._refuse(f"{self.path}, line {number}: {reason}; {REMEDY}. The line begins {start!r}")
+        return None
 
     def _refuse(self, message: str) -> None:
         if self.skip_bad is None:

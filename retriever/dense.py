@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from agentrl.errors import missing_package
 from agentrl.retriever.base import Build, Opening, Passages, Ranked, blocks, check_request, tidy
 from agentrl.retriever.encoders.base import OpenedEncoder, open_encoder
 from agentrl.retriever.encoders.spec import EncoderSpec
@@ -42,6 +43,7 @@ class DenseIndex:
     """A dense index; a kind is a subclass that says how candidates are found. Scores are inner products."""
 
     kind: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ("faiss",)
     reranked: ClassVar[int] = _RERANKED
 
     def __init__(self, name: str, encoder: OpenedEncoder, vectors: np.ndarray, candidates: Candidates) -> None:
@@ -230,8 +232,8 @@ def faiss_module() -> Any:
     """faiss, or an error that says how to install it."""
     try:
         import faiss
-    except ImportError as error:
-        raise IndexOpenError("faiss is not installed: pip install 'agentrl[retriever]'") from error
+    except ModuleNotFoundError as error:
+        raise missing_package("a dense index", error) or error from error
     return faiss
 
 

@@ -20,7 +20,7 @@ from agentrl.retriever.metrics import Metrics
 BATCH_S = 0.05
 """About how long one batch may take."""
 
-_IN_PLACE_S = 0.003  # a batch that takes less runs on the event loop: a thread would cost as much
+_IN_PLACE_S = 0.004  # a batch that takes less runs on the event loop: a thread would cost as much
 _LEAST_BATCH = 8  # however slow: a batch of several costs some encoders hardly more than one
 _TURN = 8  # queries of one request in a row
 _MEMORY = 0.8  # of the running mean of a query's cost
@@ -75,6 +75,7 @@ class Scheduler:
         self._query_s: float | None = None  # running mean of what a query costs
         self._size_now = max_batch
         self._quick = bool(getattr(searcher, "quick", False))
+        self._in_thread = bool(getattr(searcher, "in_thread", False))  # it blocks: never on the event loop
         self._busy = False
 
     @property
@@ -85,7 +86,11 @@ class Scheduler:
     @property
     def in_place(self) -> bool:
         """Whether searches run on the event loop, within microseconds to a few milliseconds."""
-        return self._quick or (self._query_s is not None and self._query_s < _IN_PLACE_S / 4)
+        return not self._in_thread and (self._quick or self._fast)
+
+    @property
+    def _fast(self) -> bool:
+        return self._query_s is not None and self._query_s < _IN_PLACE_S / 2
 
     async def search(self, queries: Sequence[str], topk: int, deadline: float) -> list[list[Hit]]:
         """The hits of each query before `deadline` (`time.monotonic`), or `Overloaded`; or what the searcher raises.

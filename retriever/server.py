@@ -126,12 +126,12 @@ class App:
         if path == "/retrieve":
             return await self._retrieve(headers, receive)
         if path == "/access":
-            return self._access(await self._body(headers, receive))
+            return await self._access(await self._body(headers, receive))
         if path == "/metrics":
             return _Answer(200, self.metrics.render(), b"text/plain; version=0.0.4")
         if path in ("/health", "/healthz"):
             return _Answer(200, rendered(self._health()))
-        return self._open(scope)
+        return await self._open(scope)
 
     async def _retrieve(self, headers: Mapping[bytes, bytes], receive: Receive) -> _Answer:
         deadline = time.monotonic() + self._timeout_s(headers)
@@ -144,7 +144,7 @@ class App:
             200, dialect.render(wanted, found), dialect.content_type.encode("ascii"), note=self._note(wanted)
         )
 
-    def _access(self, body: bytes) -> _Answer:
+    async def _access(self, body: bytes) -> _Answer:
         """ASearcher's `/access`: `{"urls": [...]}`, here ids, to one document or null for each."""
         fields, packed = decode(body)
         if packed:
@@ -160,22 +160,22 @@ class App:
             raise Refused(
                 f"{len(wanted)} documents in one request, at most {self._limits.max_topk} are opened; split it"
             )
-        return _Answer(200, rendered({"result": [_page(p) for p in map(self._document, wanted)]}))
+        return _Answer(200, rendered({"result": [_page(await self._document(identifier)) for identifier in wanted]}))
 
-    def _open(self, scope: Mapping[str, Any]) -> _Answer:
+    async def _open(self, scope: Mapping[str, Any]) -> _Answer:
         raw = scope.get("raw_path") or scope["path"].encode("utf-8")
         try:
             identifier = unquote(raw.partition(b"?")[0].decode("ascii"), errors="strict").removeprefix(_DOCUMENTS)
         except UnicodeDecodeError as error:
             raise Refused(f"the id is not UTF-8 ({error.reason})") from None
-        found = self._document(identifier)
+        found = await self._document(identifier)
         if found is None:
             raise Refused(
                 f"there is no document {identifier[:80]!a}; ids are those of the passages that /retrieve gives", 404
             )
         return _Answer(200, rendered(_page(found)))
 
-    def _document(self, identifier: str) -> Passage | None:
+    async def _document(self, identifier: str) -> Passage | None:
         if len(identifier) > _MAX_ID_CHARS:
             raise Refused(f"an id has {len(identifier)} characters, at most {_MAX_ID_CHARS} are taken")
         check_surrogate(identifier, "an id")
@@ -183,7 +183,8 @@ class App:
         if find is None:
             raise Refused("this searcher cannot open documents by id", 404)
         self.metrics.add("documents_total")
-        found: Passage | None = find(identifier)
+        blocks = getattr(self._searcher, "in_thread", False)
+        found: Passage | None = await asyncio.to_thread(find, identifier) if blocks else find(identifier)
         return found
 
     def _health(self) -> dict[str, Any]:

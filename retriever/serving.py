@@ -9,12 +9,14 @@ new is accepted, what is under way is answered, then the processes end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -54,6 +56,7 @@ class Service:
     max_batch: int = 64
     drain_s: float = 30.0
     access_log: str | None = None  # a file, or - for stderr
+    follow_stdin: bool = False  # drain and end when standard input ends
 
 
 def serve(index: str | Path, service: Service = Service(), *, say: Callable[[str], object] = print) -> None:
@@ -70,11 +73,20 @@ def serve(index: str | Path, service: Service = Service(), *, say: Callable[[str
         )
     if not 1 <= service.replicas <= 256:
         raise ServeError(f"{service.replicas} replicas: choose between 1 and 256")
+    if service.follow_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     with _bound(service.host, service.port) as listener:
         if service.replicas == 1:
             _serve_here(index, service, listener, token, Metrics(), say)
         else:
             _Replicas(index, service, listener, token).run(say)
+
+
+def _end_with_stdin() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 4_096):  # not sys.stdin: a thread in its lock ends the interpreter badly
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _bound(host: str, port: int) -> socket.socket:

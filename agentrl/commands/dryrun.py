@@ -6,7 +6,10 @@ the rate of a matrix product measured on this machine. Left out: attention over 
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 from agentrl.config import ModelConfig, RunConfig
@@ -24,6 +27,8 @@ def report(loaded: LoadedConfig) -> str:
     rows += [[key, _short(value_at(config, key)), origin] for key, origin in loaded.origins.items()]
     rows.sort(key=lambda r: (r[2] == DEFAULT) if r[0] != "key" else -1)
     lines = [table(rows), "", table(_tokens(config))]
+    if searching := _search_threads(config):
+        lines += ["", table(searching)]
     kind = engine_kind(config.engine)
     for rows in kind.placement(config):
         lines += ["", table(rows)]
@@ -83,6 +88,27 @@ def model_shape(run: RunConfig) -> Shape:
         c.vocab_size,
         int(getattr(c, "max_position_embeddings", 0) or 1_000_000),
     )
+
+
+def _search_threads(config: RunConfig) -> Table:
+    """Who gets which CPU threads, where an index is searched here; empty where it is not."""
+    r = config.retriever
+    if r.index is None and (config.world is None or config.world.kind != "search"):
+        return []
+    encodes = r.encoder is not None
+    if r.index is not None:
+        try:
+            meta = json.loads((Path(r.index).expanduser() / "meta.json").read_text("utf-8"))
+            encodes = meta.get("encoder") is not None
+        except (OSError, ValueError, AttributeError):
+            return [["CPU threads", ""], ["the index", f"not known: {r.index} is no index"]]
+    trainer = config.model.threads or len(os.sched_getaffinity(0))
+    own = (
+        f"{r.threads} that encode (retriever.threads), in a process of its own"
+        if encodes
+        else "none: words are searched"
+    )
+    return [["CPU threads", ""], ["the trainer", f"{trainer} of torch (model.threads)"], ["the index", own]]
 
 
 def _tokens(config: RunConfig) -> Table:

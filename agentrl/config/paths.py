@@ -8,7 +8,7 @@ from typing import Any
 from agentrl.config.schema import RunConfig
 
 #: Keys that may name a file or folder of this machine (or a hub id, a recipe, a URL, which stay as they are).
-LOCAL = ("model.path", "data.train", "data.test", "retriever.index")
+LOCAL = ("model.path", "data.train", "data.test", "retriever.index", "retriever.encoder")
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -139,6 +139,13 @@ class RetrieverConfig(Part):
 
     url: str | None = Field(None, description="of `agentrl retriever serve` or any Search-R1 server")
     index: str | None = Field(None, description="folder written by `agentrl retriever build`")
+    kind: str | None = Field(
+        None, description="of the index made for `world`: bm25, or with an encoder flat, hybrid, ..."
+    )
+    encoder: str | None = Field(
+        None, description="folder or hub id of a sentence encoder: `world` is searched by meaning"
+    )
+    threads: int = Field(1, ge=1, description="CPU threads that encode queries, in the index's own process")
     wait_s: float = Field(60.0, ge=0, description="how long to wait for a server at start")
     timeout_s: float = Field(10.0, gt=0, description="deadline of one call, retries included")
     retries: int | None = Field(

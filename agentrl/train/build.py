@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 
 from agentrl import plugins
-from agentrl.config import RunConfig
+from agentrl.config import RetrieverConfig, RunConfig
 from agentrl.data.tasks import load_tasks, tasks_from_world
 from agentrl.engines.base import Engine
 from agentrl.engines.kind import Parts, ready_kind
@@ -137,7 +137,7 @@ def environment_maker(
     if world is not None:
         env_id = world.env_id
         if world.passages:
-            kwargs["retriever"] = _world_index(world, work_dir)
+            kwargs["retriever"] = _world_index(world, work_dir, config.retriever, say)
     elif config.retriever.url:
         from agentrl.retriever.client import RetrieverClient
 
@@ -147,9 +147,7 @@ def environment_maker(
         client.wait_until_ready(config.retriever.wait_s, say=say)
         kwargs["retriever"] = client
     elif config.retriever.index:
-        from agentrl.retriever.opening import open_searcher
-
-        kwargs["retriever"] = open_searcher(config.retriever.index)
+        kwargs["retriever"] = _index(config.retriever.index, config.retriever, say)
     elif env_id == "agentrl/Search-v0" and "retriever" not in config.env.kwargs:
         raise ConfigError(
             [
@@ -173,13 +171,21 @@ def environment_maker(
     return make
 
 
-def _world_index(world: Any, work_dir: Path) -> Any:
+def _world_index(world: Any, work_dir: Path, config: RetrieverConfig, say: Say) -> Any:
     """The world's passages as an index on disk, built once."""
-    from agentrl.retriever.building import build_index
+    from agentrl.retriever.building import Plan, build_index
     from agentrl.retriever.corpus import Passage
-    from agentrl.retriever.opening import open_searcher
+    from agentrl.retriever.encoders.spec import resolve
 
     path = work_dir / "index"
     if not path.exists():
-        build_index((Passage(p["id"], p["title"], p["text"]) for p in world.passages), path)
-    return open_searcher(path)
+        plan = Plan(config.kind, resolve(config.encoder) if config.encoder else None, threads=config.threads)
+        build_index((Passage(p["id"], p["title"], p["text"]) for p in world.passages), path, plan)
+    return _index(str(path), config, say)
+
+
+def _index(path: str, config: RetrieverConfig, say: Say) -> Any:
+    """The index in a folder; one with an encoder in a process of its own."""
+    from agentrl.retriever.process import open_beside
+
+    return open_beside(path, threads=config.threads, timeout_s=config.timeout_s, wait_s=config.wait_s, say=say)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from agentrl.errors import nearest
+from agentrl.errors import DISTRIBUTION, nearest
 from agentrl.plugins import find
 from agentrl.retriever.base import MAX_QUERY_CHARS, Hit
 from agentrl.retriever.corpus import json_kind
@@ -228,7 +228,7 @@ def _unpack(body: bytes) -> Any:
         import msgpack
     except ImportError:
         raise Refused(
-            "msgpack is not installed on the server; send JSON, or install 'agentrl[retriever]' there", 415
+            f"msgpack is not installed on the server; send JSON, or install '{DISTRIBUTION}[retriever]' there", 415
         ) from None
 
     def pairs(found: list[tuple[Any, Any]]) -> dict[Any, Any]:

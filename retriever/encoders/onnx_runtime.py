@@ -10,8 +10,9 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from agentrl.errors import missing_package
 from agentrl.retriever.encoders.base import Tokens, encode_in_groups, pooled
 from agentrl.retriever.encoders.spec import EncoderSpec, identity
 from agentrl.retriever.errors import EncoderError
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 class OnnxEncoder:
     """An encoder in ONNX Runtime. `dtype` fp32 or int8; `device` cuda where ONNX Runtime has it."""
 
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "tokenizers")
+
     def __init__(self, spec: EncoderSpec, folder: Path, threads: int) -> None:
         try:
             import onnxruntime
-        except ImportError as error:
-            raise EncoderError(
-                "onnxruntime is not installed: pip install 'agentrl[retriever]', or use --runtime torch"
-            ) from error
+        except ModuleNotFoundError as error:
+            raise missing_package("an encoder in ONNX Runtime", error) or error from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from agentrl.retriever.encoders.base import Tokens, encode_in_groups, pooled
 from agentrl.retriever.encoders.spec import EncoderSpec
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 class TorchEncoder:
     """An encoder in torch. On a GPU one thread feeds it; on a CPU `threads` groups run at a time."""
+
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers")
 
     def __init__(self, spec: EncoderSpec, folder: Path, threads: int) -> None:
         import torch

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from agentrl.retriever.base import Build, Opening, Passages, Ranked, check_request, tidy
 from agentrl.retriever.dense import encoder_of, faiss_module
@@ -19,6 +19,8 @@ from agentrl.retriever.manifest import Manifest, check_hash
 
 class FaissFileIndex:
     """Ranks by the scores of the faiss index itself."""
+
+    packages: ClassVar[tuple[str, ...]] = ("faiss",)
 
     def __init__(self, index: Any, encoder: OpenedEncoder) -> None:
         self._index, self._encoder = index, encoder

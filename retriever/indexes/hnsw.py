@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _LINKS = 32
-_BUILD_DEPTH, _SEARCH_DEPTH = 80, 128
+_BUILD_DEPTH, _SEARCH_DEPTH = 80, 256
 
 
 class HnswIndex(DenseIndex):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _LEAST = 4_096  # vectors: below, cells hold too few
 _TRAINED_PER_CELL = 50
-_PROBED, _PROBED_AT_LEAST = 24, 64  # one of so many cells
+_PROBED, _PROBED_AT_LEAST = 16, 128  # one of so many cells
 
 
 class IvfPqIndex(DenseIndex):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from agentrl.errors import missing_package
 from agentrl.retriever.base import Build, Opening, Passages, blocks
 from agentrl.retriever.dense import DenseIndex, encode, encoder_of, map_vectors
 from agentrl.retriever.errors import IndexBuildError, IndexOpenError
@@ -26,6 +27,7 @@ class QdrantIndex(DenseIndex):
     """Candidates from Qdrant, re-ranked exactly from the vectors on disk."""
 
     kind: ClassVar[str] = "qdrant"
+    packages: ClassVar[tuple[str, ...]] = ("qdrant_client",)
     reranked: ClassVar[int] = 4
 
     @classmethod
@@ -75,8 +77,8 @@ class QdrantIndex(DenseIndex):
 def _client(url: str | None) -> Any:
     try:
         from qdrant_client import QdrantClient
-    except ImportError as error:
-        raise IndexOpenError("qdrant-client is not installed: pip install 'agentrl[qdrant]'") from error
+    except ModuleNotFoundError as error:
+        raise missing_package("a Qdrant index", error) or error from error
     return QdrantClient(url=url) if url else QdrantClient(":memory:")
 
 

@@ -154,3 +154,30 @@ def read_request(connection: socket.socket) -> bytes:
 def respond(connection: socket.socket, body: bytes, status: str = "200 OK") -> None:
     head = f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
     connection.sendall(head.encode() + body)
+
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] query passage : who was born in torvik kiln glass edda marn"
+
+
+def tiny_encoder(out: Path) -> Path:
+    """A folder with a small random BERT and its tokenizer, as a Hugging Face encoder has them."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    words = WORDS.split()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(out)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(out / "tokenizer.json"))
+    return out

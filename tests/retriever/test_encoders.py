@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel
+from tokenizers import Tokenizer
+from transformers import BertModel
 
 from agentrl.errors import PluginError
 from agentrl.retriever.building import Plan, build_index
@@ -17,30 +17,14 @@ from agentrl.retriever.encoders.base import _groups, open_encoder
 from agentrl.retriever.encoders.spec import EncoderSpec, identity, locate, resolve
 from agentrl.retriever.errors import EncoderError
 from agentrl.retriever.opening import open_index
+from tests.retriever.helpers import tiny_encoder
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "query", "passage", ":", "who", "was", "born", "in", "torvik", "kiln"]
-WORDS += ["glass", "edda", "marn"]
 TEXTS = ["who was born in torvik", "", "glass " * 40, "edda marn kiln", "who", "unknown words everywhere"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("encoders") / "tiny-e5-base"
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    BertModel(config, add_pooling_layer=False).save_pretrained(out)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.save(str(out / "tokenizer.json"))
-    return out
+    return tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny-e5-base")
 
 
 @pytest.fixture(scope="module", autouse=True)
