@@ -394,7 +394,7 @@ class Trainer:
         result = self.ahead.run(lambda: evaluate(self.job, self.pool, **how))
         best = self._beats_best(result.summary)
         self.run.evaluation(result.summary)
-        rows = eval_rows(result.trajectories, self.job.test_tasks, self.config.eval.samples)
+        rows = eval_rows(result.trajectories, result.tasks, self.config.eval.samples)
         self.run.write_eval_rollouts(self.step_number, rows)
         for w in self.writers:
             if hasattr(w, "evaluation"):  # a plug-in's may have none
