@@ -390,8 +390,8 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out evaluation under the current weights, written to the run directory."""
-        how = {"step": self.step_number, "patience": self.patience}
-        result = self.ahead.run(lambda: evaluate(self.job, self.pool, **how))
+        step, patience = self.step_number, self.patience
+        result = self.ahead.run(lambda: evaluate(self.job, self.pool, step=step, patience=patience))
         best = self._beats_best(result.summary)
         self.run.evaluation(result.summary)
         rows = eval_rows(result.trajectories, result.tasks, self.config.eval.samples)
