@@ -17,7 +17,7 @@ from agentrl.config.files import DEFAULT, LoadedConfig, value_at
 from agentrl.console import duration, table
 from agentrl.engines.kind import Shape, Table, engine_kind
 from agentrl.engines.shared.estimate import action_tokens, responses
-from agentrl.errors import MissingPackageError, ModelError, need
+from agentrl.errors import DataError, MissingPackageError, ModelError, need
 
 
 def report(loaded: LoadedConfig) -> str:
@@ -29,6 +29,7 @@ def report(loaded: LoadedConfig) -> str:
     lines = [table(rows), "", table(_tokens(config))]
     if searching := _search_threads(config):
         lines += ["", table(searching)]
+    lines += ["", *found] if (found := data_doubts(config)) else []
     kind = engine_kind(config.engine)
     for rows in kind.placement(config):
         lines += ["", table(rows)]
@@ -47,6 +48,21 @@ def report(loaded: LoadedConfig) -> str:
             f"rollout.max_context = {config.rollout.max_context} is more than the model's {shape.positions} positions",
         ]
     return "\n".join(lines)
+
+
+def data_doubts(config: RunConfig) -> list[str]:
+    """What `agentrl.data.doubts` says of local data; nothing is fetched for it."""
+    local = [s for s in (config.data.train, config.data.test) if s and Path(s).expanduser().exists()]
+    if config.world is not None or config.data.train not in local:
+        return []
+    from agentrl.data.doubts import doubts
+    from agentrl.data.tasks import load_tasks
+
+    try:
+        test = load_tasks(config.data, "test") if config.data.test in local else []
+        return doubts(config.data, load_tasks(config.data, "train"), test)
+    except DataError as error:
+        return [f"the data cannot be read: {error}"]
 
 
 def model_shape(run: RunConfig) -> Shape:

@@ -1,21 +1,35 @@
 """`agentrl eval RUN | MODEL CONFIG`: accuracy on held-out questions, as the papers' tables show it.
 
 One greedy response per question gives the accuracy; `--samples N` adds avg@N and unbiased pass@k of sampled responses.
+docs/evaluation.md says how intervals are made and what is compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentrl.config import RunConfig
     from agentrl.rollouts.play import EnvPool
     from agentrl.train.build import Job
-    from agentrl.train.statistics import SuiteResult
+    from agentrl.train.statistics import SuiteResult, Table
     from agentrl.types import Task
+
+
+@dataclass(frozen=True)
+class Target:
+    """One run or model to evaluate: its rows in the table are called after `label`."""
+
+    label: str
+    config: RunConfig
+    model: Path | None  # where it is not the config's
+    run: Path | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,15 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="RUN|MODEL",
-        help="another one, in rows of its own, as often as wanted",
+        help="another one, in rows of its own, as often as wanted; of a run the newest checkpoint",
     )
-    parser.add_argument("--checkpoint", type=step_or_best, metavar="STEP|best", help="of a run (default: the newest)")
+    parser.add_argument(
+        "--checkpoint", type=step_or_best, metavar="STEP|best", help="of the first run (default: the newest)"
+    )
     parser.add_argument(
         "--samples", type=int, metavar="N", help="also N sampled responses per question (avg@N, pass@k)"
     )
     parser.add_argument("--temperature", type=float, metavar="T", help="of the sampled ones (default: the config's)")
     parser.add_argument(
-        "--questions", type=int, metavar="N", help="per test set (default: eval.questions, all of a --suite; 0: all)"
+        "--questions",
+        type=int,
+        metavar="N",
+        help="per test set, a fixed random subset (default: eval.questions, all of a --suite; 0: all)",
     )
     parser.add_argument(
         "--suite",
@@ -62,42 +81,128 @@ def step_or_best(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table."""
-    from agentrl.train.statistics import responses, table, to_json
+    from agentrl.train.statistics import differences, make_table, render, to_json
 
-    targets = dict.fromkeys([args.target, *args.beside])
-    known = {target: _what(args, target) for target in targets}  # mistakes are told before anything is played
+    check_arguments(args)
+    targets = _targets(args)  # mistakes are told before anything is played
     if not args.suite:
-        _same_questions({target: config for target, (config, _, _) in known.items()})
+        _same_questions(targets)
+    marks = limits_apart(targets)
     rows: dict[str, list[SuiteResult]] = {}
-    models: dict[str, str] = {}
-    for target, (config, model, run_path) in known.items():
-        label = Path(target).name if len(targets) > 1 else ""
-        label = target if label in models else label
-        models[label] = str(model or config.model.path)
-        rows |= {f"{label} {row}".strip(): suites for row, suites in _rows(args, config, model, run_path).items()}
-    ks = sorted({2**i for i in range(1, 12)} | {responses(s) for s in rows.values()})
-    asked = {s.name: len(s.counts) for s in next(iter(rows.values()))}
+    asked: dict[str, tuple[int, int]] = {}
+    for target in targets:
+        label = f"{target.label}*" if target.label in marks else target.label
+        found, sizes = _rows(args, target)
+        rows |= {f"{label} {row}".strip(): suites for row, suites in found.items()}
+        asked = asked or sizes
+    made = make_table(rows)
+    first = targets[0].label
+    apart = {k: v for kind in ("greedy", "T=") for k, v in _differences(rows, first, kind, differences).items()}
     if args.json:
         from agentrl.console import print_json
 
-        which = {"models": models} if len(targets) > 1 else {"model": models[""]}
-        print_json(which | {"questions": asked, "results": to_json(rows, ks)})
+        models = {t.label: str(t.model or t.config.model.path) for t in targets}
+        which: dict[str, Any] = {"models": models} if len(targets) > 1 else {"model": models[""]}
+        if marks:
+            which["other_limits"] = marks
+        if apart:
+            which["differences"] = {k: [vars(c) if c else None for c in cells] for k, cells in apart.items()}
+        lost = sorted({name for names in made.lost.values() for name in names})
+        print_json(which | {"questions": made.sizes, "lost_questions": lost, "results": to_json(rows)})
         return 0
-    print(table(rows, ks, "markdown" if args.markdown else "text"))
-    failed = sum(s.failed for one in rows.values() for s in one)
-    questions = ", ".join(f"{suite} {n}" for suite, n in asked.items())
-    print(f"\n{', '.join(models.values())}; questions: {questions}; in brackets: 95 % intervals over questions")
-    if failed:
-        print(f"{failed} responses failed (tool or network) and are left out")
+    style = "markdown" if args.markdown else "text"
+    print(render(made.suites, made.cells, made.sizes, style))
+    if apart:
+        print("\n" + render(made.suites, apart, made.sizes, style, head="difference"))
+    print("\n" + "\n".join(_notes(targets, rows, made, asked, marks)))
     return 0
 
 
-def _same_questions(configs: dict[str, RunConfig]) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
+    """ConfigError where a number cannot be meant."""
+    from agentrl.errors import ConfigError
+
+    problems = []
+    if args.samples is not None and args.samples < 1:
+        problems.append(f"--samples {args.samples}: give the number of responses per question, for example 8")
+    if args.questions is not None and args.questions < 0:
+        problems.append(f"--questions {args.questions}: give a number of questions, or 0 for all")
+    t = args.temperature
+    if t is not None and not (math.isfinite(t) and t >= 0):
+        problems.append(f"--temperature {t:g}: give a number above 0, for example 1.0")
+    if t == 0 and (args.samples or 2) > 1:
+        problems.append("--temperature 0 gives the same response every time, which the greedy row has: leave it out")
+    if problems:
+        raise ConfigError(problems)
+
+
+def limits_apart(targets: list[Target]) -> dict[str, list[str]]:
+    """Label -> the settings in which a target differs from the first one, so that its figures are of another task."""
+    first = _limits(targets[0].config)
+    out = {}
+    for target in targets[1:]:
+        own = _limits(target.config)
+        keys = [k for k in sorted(first.keys() | own.keys()) if first.get(k) != own.get(k)]
+        if keys:
+            out[target.label] = [f"{k} {_shown(own.get(k))}, not {_shown(first.get(k))}" for k in keys]
+    return out
+
+
+def _shown(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _limits(config: RunConfig) -> dict[str, Any]:
+    """What decides how hard a question is and what is correct: environment, prompt, limits, grader."""
+    skipped = ("prompts_per_step", "group_size", "concurrency", "temperature")
+    out = {f"rollout.{k}": v for k, v in config.rollout.model_dump().items() if k not in skipped}
+    out |= {f"env.kwargs.{k}": v for k, v in config.env.kwargs.items()}
+    out |= {"env.id": config.env.id, "algorithm.correct_threshold": config.algorithm.correct_threshold}
+    return out | {f"retriever.{k}": getattr(config.retriever, k) for k in ("url", "index")}
+
+
+def _differences(rows: dict[str, list[SuiteResult]], first: str, kind: str, differences: Any) -> dict[str, Any]:
+    """Paired differences of rows of one kind (greedy, sampled) to the first target's."""
+    own = {name: suites for name, suites in rows.items() if name.rpartition(" ")[2].startswith(kind)}
+    base = next(iter(own), None)
+    return differences(own, base) if base is not None and len(own) > 1 and base.startswith(first) else {}
+
+
+def _notes(
+    targets: list[Target],
+    rows: dict[str, list[SuiteResult]],
+    made: Table,
+    asked: dict[str, tuple[int, int]],
+    marks: dict[str, list[str]],
+) -> list[str]:
+    """What stands below the table."""
+    models = ", ".join(str(t.model or t.config.model.path) for t in targets)
+    questions = ", ".join(f"{name} {made.sizes[name]}{_of(made.sizes[name], *asked[name])}" for name in made.sizes)
+    lines = [f"{models}; questions: {questions}; in brackets: 95 % intervals over questions and responses"]
+    if any(wanted < whole for wanted, whole in asked.values()):
+        lines.append("questions are a fixed random subset, the same for every run and model")
+    if failed := sum(s.failed for one in rows.values() for s in one):
+        lines.append(f"{failed} responses failed (tool or network) and are left out")
+    for (row, suite), names in made.lost.items():
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        lines.append(f"{suite}: {row} lost all responses to {len(names)} questions, which no row counts: {shown}")
+    for label, others in marks.items():
+        lines.append(f"* {label} was made with {'; '.join(others)}")
+    return lines
+
+
+def _of(counted: int, asked: int, whole: int) -> str:
+    return "" if counted == whole else f" of {whole}" if counted == asked else f" of {asked} asked of {whole}"
+
+
+def _same_questions(targets: list[Target]) -> None:
     """Rows of one table are of the same test sets."""
     from agentrl.errors import ConfigError
 
     sources = {
-        t: c.data.test if c.world is None else f"held-out questions of {c.world.kind}" for t, c in configs.items()
+        t.label: t.config.data.test if t.config.world is None else f"held-out questions of {t.config.world.kind}"
+        for t in targets
     }
     if len(set(sources.values())) > 1:
         what = ", ".join(f"{target} on {source}" for target, source in sources.items())
@@ -106,17 +211,16 @@ def _same_questions(configs: dict[str, RunConfig]) -> None:
         )
 
 
-def _rows(
-    args: argparse.Namespace, config: RunConfig, model: Path | None, run_path: Path | None
-) -> dict[str, list[SuiteResult]]:
-    """One greedy row, and one of sampled responses where they are asked for."""
+def _rows(args: argparse.Namespace, target: Target) -> tuple[dict[str, list[SuiteResult]], dict[str, tuple[int, int]]]:
+    """One greedy row, and one of sampled responses where they are asked for; (asked, there are) per test set."""
     import tempfile
 
     from agentrl.rollouts.play import EnvPool
     from agentrl.train.build import build_job
 
+    config = target.config
     with tempfile.TemporaryDirectory(prefix="agentrl-eval-") as scratch:
-        job = build_job(config, run_path or Path(scratch), model_path=model, say=_say)
+        job = build_job(config, target.run or Path(scratch), model_path=target.model, say=_say)
         try:
             suites = _suites(args, job)
             with EnvPool(job.make_env) as pool:
@@ -124,31 +228,53 @@ def _rows(
                 if (samples := args.samples or config.eval.samples) > 1:
                     t = args.temperature or config.eval.temperature or config.rollout.temperature
                     rows[f"T={t:g}"] = [_measure(job, pool, name, tasks, samples, t) for name, tasks in suites]
-            return rows
+            sizes = {name: (min(config.eval.questions or len(tasks), len(tasks)), len(tasks)) for name, tasks in suites}
+            return rows, sizes
         finally:
             job.engine.close()
 
 
-def _what(args: argparse.Namespace, target: str) -> tuple[RunConfig, Path | None, Path | None]:
+def _targets(args: argparse.Namespace) -> list[Target]:
+    """The first with `--checkpoint`, the others with their newest. The same run twice has the step in its name."""
+    found = [_what(args, args.target, args.checkpoint), *(_what(args, t, None) for t in args.beside)]
+    if len(found) == 1:
+        return [Target("", *found[0])]
+    given = [args.target, *args.beside]
+    whole = [Path(t).expanduser().resolve() for t in given]
+    names = [Path(t).name for t in given]
+    for i, (_, model, _) in enumerate(found):
+        if whole.count(whole[i]) > 1 and model is not None:
+            names[i] += f" {model.parent.name}"
+    labels = [name if names.count(name) == 1 else given[i] for i, name in enumerate(names)]
+    again: Counter[str] = Counter()
+    targets = []
+    for label, one in zip(labels, found):
+        again[label] += 1
+        if again[label] == 1:  # exactly the same model twice is one row
+            targets.append(Target(label, *one))
+    return targets if len(targets) > 1 else [Target("", *found[0])]
+
+
+def _what(
+    args: argparse.Namespace, target: str, checkpoint: int | str | None
+) -> tuple[RunConfig, Path | None, Path | None]:
     """The config, the folder of the model where it is not the config's, and the run directory."""
     from agentrl.config.files import load_config
-    from agentrl.errors import ConfigError, RunError, command, nearest
+    from agentrl.errors import RunError, command, nearest
     from agentrl.runs.checkpoint import checkpoint_at, run_of_checkpoint
 
-    if args.samples is not None and args.samples < 1:
-        raise ConfigError([f"--samples {args.samples}: give the number of responses per question, for example 8"])
     path = Path(target).expanduser()
     whole = ["eval.questions=0"] if args.suite else []  # a suite is played whole unless somebody says otherwise
     changes = [*whole, *args.set]
     if args.questions is not None:
         changes.append(f"eval.questions={args.questions}")
     inside = run_of_checkpoint(path)
-    if inside is not None and args.checkpoint is None:
-        path, args.checkpoint = inside
+    if inside is not None and checkpoint is None:
+        path, checkpoint = inside
     if (path / "config.yaml").is_file():
         config = load_config(args.config or path / "config.yaml", changes).config
-        return config, checkpoint_at(path, args.checkpoint) / "model", path
-    if args.checkpoint is not None:
+        return config, checkpoint_at(path, checkpoint) / "model", path
+    if checkpoint is not None:
         raise RunError(f"--checkpoint is for run directories, and {target} is none: it has no config.yaml")
     if args.config is None:
         around = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -160,6 +286,8 @@ def _what(args: argparse.Namespace, target: str) -> tuple[RunConfig, Path | None
 
 
 def _suites(args: argparse.Namespace, job: Job) -> list[tuple[str, list[Task]]]:
+    """(name, all its questions) of each test set. Says which questions make their figures doubtful."""
+    from agentrl.data.doubts import duplicates, same_files, shared
     from agentrl.data.recipes import EVALUATION_SUITES
     from agentrl.data.tasks import load_tasks
     from agentrl.errors import DataError
@@ -169,11 +297,16 @@ def _suites(args: argparse.Namespace, job: Job) -> list[tuple[str, list[Task]]]:
     if job.test_tasks and not args.suite:
         source = job.config.data.test if job.config.world is None else "held-out"
         out.append((_short(source or "test"), job.test_tasks))
-    sources = [s for given in args.suite for s in (nthr if given == "nthr" else [given])]
-    for source in dict.fromkeys(sources):
+    sources = list(dict.fromkeys(s for given in args.suite for s in (nthr if given == "nthr" else [given])))
+    for source in sources:
         data = job.config.data.model_copy(update={"test": source})
         name = _short(source)
-        out.append((source if name in {n for n, _ in out} else name, load_tasks(data, "test")))
+        name = source if name in {n for n, _ in out} else name
+        out.append((name, load_tasks(data, "test")))
+        for line in [*duplicates(name, out[-1][1]), *shared(name, job.train_tasks, out[-1][1])]:
+            _say(line)
+    for line in same_files({f"--suite {s}": s for s in sources}):
+        _say(line)
     if not out:
         raise DataError("there are no test questions: set data.test in the config, or give --suite FILE")
     return out
@@ -195,15 +328,24 @@ def _measure(job: Job, pool: EnvPool, name: str, tasks: list[Task], samples: int
     how = job.config.eval.model_copy(update={"samples": samples, "temperature": temperature, "questions": asked})
     config = job.config.model_copy(update={"eval": how})
     _say(f"{name}: {min(asked, len(tasks))} questions x {samples}, temperature {temperature:g}")
-    episodes = evaluate(replace(job, config=config), pool, step=0, tasks=tasks).trajectories
-    good = [[t for t in episodes[i : i + samples] if t.error is None] for i in range(0, len(episodes), samples)]
-    counts = tuple((len(g), sum(t.correct for t in g)) for g in good if g)
-    if not counts:
+    own = tasks is job.test_tasks  # so that a run is evaluated again on the questions of its training
+    result = evaluate(replace(job, config=config), pool, step=0, tasks=None if own else tasks)
+    episodes = result.trajectories
+    of = [[t for t in episodes[i : i + samples] if t.error is None] for i in range(0, len(episodes), samples)]
+    counts = tuple((len(g), sum(t.correct for t in g)) for g in of)
+    if not any(n for n, _ in counts):
         errors = sorted({t.error for t in episodes if t.error})[:3]
         raise AgentRLError(
-            f"{name}: all {len(episodes)} responses failed ({'; '.join(errors)}); mend the tool or server"
+            f"{name}: all {len(episodes)} responses failed ({'; '.join(errors)}); fix the tool or server"
         )
-    return SuiteResult(name, counts, failed=sum(t.error is not None for t in episodes))
+    if cut := result.summary.get("cut_share"):
+        _say(f"{name}: {cut:.0%} of the responses end at rollout.max_tokens_per_turn = {_limit(config)}")
+    ids = tuple(t.id for t in result.tasks)
+    return SuiteResult(name, counts, sum(t.error is not None for t in episodes), samples, ids)
+
+
+def _limit(config: RunConfig) -> int:
+    return config.rollout.max_tokens_per_turn
 
 
 def _say(text: str) -> None:

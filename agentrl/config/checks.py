@@ -121,6 +121,17 @@ def sizes(run: RunConfig) -> Iterator[str]:
             f"train.mini_batches = {run.train.mini_batches} is more than the responses of a step "
             f"({run.rollout.prompts_per_step} x {run.rollout.group_size})"
         )
+    turns, cap = run.env.kwargs.get("max_turns"), run.rollout.max_turns
+    if isinstance(turns, int) and turns > cap:
+        yield (
+            f"env.kwargs.max_turns = {turns} but rollout.max_turns = {cap} cuts every episode before: set "
+            f"rollout.max_turns to {turns} or more (one more where the environment gives a last turn to answer)"
+        )
+    if run.eval.samples > 1 and run.eval.temperature == 0:
+        yield (
+            f"eval.samples = {run.eval.samples} at eval.temperature 0 gives one response {run.eval.samples} times: "
+            "set eval.temperature to 1.0, for example, or eval.samples to 1"
+        )
     if run.rollout.temperature == 0:
         yield "rollout.temperature is 0: all responses of a group are equal and nothing is learned; use 1.0"
 

@@ -433,7 +433,7 @@ class RunConfig(Part):
     """Everything a run depends on."""
 
     name: str = "run"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     engine: Annotated[str, plugin_name("engine")] = Field(
         "local", description="local: this process; openrlhf: a Ray cluster; or a plug-in"
     )

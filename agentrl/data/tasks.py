@@ -104,6 +104,17 @@ def tasks_from_world(world: Any, split: Split) -> list[Task]:
     return unique(tasks)
 
 
+def subset(tasks: Sequence[Task], n: int) -> list[Task]:
+    """`n` of the tasks (0, or more than there are: all), the same ones every time, in their own order.
+
+    Drawn at random, because files are often sorted by difficulty or source; with a fixed seed that is not the run's, so
+    that runs and models are compared on the same questions.
+    """
+    if not 0 < n < len(tasks):
+        return list(tasks)
+    return [tasks[i] for i in sorted(random.Random(0).sample(range(len(tasks)), n))]
+
+
 # ------------------------------------------------------------------------------------------------------- one row
 
 

@@ -11,7 +11,8 @@ import gymnasium
 
 from agentrl import plugins
 from agentrl.config import RetrieverConfig, RunConfig
-from agentrl.data.tasks import load_tasks, tasks_from_world
+from agentrl.data.doubts import doubts
+from agentrl.data.tasks import load_tasks, subset, tasks_from_world
 from agentrl.engines.base import Engine
 from agentrl.engines.kind import Parts, ready_kind
 from agentrl.engines.local.engine import LocalEngine
@@ -35,6 +36,11 @@ class Job:
     train_tasks: list[Task]
     test_tasks: list[Task]
     world: Any = None
+
+    def held_out(self) -> list[Task]:
+        """The `eval.questions` held-out questions, none where it is 0. A world's own are in random order already."""
+        n = self.config.eval.questions
+        return self.test_tasks[:n] if self.world is not None or not n else subset(self.test_tasks, n)
 
     def player(
         self, pool: EnvPool, *, seed: int, temperature: float | None = None, concurrency: int | None = None
@@ -74,6 +80,8 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
     else:
         train = load_tasks(config.data, "train")
         test = load_tasks(config.data, "test") if config.data.test else []
+    for line in doubts(config.data, train, test) if world is None else ():
+        say(line)
     make_env = environment_maker(config, world, work_dir, say)
     chat = ChatFormat(tokenizer, config.rollout)
     engine = kind.build(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentrl.config import RolloutConfig
+from agentrl.data.tasks import subset
 from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
 from agentrl.train.patience import Patience
@@ -21,6 +22,7 @@ class EvalResult:
 
     summary: dict[str, Any]
     trajectories: list[Trajectory]
+    tasks: list[Task]  # the questions that were asked, in order
 
 
 def evaluate(
@@ -32,14 +34,14 @@ def evaluate(
     split: str = "test",
     patience: Patience | None = None,
 ) -> EvalResult:
-    """Play `config.eval.samples` episodes of each of the first `config.eval.questions` tasks.
+    """Play `config.eval.samples` episodes of each of `config.eval.questions` tasks, a fixed random subset.
 
     `em` is the share of correct responses, `reward` their mean reward; both leave out responses that failed, which are
     counted beside them. `em_{h}hop` and `em_level_{l}` are `em` of the tasks that say so. `patience` waits for a tool
     that is away.
     """
     config = job.config
-    chosen = list(tasks if tasks is not None else job.test_tasks)[: config.eval.questions]
+    chosen = job.held_out() if tasks is None else subset(tasks, config.eval.questions)
     start = time.perf_counter()
     player = job.player(pool, seed=config.seed, temperature=config.eval.temperature, concurrency=config.eval.batch)
     patience = patience or Patience(0)
@@ -62,7 +64,7 @@ def evaluate(
                 of[value].append(t)
         summary |= {name.format(value): exact_match(these) for value, these in sorted(of.items())}
     summary["seconds"] = time.perf_counter() - start
-    return EvalResult(summary, episodes)
+    return EvalResult(summary, episodes, chosen)
 
 
 FAILED_ALARM = 0.1  # share of held-out responses that may fail before the figure is worth a warning

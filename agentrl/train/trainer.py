@@ -390,11 +390,11 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Held-out evaluation under the current weights, written to the run directory."""
-        n, patience = self.step_number, self.patience
-        result = self.ahead.run(lambda: evaluate(self.job, self.pool, step=n, patience=patience))
+        step, patience = self.step_number, self.patience
+        result = self.ahead.run(lambda: evaluate(self.job, self.pool, step=step, patience=patience))
         best = self._beats_best(result.summary)
         self.run.evaluation(result.summary)
-        rows = eval_rows(result.trajectories, self.job.test_tasks, self.config.eval.samples)
+        rows = eval_rows(result.trajectories, result.tasks, self.config.eval.samples)
         self.run.write_eval_rollouts(self.step_number, rows)
         for w in self.writers:
             if hasattr(w, "evaluation"):  # a plug-in's may have none

@@ -91,6 +91,11 @@ def test_several_models_are_rows_of_one_table(finished_run, capsys):
     [
         (["--checkpoint", "7"], "no checkpoint of step 7; there are 1, 2"),
         (["--samples", "0"], "--samples 0"),
+        (["--temperature", "-1", "--samples", "2"], "--temperature -1"),
+        (["--temperature", "nan"], "--temperature nan"),
+        (["--temperature", "inf"], "--temperature inf"),
+        (["--temperature", "0", "--samples", "2"], "--temperature 0 gives the same response every time"),
+        (["--questions", "-3"], "--questions -3"),
         (["--beside", "/nowhere"], "/nowhere is not a run directory"),
         (["--set", "eval.question=3"], "did you mean 'questions'?"),
         (["--suite", "/nowhere/at/all.jsonl"], "/nowhere/at/all.jsonl"),
@@ -131,3 +136,50 @@ def test_a_damaged_checkpoint_is_not_evaluated(finished_run, tmp_path, capsys):
     assert "SHA-256" in capsys.readouterr().err
     assert main(["eval", str(copy), "--questions", "1", "--json"]) == 0  # the newest whole one
     assert results(capsys)["model"].endswith("step-000001/model")
+
+
+def test_an_earlier_checkpoint_beside_the_newest_is_two_rows(finished_run, capsys):
+    command = ["eval", str(finished_run), "--checkpoint", "1", "--beside", str(finished_run)]
+    assert main([*command, "--json"]) == 0
+    out = results(capsys)
+    recorded = {row["step"]: row["em"] for row in read_evals(finished_run)}
+    name = finished_run.name
+    assert {label: r["average"] for label, r in out["results"].items()} == {
+        f"{name} step-000001 greedy": pytest.approx(recorded[1]),
+        f"{name} step-000002 greedy": pytest.approx(recorded[2]),
+    }
+    [(label, cells)] = out["differences"].items()
+    assert label == f"{name} step-000002 greedy − {name} step-000001 greedy" and "other_limits" not in out
+    assert cells[0]["value"] == pytest.approx(recorded[2] - recorded[1]) and cells[0]["low"] < cells[0]["high"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "difference " in text and "*" not in text
+
+
+def test_a_run_with_other_limits_is_marked(finished_run, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(finished_run, other)
+    text = (other / "config.yaml").read_text()
+    assert text.count("max_tokens_per_turn: 16") == 1
+    (other / "config.yaml").write_text(text.replace("max_tokens_per_turn: 16", "max_tokens_per_turn: 12"))
+    assert main(["eval", str(finished_run), "--beside", str(other)]) == 0
+    out = capsys.readouterr().out
+    assert "other* greedy" in out and "* other was made with rollout.max_tokens_per_turn 12, not 16" in out
+    assert main(["eval", str(finished_run), "--beside", str(other), "--json"]) == 0
+    assert results(capsys)["other_limits"] == {"other": ["rollout.max_tokens_per_turn 12, not 16"]}
+
+
+def test_a_subset_is_stated_and_a_test_set_that_was_trained_on_is_told(finished_run, tmp_path, capsys):
+    from agentrl.envs.worlds import make_world
+
+    world = make_world("search", 3, people=24, companies=10, cities=8, regions=6, hops=[1])
+    rows = [{k: r[k] for k in ("question", "golden_answers")} for r in list(world.questions("train"))[:5]]
+    file, copy = tmp_path / "mine.jsonl", tmp_path / "copy.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    copy.write_bytes(file.read_bytes())
+    command = ["eval", str(finished_run), "--suite", str(file), "--suite", str(copy), "--questions", "3"]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "questions: mine 3 of 5, copy 3 of 5" in said.out and "a fixed random subset" in said.out
+    assert "mine: 5 of 5 questions are training questions, too" in said.err
+    assert "are one file under two names" in said.err

@@ -116,3 +116,22 @@ def test_defaults_are_not_shared():
     first.rollout.stop.append("x")
     assert (second.train.steps, second.env.kwargs, second.rollout.stop) == (50, {}, [])
     assert RunConfig(world=WorldConfig()).env.kwargs == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"eval": {"samples": 4}}, "eval.samples = 4 at eval.temperature 0"),
+        ({"env": {"kwargs": {"max_turns": 9}}}, "env.kwargs.max_turns = 9 but rollout.max_turns = 6"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"optim": {"max_grad_norm": 0}}, "greater than 0"),
+    ],
+)
+def test_evaluations_and_limits_that_cannot_be_meant_are_refused(changes, wanted):
+    with pytest.raises(ValidationError, match=wanted):
+        RunConfig.model_validate(merged(BASE, changes))
+
+
+def test_those_that_can_are_not():
+    RunConfig.model_validate(BASE | {"eval": {"samples": 4, "temperature": 0.7}, "env": {"kwargs": {"max_turns": 6}}})
+    assert RunConfig.model_validate(BASE | {"optim": {"max_grad_norm": None}}).optim.max_grad_norm is None

@@ -2,10 +2,11 @@
 
 import pytest
 
+from agentrl.data.tasks import subset
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool
 from agentrl.runs.log import RunLog
-from agentrl.runs.read import read_alarms, read_evals
+from agentrl.runs.read import read_alarms, read_evals, read_rollouts
 from agentrl.train.build import Job
 from agentrl.train.evaluate import evaluate, failures_alarm, in_words
 from agentrl.train.trainer import Trainer
@@ -97,7 +98,9 @@ def test_samples_and_temperature_are_the_evaluations_own(tmp_path):
         result = evaluate(job, pool, step=0)
         assert pool.made == 4  # eval.batch at once, not rollout.concurrency
     assert {call["temperature"] for call in job.engine.calls} == {0.3}
-    assert [t.sample_id for t in result.trajectories] == [f"eval0/{x}-{i}" for x in "ab" for i in range(3)]
+    asked = [t.id for t in subset(TASKS, 2)]  # not the first two of the file
+    assert [t.sample_id for t in result.trajectories] == [f"eval0/{x}-{i}" for x in asked for i in range(3)]
+    assert [t.id for t in result.tasks] == asked != ["a", "b"]
     with EnvPool(job.make_env) as pool:
         job.engine.calls.clear()
         job.player(pool, seed=0).collect(TASKS[:2], 1)
@@ -111,4 +114,20 @@ def test_the_row_is_written_and_told(tmp_path):
         row = trainer.evaluate()
         trainer.close()
         assert [{k: v for k, v in r.items() if k != "time"} for r in read_evals(run.path)] == [row]
-    assert told == ["held-out after 0 steps: 0.250 correct, reward 0.400, 4 questions"]
+    assert told == ["held-out after 0 steps: 0.500 correct, reward 0.575, 4 questions"]
+
+
+def test_the_questions_are_a_fixed_random_subset_and_their_episodes_stand_beside_them(tmp_path):
+    assert [t.id for t in subset(TASKS, 4)] == [t.id for t in subset(TASKS, 4)] != [t.id for t in TASKS[:4]]
+    assert subset(TASKS, 0) == subset(TASKS, 6) == subset(TASKS, 99) == TASKS
+    many = [Task(str(i), {}) for i in range(1000)]
+    drawn = [int(t.id) for t in subset(many, 100)]
+    assert drawn == sorted(set(drawn)) and 400 < sum(drawn) / 100 < 600
+    job = make_job(tmp_path, eval={"questions": 3})
+    with RunLog.create(tmp_path, "run", job.config) as run:
+        trainer = Trainer(job, run)
+        trainer.evaluate()
+        trainer.close()
+        rows = read_rollouts(run.path, 0, "eval")
+    assert [r["task"]["question"] for r in rows] == [f"{t.id}?" for t in subset(TASKS, 3)]
+    assert all(r["task"]["question"] == f"{r['group_id'].split('/')[1]}?" for r in rows)

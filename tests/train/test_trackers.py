@@ -7,7 +7,7 @@ import types
 import pytest
 
 from agentrl.errors import DISTRIBUTION, ConfigError
-from agentrl.runs.read import read_metrics
+from agentrl.runs.read import read_evals, read_metrics
 from agentrl.train import trackers as writers
 from agentrl.train.start import resume_run
 from agentrl.train.trackers import make_writers
@@ -66,3 +66,48 @@ def test_wandb_gets_the_config_and_the_steps(tmp_path, monkeypatch):
     [run] = made
     assert run.options["project"] == "p" and run.options["name"] == "run7" and run.options["config"]["seed"] == 3
     assert run.logged == [(4, {"reward": 0.5})] and run.finished
+
+
+def test_a_resume_from_an_earlier_step_writes_no_step_twice_and_keeps_the_held_out_figures(tmp_path, warm_model):
+    """Two resumes from step 1 of a run that had gone on: TensorBoard showed steps 1 and 2 twice."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = small_config(
+        tmp_path, warm_model, train={"steps": 3}, log={"tensorboard": True, "checkpoint_every": 1},
+        eval={"questions": 4, "every": 1},
+    )  # fmt: skip
+    path = train_until(config, steps=2)
+    resume_run(path, checkpoint=1, quiet=True)
+    events = EventAccumulator(str(path / "events")).Reload()
+    assert [p.step for p in events.Scalars("reward")] == [0, 1, 2]
+    told, rows = events.Scalars("held_out/em"), read_evals(path)
+    assert [p.step for p in told] == [r["step"] for r in rows] == [0, 1, 2, 3]
+    assert [p.value for p in told] == pytest.approx([r["em"] for r in rows])
+    assert "held_out/reward" in events.Tags()["scalars"] and "held_out/step" not in events.Tags()["scalars"]
+
+
+def test_wandb_goes_on_with_the_run_of_the_directory_and_gets_held_out_figures(tmp_path, monkeypatch):
+    made = []
+    fake = types.SimpleNamespace(init=lambda **options: made.append(FakeRun(**options)) or made[-1])
+    monkeypatch.setattr(writers, "_need", lambda package: fake)
+    config = small_config(tmp_path, log={"wandb": True})
+    for folder in ("one", "one", "two"):
+        [writer] = make_writers(config, tmp_path / folder)
+    first, again, other = (run.options["id"] for run in made)
+    assert first == again != other and {run.options["resume"] for run in made} == {"allow"}
+    assert (tmp_path / "one" / "wandb_id").read_text().strip() == first
+    writer.evaluation({"step": 3, "split": "test", "n": 4, "failed": 0, "em": 0.5, "seconds": 1.0})
+    assert made[-1].logged == [(3, {"held_out/n": 4.0, "held_out/failed": 0.0, "held_out/em": 0.5})]
+
+
+def test_the_trainer_hands_evaluations_to_the_trackers_that_take_them(tmp_path, warm_model):
+    """A tracker of somebody's own may have `write` and `close` alone."""
+    told = []
+    full = types.SimpleNamespace(
+        write=lambda r: None, close=lambda: None, evaluation=lambda row: told.append(row["em"])
+    )
+    bare = types.SimpleNamespace(write=lambda r: None, close=lambda: None)
+    config = small_config(tmp_path, warm_model, train={"steps": 1}, eval={"questions": 2})
+    path = train_until(config, meddle=lambda trainer: setattr(trainer, "writers", (full, bare)))
+    assert told == [row["em"] for row in read_evals(path)] and len(told) == 2
