@@ -13,6 +13,7 @@ from agentrl.algorithms.losses import (
     MetricSums,
     clipped,
     policy_loss,
+    settled,
     with_answer_weight,
 )
 from agentrl.algorithms.nthr import NTHRResult, nthr_scores
@@ -33,6 +34,7 @@ __all__ = [
     "llds_loss",
     "nthr_scores",
     "policy_loss",
+    "settled",
     "surrogate",
     "surrogate_of",
     "surrogate_slope",

@@ -8,7 +8,11 @@ w·max(0, d) where the gate is open and divides by the number of action tokens o
     response  the response's tokens, if Σ d over all its action tokens is positive
     token     always
 
-The gate is a decision and carries no gradient. On the first update after a rollout d = 0 and the loss is zero.
+The gate is a decision and carries no gradient. On the first update after a rollout d = 0 and the loss is zero. Two
+passes over the same policy differ by rounding, though, and a gate that rounding opens passes a whole gradient on (λ,
+not λ·d). So a gate opens where Σ d > `margin` · √tokens only: the trainer sets the margin to infinity while the policy
+is the one that was scored, and else to a multiple of the noise that it has measured there (`noise_of`). 0 is the
+paper's.
 λ is the caller's.
 """
 
@@ -43,6 +47,7 @@ def llds_loss(
     gate: str = "action",
     answer_mask: Tensor | None = None,
     answer_weight: float = 1.0,
+    margin: float = 0.0,
     divisor: float | Tensor | None = None,
 ) -> Tensor:
     """The likelihood-preserving loss without λ, a scalar.
@@ -53,7 +58,7 @@ def llds_loss(
     """
     term = llds_term(
         logprobs, old_logprobs, advantages, action_mask, turn_ids,
-        gate=gate, answer_mask=answer_mask, answer_weight=answer_weight,
+        gate=gate, answer_mask=answer_mask, answer_weight=answer_weight, margin=margin,
     )  # fmt: skip
     return term.total / (action_mask.sum().clamp(min=1) if divisor is None else divisor)
 
@@ -68,8 +73,12 @@ def llds_term(
     gate: str = "action",
     answer_mask: Tensor | None = None,
     answer_weight: float = 1.0,
+    margin: float = 0.0,
 ) -> LLDSTerm:
-    """The undivided sum and how many gates are open; arguments as `llds_loss`, turn_ids only for the action gate."""
+    """The undivided sum and how many gates are open; arguments as `llds_loss`, turn_ids only for the action gate.
+
+    margin: nats per √token that a gate's Σ d must exceed.
+    """
     kept = ~((advantages < 0) & action_mask).any(1, keepdim=True)  # (B, 1)
     counted = action_mask & kept  # (B, S)
     d = (old_logprobs - logprobs).masked_fill(~counted, 0.0)
@@ -79,11 +88,12 @@ def llds_term(
             raise AlgorithmError(f"answer_weight is {answer_weight:g}, but there is no answer_mask to apply it to")
         cost = torch.where(answer_mask, cost * answer_weight, cost)
     if gate == "token":
-        return LLDSTerm(cost.sum())
+        return LLDSTerm(cost.masked_fill(d.detach() <= margin, 0.0).sum())
     if gate == "response":
-        is_open = d.detach().sum(1, keepdim=True) > 0  # (B, 1)
+        least = margin * counted.sum(1, keepdim=True).clamp(min=1).sqrt()  # (B, 1)
+        is_open = d.detach().sum(1, keepdim=True) > least
         exists = counted.any(1)
-        return LLDSTerm((cost * is_open).sum(), is_open.sum(), exists.sum())
+        return LLDSTerm(cost.masked_fill(~is_open, 0.0).sum(), is_open.sum(), exists.sum())
     if gate != "action":
         raise AlgorithmError(f"gate {gate!r} does not exist{nearest(gate, GATES)}; known: {', '.join(GATES)}")
     if turn_ids is None:
@@ -91,7 +101,23 @@ def llds_term(
     turn = (turn_ids + 1).clamp(min=0)  # (B, S); column 0 gathers what is off action
     change = d.new_zeros(len(d), int(turn.max()) + 1 if turn.numel() else 1)  # (B, turns + 1)
     change.scatter_add_(1, turn, d.detach())
-    is_open = change > 0
-    total = (cost * is_open.gather(1, turn)).sum()
+    tokens = torch.zeros_like(change).scatter_add_(1, turn, counted.to(d.dtype))
+    is_open = change > margin * tokens.clamp(min=1).sqrt()
+    total = cost.masked_fill(~is_open.gather(1, turn), 0.0).sum()
     exists = torch.zeros_like(is_open).scatter_(1, turn, True) & kept
     return LLDSTerm(total, is_open[:, 1:].sum(), exists[:, 1:].sum())
+
+
+def noise_of(
+    logprobs: Tensor, old_logprobs: Tensor, action_mask: Tensor, turn_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(Σ over turns of (Σ d)² / tokens, number of turns), two scalars: the square of what rounding does to a gate.
+
+    All tensors (B, S); two passes over one policy. Without turn_ids a response is one turn. The root of the quotient is
+    in nats per √token, which is what `margin` counts in.
+    """
+    d = (old_logprobs - logprobs).detach().masked_fill(~action_mask, 0.0)
+    turn = action_mask.long() if turn_ids is None else (turn_ids + 1).clamp(min=0)  # column 0: off action
+    zero = d.new_zeros(len(d), int(turn.max()) + 1 if turn.numel() else 1)
+    sums, tokens = zero.scatter_add(1, turn, d)[:, 1:], zero.scatter_add(1, turn, action_mask.to(d.dtype))[:, 1:]
+    return (sums.square() / tokens.clamp(min=1)).sum(), (tokens > 0).sum()

@@ -11,6 +11,7 @@ micro-batches *sum* to the loss of the batch, whatever the split. Parts that are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,12 +20,13 @@ import torch
 from torch import Tensor
 
 from agentrl import plugins
-from agentrl.algorithms.llds import llds_term
+from agentrl.algorithms.llds import llds_term, noise_of
 from agentrl.config import LossConfig
 from agentrl.errors import AlgorithmError
 
 # |log ratio| is cut here: exp(20) ≈ 5e8 is beyond any clip range, and exp(89) would be infinite in fp32.
 MAX_LOG_RATIO = 20.0
+NOISE_FACTOR = 3.0  # standard deviations of the noise that a decrease must exceed to be believed
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,20 @@ def with_answer_weight(loss: LossConfig, valid_searches: float) -> LossConfig:
     return loss.model_copy(update={"llds": llds})
 
 
+def settled(loss: LossConfig, *, unchanged: bool, noise: float, moved: bool) -> LossConfig:
+    """`loss` for one update, without the terms that would make a gradient of rounding.
+
+    unchanged: the policy is the one that was scored. noise: of a pair of passes, in nats per √token. moved: the policy
+    is no longer the reference. Where the two policies are one, LLDS's gates stay closed and the KL term is zero; else a
+    gate opens where its decrease is NOISE_FACTOR times the noise.
+    """
+    if loss.llds.enabled:
+        own = loss.llds.margin
+        margin = math.inf if unchanged else NOISE_FACTOR * noise if isinstance(own, str) else own
+        loss = loss.model_copy(update={"llds": loss.llds.model_copy(update={"margin": margin})})
+    return loss if moved or not loss.kl_coef else loss.model_copy(update={"kl_coef": 0.0})
+
+
 def clipped(logprobs: Tensor, ratio: Tensor, advantages: Tensor, action_mask: Tensor, config: LossConfig) -> Tensor:
     """The built-in `loss.name`: −min(γA, clip(γ)A) for each token, (B, S), with the dual clip where it is set.
 
@@ -139,7 +155,8 @@ def policy_loss(
     entropy for the bonus; a part that is on and lacks its tensor raises AlgorithmError.
 
     Metrics: loss, pg_loss, clip_fraction, clip_fraction_low, clip_fraction_high, ratio_max, and where the part is on:
-    kl, nll_loss, entropy, tis_capped_share, llds_loss (without λ), llds_open_share.
+    kl, nll_loss, entropy, tis_capped_share, llds_loss (without λ), llds_open_share, llds_noise (squared, and noise only
+    while the policy is the one that gave old_logprobs).
     """
     off = ~action_mask
     n = float(max(normalizer.action_tokens, 1))
@@ -189,10 +206,12 @@ def policy_loss(
         term = llds_term(
             logprobs, old_logprobs, advantages, action_mask, turn_ids,
             gate=config.llds.gate, answer_mask=answer_mask, answer_weight=config.llds.answer_weight,
+            margin=0.0 if isinstance(config.llds.margin, str) else config.llds.margin,
         )  # fmt: skip
         llds = term.total / n
         loss = loss + config.llds.weight * llds
         metrics["llds_loss"] = Metric(llds.detach())
+        metrics["llds_noise"] = Metric(*noise_of(logprobs, old_logprobs, action_mask, turn_ids))
         if term.open_gates is not None:
             metrics["llds_open_share"] = Metric(term.open_gates, term.gates)
 

@@ -240,10 +240,17 @@ class LLDSConfig(Part):
     gate: Literal["action", "response", "token"] = "action"
     answer_weight: float | Literal["schedule"] = Field(1.0, description="LLDS-MA's β_ans; schedule: min(V_s/2, 1)")
 
+    margin: float | Literal["measured"] = Field(
+        "measured",
+        description="nats per √token that a gate's decrease must exceed; measured: 3 times the rounding noise",
+    )
+
     @model_validator(mode="after")
     def _sane(self) -> Self:
         if self.enabled and self.weight == 0:
             raise ValueError("weight (λ) is 0, so that llds adds nothing: 0.2 is usual, or set enabled: false")
+        if isinstance(self.margin, float) and self.margin < 0:
+            raise ValueError(f"margin is {self.margin}; use 0 (the paper's gate), a positive number, or measured")
         if isinstance(self.answer_weight, float) and self.answer_weight < 0:
             raise ValueError(
                 f"answer_weight is {self.answer_weight}; a negative weight would lower the likelihood of answers: use "

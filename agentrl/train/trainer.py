@@ -6,6 +6,7 @@ bit for bit on a CPU without any generator state in the checkpoint.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from agentrl.algorithms import advantages as compute_advantages
-from agentrl.algorithms import displacement, weigh_tokens, with_answer_weight
+from agentrl.algorithms import displacement, settled, weigh_tokens, with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.config import LossConfig
 from agentrl.data.tasks import TaskStream
@@ -109,6 +110,8 @@ class Trainer:
         self.step_number = 0
         self.tokens = 0
         self.nonfinite_in_a_row = 0
+        self.moved = False  # the policy is no longer the one that the run began with
+        self.noise = 0.0  # of two scoring passes over one policy, nats per √token; measured where LLDS is on
         self.probe: list[Trajectory] = []
         self.stop_requested = False
         self.signal: int | None = None  # the first that asked for the stop
@@ -312,10 +315,21 @@ class Trainer:
         """All optimiser steps on the batch; means of their metrics, and largest values where the name says so."""
         train, loss = self.config.train, self._loss_config(step.rollouts.used)
         rows: list[dict[str, float]] = []
+        unchanged = True  # the policy is the one that was scored
         for epoch in range(train.epochs):
             for index in self._order(step, epoch).tensor_split(train.mini_batches):
-                if len(index):  # fewer responses than mini-batches: failed rollouts, or few groups with contrast
-                    rows.append(self._update_rows(step, index, loss))
+                if not len(index):  # fewer responses than mini-batches: failed rollouts, or few groups with contrast
+                    continue
+                how = settled(loss, unchanged=unchanged, noise=self.noise, moved=self.moved)
+                row = self._update_rows(step, index, how)
+                squared = row.pop("llds_noise", None)
+                if unchanged and squared is not None:
+                    self.noise = math.sqrt(squared)
+                if loss.kl_coef and not how.kl_coef:
+                    row["kl"] = 0.0  # the policy is the reference
+                if self._changes_weights(row):
+                    unchanged, self.moved = False, True
+                rows.append(row)
         skipped = sum("nonfinite" in r for r in rows)
         self._watch_nonfinite(step, skipped)
         out: dict[str, float] = {"skipped_updates": float(skipped)}
@@ -323,6 +337,8 @@ class Trainer:
             values = [r[name] for r in rows if name in r]
             out[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
         out["grad_norm_max"] = max(r["grad_norm"] for r in rows)
+        if loss.llds.enabled:
+            out["llds_noise"] = self.noise
         step.updates = out
 
     def sync(self) -> None:
@@ -429,6 +445,8 @@ class Trainer:
             "data": self.ahead.position() if self._position is None else self._position,
             "probe": [trajectory_to_json(t) for t in self.probe],
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "moved": self.moved,
+            "noise": self.noise,
         }
         if self.monitor is not None:
             state["monitor"] = self.monitor.state_dict()
@@ -447,6 +465,7 @@ class Trainer:
         self.stream.load_state_dict(state["data"])
         self.probe = [trajectory_from_json(t) for t in state["probe"]]
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+        self.moved, self.noise = state.get("moved", True), state.get("noise", 0.0)  # earlier checkpoints have neither
         if self.monitor is not None and "monitor" in state:
             self.monitor.load_state_dict(state["monitor"])
         if self.guard is not None and "guard" in state:
@@ -470,6 +489,11 @@ class Trainer:
                 f"algorithm.correct_threshold = {a.correct_threshold:g}, so that no response is correct, which "
                 f"{a.name}{' with NTHR' if a.nthr.enabled else ''} needs; set it to the reward of a correct response"
             )
+
+    def _changes_weights(self, row: dict[str, float]) -> bool:
+        """Whether an optimiser step may have: a gradient of zero does where there was one before (AdamW's momentum)."""
+        decays = self.config.optim.weight_decay > 0
+        return "nonfinite" not in row and (row["grad_norm"] != 0 or self.moved or decays)
 
     def _order(self, step: Step, epoch: int) -> Tensor:
         """The batch's rows in the order that this epoch's mini-batches take them."""

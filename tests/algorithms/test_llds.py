@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agentrl.algorithms import displacement, llds_loss
-from agentrl.algorithms.llds import GATES, llds_term
+from agentrl.algorithms.llds import GATES, llds_term, noise_of
 from agentrl.errors import AlgorithmError
 
 
@@ -28,7 +28,7 @@ def case(seed=0, B=7, S=12):
     return new, old, adv, mask, turns, answer
 
 
-def by_loop(new, old, adv, mask, turns, gate, answer, weight):
+def by_loop(new, old, adv, mask, turns, gate, answer, weight, margin=0.0):
     total, tokens, gates, open_gates = 0.0, 0, 0, 0
     B, S = mask.shape
     for i in range(B):
@@ -45,7 +45,8 @@ def by_loop(new, old, adv, mask, turns, gate, answer, weight):
             parts = [[s] for s in here]
         for part in parts:
             gates += 1
-            if gate != "token" and sum(d[s] for s in part) <= 0:
+            if sum(d[s] for s in part) <= margin * len(part) ** 0.5:
+                open_gates += gate == "token"
                 continue
             open_gates += 1
             total += sum(max(0.0, d[s]) * (weight if answer[i, s] else 1.0) for s in part)
@@ -66,6 +67,35 @@ def test_equals_the_loop(gate, weight, seed):
         assert term.gates is None and term.open_gates is None
     else:
         assert (int(term.gates), int(term.open_gates)) == (gates, open_gates)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("margin", [0.01, 0.2, 0.5, float("inf")])
+def test_a_gate_opens_above_the_margin(gate, margin):
+    new, old, adv, mask, turns, answer = case(2)
+    total, _, gates, open_gates = by_loop(new, old, adv, mask, turns, gate, answer, 1.0, margin)
+    term = llds_term(new.requires_grad_(), old, adv, mask, turns, gate=gate, margin=margin)
+    assert float(term.total.detach()) == pytest.approx(total, rel=1e-5)
+    if gate != "token":
+        assert (int(term.gates), int(term.open_gates)) == (gates, open_gates)
+    if margin == float("inf"):
+        term.total.backward()
+        assert total == 0 and not new.grad.any()
+
+
+def test_the_noise_is_that_of_the_turns():
+    new, old, _, mask, turns, _ = case(3)
+    squares = []
+    for i in range(len(mask)):
+        for t in {int(x) for x in turns[i] if x >= 0}:
+            d = [float(old[i, s] - new[i, s]) for s in range(mask.shape[1]) if turns[i, s] == t]
+            squares.append(sum(d) ** 2 / len(d))
+    total, count = noise_of(new, old, mask, turns)
+    assert float(total) == pytest.approx(sum(squares), rel=1e-5) and int(count) == len(squares)
+    d = (old - new).masked_fill(~mask, 0)
+    whole = [float(d[i].sum()) ** 2 / int(mask[i].sum()) for i in range(len(mask)) if mask[i].any()]
+    total, count = noise_of(new, old, mask, None)
+    assert float(total) == pytest.approx(sum(whole), rel=1e-5) and int(count) == len(whole)
 
 
 @pytest.mark.parametrize("gate", GATES)
