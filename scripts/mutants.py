@@ -21,6 +21,7 @@ import ast
 import collections
 import difflib
 import fnmatch
+import functools
 import json
 import random
 import re
@@ -287,24 +288,27 @@ def outcomes(part: str, chosen: set[str] | None, explanations: list[Explanation]
     return found, waiting
 
 
+@functools.cache
+def functions(path: Path) -> dict[str, list[str]]:
+    """The lines of every function of a file, of mutants too."""
+    text = path.read_text()
+    lines = text.split("\n")
+    found = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {n.name: lines[n.lineno - 1 : n.end_lineno] for n in found}
+
+
 def change(folder: Path, name: str, file: str) -> tuple[str, str]:
     """The lines of a mutant's function that differ: those of the code, those of the mutant."""
-    lines = (folder / "mutants" / file).read_text().split("\n")
-    spans = {
-        n.name: n
-        for n in ast.walk(ast.parse("\n".join(lines)))
-        if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
     mine = name.rpartition(".")[2]
-
-    def body(function: str) -> list[str]:
-        node = spans[function]
-        text = lines[node.lineno - 1 : node.end_lineno]
-        return [line.replace(function, "f") for line in text]
-
-    old, new = body(re.sub(r"_\d+$", "_orig", mine)), body(mine)
-    diff = list(difflib.ndiff(old, new))
-    return tuple("\n".join(x[2:].strip() for x in diff if x.startswith(sign)) for sign in "-+")  # type: ignore[return-value]
+    original = re.sub(r"_\d+$", "_orig", mine)
+    known = functions(folder / "mutants" / file)
+    old, new = ([line.strip().replace(n, "f") for line in known[n]] for n in (original, mine))
+    removed: list[str] = []
+    added: list[str] = []
+    for what, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if what != "equal":
+            removed, added = removed + old[a:b], added + new[c:d]
+    return "\n".join(removed), "\n".join(added)
 
 
 def try_part(part: str, chosen: list[str] | None, patterns: list[str]) -> None:
