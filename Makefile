@@ -3,7 +3,7 @@
 #   PIP_EXTRA_INDEX_URL=... make test        pip's own variables work, for example for another build of torch
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-trackio test-peers test-load test-distributed check bench clean
+.PHONY: help quickstart test test-slow test-trackio test-peers test-load test-distributed check mutants bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,11 +46,15 @@ check: $(INSTALLED)        ## lint, format, types, Dockerfiles
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/*.Dockerfile
 
+mutants: $(VENV)-mutants/.installed    ## small changes of the code that a test must notice; hours (ARGS=--report: what is known)
+	OMP_NUM_THREADS=1 $(VENV)-mutants/bin/python scripts/mutants.py $(ARGS)
+
 bench: $(INSTALLED)        ## the measured figures of the documentation
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:               ## remove the environment and caches; runs/ is kept
-	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+\trm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem $(VENV)-mutants .mutants build dist *.egg-info \\
+\t\t.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -85,4 +89,10 @@ $(VENV)-gem/.installed: $(INSTALLED)
 $(VENV)-trackio/.installed: $(INSTALLED)
 	$(BIN)/python -m venv $(VENV)-trackio
 	$(VENV)-trackio/bin/python -m pip install -qq --disable-pip-version-check trackio==0.43.0 pytest
+	@touch $@
+
+$(VENV)-mutants/.installed: $(INSTALLED)    # mutmut, which finds the pinned packages in the first environment
+	$(BIN)/python -m venv $(VENV)-mutants
+	$(VENV)-mutants/bin/python -m pip install -qq --disable-pip-version-check mutmut==3.8.1
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > "$$(echo $(VENV)-mutants/lib/python3*/site-packages)/pins.pth"
 	@touch $@

@@ -41,7 +41,5 @@ def test_equal_scores_keep_the_first_order_and_a_lost_score_shows():
     plain = index.search_batch(queries, 5)
     ours = Reranked(index, Even()).search_batch(queries, 5)
     assert [h.passage for h in ours[0]] == [h.passage for h in plain[0]]
-        h.passage for h in plain
-    ]
     with pytest.raises(RuntimeError, match="0 scores for"):
         Reranked(index, Short()).search_batch(["glass"], 1)
