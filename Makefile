@@ -53,8 +53,8 @@ bench: $(INSTALLED)        ## the measured figures of the documentation
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:               ## remove the environment and caches; runs/ is kept
-\trm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem $(VENV)-mutants .mutants build dist *.egg-info \\
-\t\t.pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem $(VENV)-mutants .mutants build dist *.egg-info \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

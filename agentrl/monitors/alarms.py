@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from agentrl import plugins
@@ -122,11 +121,12 @@ class Monitor:
         alarms = []
         self._shared["explosions"] = self._explosions(record)
         now = View(record, self.series, phase, self.thresholds, self.seen, self._shared, self.clipped_in_loss)
-        changed = tool_changed(now)
+        now.tool_changed = tool_changed(now)
         for rule in self.rules:
             memory = self._memory[rule.name]
             memory["explosions"] = self._shared["explosions"]
-            finding = rule(replace(now, memory=memory, tool_changed=changed))
+            now.memory = memory
+            finding = rule(now)
             alarm = self._judge(rule.name, finding, record)
             if alarm is not None:
                 alarms.append(alarm)

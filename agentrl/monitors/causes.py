@@ -19,6 +19,7 @@ TIME_SPAN = 20
 JUMP_Z = 8.0  # deviations of one step's change that count as a jump
 JUMP_SHARE = 0.3  # and the least relative size of it
 STEADY = 1.6  # factor within which entropy and KL count as unchanged
+CUT = 0.7  # share of responses cut in the row of a cliff from which the length limit explains it
 RECENT = 20  # steps after a jump for which it explains what follows
 
 
@@ -62,13 +63,17 @@ ACTING = frozenset(
 def tool_changed(view: View) -> str | None:
     """What of the world outside the policy jumped in the last steps, in words; None where nothing did.
 
-    The policy itself must look as before: entropy and divergence unchanged over the jump.
+    The policy itself must look as before: entropy and divergence unchanged over the jump, or the update before a cliff
+    of the reward too small to have made it.
     """
     at = view.memory.get("tool_step")
     if at is not None and view.record.step - at <= RECENT:
         return str(view.memory["tool_words"])
     what = _slow(view) or _jump(view)
-    if what is None or not (_steady(view, "entropy") and _steady(view, "kl")):
+    if what is not None and not (_steady(view, "entropy") and _steady(view, "kl")):
+        what = None
+    what = what or _cliff(view)
+    if what is None:
         return None
     view.memory["tool_step"], view.memory["tool_words"] = view.record.step, what
     return what
@@ -108,6 +113,24 @@ def _jump(view: View) -> str | None:
     return None
 
 
+def _cliff(view: View) -> str | None:
+    """The reward falls off in one row, and the update before it was an ordinary, small one."""
+    t, falls = view.thresholds.collapse, view.falls("reward")
+    clip, norm = view.get("clip_fraction", view.warmup), view.get("grad_norm", view.warmup)
+    if falls is None or clip is None or not any(clip.values) or falls.crash(1, t.crash_kept, t.crash_z) is None:
+        return None
+    for one, least in ((clip, t.clip_share_loss), (norm, 0.0)):
+        if one is not None:
+            values = one.last(TIME_SPAN + 1)
+            usual = sorted(values[:-1])[len(values[:-1]) // 2]
+            if values[-2] > max(TIME_FACTOR * usual, least):
+                return None
+    cut = view.value("truncated_share")
+    if cut is not None and cut >= CUT:
+        return None  # the length limit has changed
+    return "the reward fell off in one step, and the update before it was small"
+
+
 def _steady(view: View, name: str) -> bool:
     """Whether a signal is about where it was; where it is not logged nothing speaks against it."""
     one = view.get(name, 5)
@@ -137,8 +160,8 @@ def _tool(view: View, evidence: tuple[str, ...]) -> Story | None:
         return None
     return Story(
         "tool or data changed",
-        f"Story: tool or data changed: {what} while entropy and divergence did not. Against it would speak: an entropy "
-        "that rises first, or a tool that answers when asked by hand.",
+        f"Story: tool or data changed: {what}; the policy looks as before. Against it would speak: an entropy that "
+        "rises first, or a tool that answers when asked by hand.",
         "Check the retriever (agentrl retriever query WORDS --url URL) and the data; do not roll back: the "
         "policy is as it was. Pause until the tool answers, then go on.",
         False,
@@ -185,8 +208,8 @@ def _mismatch(view: View, evidence: tuple[str, ...]) -> Story | None:
 
 
 def _length(view: View, evidence: tuple[str, ...]) -> Story | None:
-    cut, length = view.get("truncated_share", 3), view.get("response_length", 10)
-    share = min(cut.last(3)) if cut is not None else 0.0
+    cut, length = view.get("truncated_share", 2), view.get("response_length", 10)
+    share = min(cut.last(2)) if cut is not None else 0.0
     grown = length.level() / length.first if length is not None and length.first else 1.0
     if share < 0.3 and grown < 2:
         return None
@@ -244,7 +267,9 @@ def _displaced(view: View, evidence: tuple[str, ...]) -> Story | None:
 
 
 def _large(view: View, evidence: tuple[str, ...]) -> Story | None:
-    if "large_updates" not in evidence:
+    t, clip = view.thresholds.collapse, view.get("clip_fraction", 3)
+    least = t.early_factor * (t.clip_share_loss if view.clipped_in_loss else t.clip_share)
+    if "large_updates" not in evidence and (clip is None or max(clip.last(3)[:-1]) < least):
         return None
     return Story(
         "updates too large",
@@ -273,9 +298,9 @@ STORIES: tuple[Callable[[View, tuple[str, ...]], Story | None], ...] = (
     _numerical,
     _tool,
     _mismatch,
+    _large,
     _length,
     _displaced,
-    _large,
     _certain,
     _hacking,
     _exhausted,

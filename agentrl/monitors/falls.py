@@ -89,9 +89,9 @@ class Falls:
         self.best: dict[int, float] = {}
         self.ema = self.weight = self.weight2 = 0.0  # sums of the exponential mean
         self.ema_best = -math.inf
-        self.noise = 0.0
+        self.recent = 0.0
         self.largest = 0.0
-        self.few = False
+        self._noise: tuple[float, bool] | None = None  # noise and whether rows are of few responses, once asked for
         self.earned = 0  # rows above `base`
 
     def push(self, value: float) -> None:
@@ -114,15 +114,30 @@ class Falls:
         self._estimate(rows)
 
     def _estimate(self, rows: list[float]) -> None:
-        recent = row_noise(rows[-SHORT:])
+        """The noise of the last rows; the rest is worked out when it is asked for."""
+        self.recent = row_noise(rows[-SHORT:])
         if self.count >= SETTLED:
-            self.largest = max(self.largest, recent)
-        self.noise = max(recent, row_noise(rows))
-        steps = lattice(rows[-SHORT:])
-        best = self.ema_best if self.count >= PEAK_FROM else max(rows)
-        self.few = steps >= COARSE - 1e-6 or self.noise > NOISY * max(best - self.base, 1e-9)
-        if self.few:
-            self.noise = max(self.noise, self.largest)
+            self.largest = max(self.largest, self.recent)
+        self._noise = None
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of one row."""
+        return self._judged()[0]
+
+    @property
+    def few(self) -> bool:
+        """Whether a row has few responses."""
+        return self._judged()[1]
+
+    def _judged(self) -> tuple[float, bool]:
+        if self._noise is None:
+            rows = list(self.values)
+            noise = max(self.recent, row_noise(rows) if rows else 0.0)
+            best = self.ema_best if self.count >= PEAK_FROM else max(rows, default=0.0)
+            few = lattice(rows[-SHORT:]) >= COARSE - 1e-6 or noise > NOISY * max(best - self.base, 1e-9)
+            self._noise = (max(noise, self.largest), True) if few else (noise, False)
+        return self._noise
 
     def exponential(self) -> Fall:
         """The fall of the exponential mean."""
@@ -149,9 +164,23 @@ class Falls:
 
     def significant(self, share: float, z: float) -> Fall | None:
         """The largest fall of at least `share` and `z`, over all means; None where there is none."""
-        falls = [self.exponential(), *(self.window(w) for w in WIDTHS)]
-        found = [f for f in falls if f.share >= share and f.z >= z]
-        return max(found, key=lambda f: f.share, default=None)
+        found = None
+        for width in (0, *WIDTHS):
+            if self._share(width) >= share:  # the noise costs more than the share
+                fall = self.window(width) if width else self.exponential()
+                if fall.share >= share and fall.z >= z and (found is None or fall.share > found.share):
+                    found = fall
+        return found
+
+    def _share(self, width: int) -> float:
+        """The share that is gone, whatever the noise."""
+        if self.count < (width or EMA_FROM):
+            return -math.inf
+        peak = self.best[width] if width else self.ema_best
+        if peak <= self.base:
+            return -math.inf
+        now = sum(list(self.values)[-width:]) / width if width else self.ema / self.weight
+        return (peak - now) / (peak - self.base)
 
     def lost(self, z: float) -> float:
         """The largest share that is gone at `z` standard errors or more; 0 where nothing is."""
@@ -191,7 +220,9 @@ class Falls:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        plain = {k: v for k, v in vars(self).items() if not isinstance(v, float) or math.isfinite(v)}
+        plain = {
+            k: v for k, v in vars(self).items() if k != "_noise" and (not isinstance(v, float) or math.isfinite(v))
+        }
         return {**plain, "values": list(self.values), "best": {str(k): v for k, v in self.best.items()}}
 
     @classmethod

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 
 from agentrl.monitors.collapse import spiral
+from agentrl.monitors.stats import Series
+from agentrl.monitors.thresholds import RewardHackingThresholds
 from agentrl.monitors.view import Finding, View
 
 _FINITE = ("loss", "grad_norm", "entropy", "kl", "ratio_max", "logprob_correct", "logprob_incorrect", "reward")
@@ -36,6 +38,7 @@ class NonFinite:
             "Look at the dumped batch; set optim.max_grad_norm=0.5, a lower optim.lr, or model.dtype=float32.",
             by="logprob",
             immediate=True,
+            story="numerical failure",
         )
 
 
@@ -55,6 +58,7 @@ class DeathSpiral:
             f"Death spiral: an update changes correct responses by {change:.3f} nats per token, and falling",
             signals,
             "Set algorithm.loss.llds.enabled=true (algorithm.loss.llds.weight=0.2 or more).",
+            story="likelihood displacement",
         )
 
 
@@ -85,6 +89,7 @@ class EntropyCollapse:
             {"entropy": (entropy.level(), limit * entropy.first)},
             "Set algorithm.loss.entropy_coef=0.001 or algorithm.loss.clip_high=0.28; check rollout.temperature=1.0.",
             by="reward",
+            story="entropy collapse",
         )
 
 
@@ -97,9 +102,19 @@ class RewardHacking:
         """Reward up while correctness is not, or while answers come from nothing retrieved."""
         t, span = view.thresholds.reward_hacking, view.thresholds.collapse.rising_span
         reward = view.get("reward", 2 * view.warmup)
+        correct = view.get("correct_rate", 2 * view.warmup)
+        if reward is not None and correct is not None and (gap := _gap(reward, correct, t)) is not None:
+            return Finding(
+                "warn",
+                f"The reward rose by {gap[0]:.2f} over the share of correct answers, which did not rise: something "
+                "else than the answer is being rewarded",
+                {"reward_without_correct": (gap[0], t.gap), "correct_rate": (correct.level(), correct.peak_mean)},
+                "Read the rollouts named here; lower the weight of the other reward parts in env.kwargs.",
+                by="reward",
+                story="reward hacking",
+            )
         if reward is None or reward.trend(span)[1] <= t.rising_z:
             return None
-        correct = view.get("correct_rate", 2 * view.warmup)
         if correct is not None and correct.trend(span)[1] < t.falling_z:
             return Finding(
                 "warn",
@@ -108,6 +123,7 @@ class RewardHacking:
                 {"correct_rate": (correct.level(), correct.peak_mean), "reward": (reward.level(), reward.peak_mean)},
                 "Read the rollouts named here; lower the weight of the other reward parts in env.kwargs.",
                 by="reward",
+                story="reward hacking",
             )
         if (
             correct is not None
@@ -125,6 +141,7 @@ class RewardHacking:
                 "Normal while a format is being learnt; if it lasts, lower the weight of the other reward parts in "
                 "env.kwargs.",
                 by="reward",
+                story="reward hacking",
             )
         found = view.get("answer_in_retrieved", 2 * view.warmup)
         if (
@@ -140,6 +157,7 @@ class RewardHacking:
                 {"answer_in_retrieved": (found.level(), t.kept * found.first)},
                 "Read the rollouts named here: memorised answers, leaked questions, or a reward that can be guessed.",
                 by="reward",
+                story="reward hacking",
             )
         search = view.get("valid_search_ratio", 2 * view.warmup)
         if (
@@ -155,8 +173,30 @@ class RewardHacking:
                 {"valid_search_ratio": (search.level(), t.kept * search.first)},
                 "Read the rollouts named here: memorised answers, leaked questions, or a reward for guessing.",
                 by="reward",
+                story="reward hacking",
             )
         return None
+
+
+def _gap(reward: Series, correct: Series, t: RewardHackingThresholds) -> tuple[float, float] | None:
+    """(rise of reward minus correct share, its standard errors) of the last five rows over those before, or None.
+
+    Question difficulty moves both, so that their difference has little noise.
+    """
+    pairs = dict(zip(correct.steps, correct.values))
+    rows = [(r, pairs[s]) for s, r in zip(reward.steps, reward.values) if s in pairs][-25:]
+    new, old = rows[-5:], rows[:-5]
+    if len(old) < 10:
+        return None
+    before, now = [r - c for r, c in old], [r - c for r, c in new]
+    middle, right = sum(before) / len(before), sum(c for _, c in old) / len(old)
+    spread = math.sqrt(sum((g - middle) ** 2 for g in before) / len(before)) + 0.01
+    rise = sum(now) / 5 - middle
+    z = rise / (spread * math.sqrt(1 / 5 + 1 / len(old)))
+    rising = sum(c for _, c in new) / 5 > right + 0.02
+    if rise < t.gap or z < t.gap_z or right < t.least_correct or rising:
+        return None
+    return rise, z
 
 
 class Mismatch:
@@ -181,6 +221,7 @@ class Mismatch:
                 {name: (level, limit)},
                 "Set algorithm.loss.tis_cap=2.0; check that the sampler got the last weights and uses the same dtype.",
                 by="logprob",
+                story="train-inference mismatch",
             )
         return None
 
@@ -202,6 +243,7 @@ class ToolOutage:
                 "Check the search server (agentrl retriever query WORDS --url URL) and retriever.url.",
                 by="error",
                 immediate=True,
+                story="tool or data changed",
             )
         for name in ("failed_rollouts", "tool_errors"):
             one = view.get(name)
@@ -216,6 +258,7 @@ class ToolOutage:
                     "Check the search server and retriever.timeout_s; lower rollout.concurrency if it is overloaded.",
                     by="error",
                     immediate=True,
+                    story="tool or data changed",
                 )
         latency = view.get("tool_latency_s", view.warmup)
         if (
@@ -228,6 +271,7 @@ class ToolOutage:
                 f"Tool calls take {latency.level():.1f} s, {latency.level() / latency.first:.0f} times the start",
                 {"tool_latency_s": (latency.level(), max(t.latency_factor * latency.first, t.latency_s))},
                 "Check the search server's load; lower rollout.concurrency.",
+                story="tool or data changed",
             )
         return None
 
@@ -390,3 +434,31 @@ class NoSignal:
         if cut is not None and cut.level() >= view.thresholds.truncation.nearly_all:
             return f"Raise rollout.max_tokens_per_turn first: {cut.level():.0%} of the responses are cut at it."
         return "Set algorithm.dynamic_sampling=true, or use questions of another difficulty."
+
+
+class Validation:
+    """Validation against training: the held-out reward falls while the training reward does not."""
+
+    name = "validation"
+
+    def __call__(self, view: View) -> Finding | None:
+        """Warn when the last two validations lost a part of the best, and the training reward is at its best."""
+        t = view.thresholds.validation
+        held_out, reward = view.series.get("validation"), view.get("reward", view.warmup)
+        if held_out is None or reward is None or held_out.steps[-1] != view.record.step or held_out.count < t.least:
+            return None
+        values = list(held_out.values)
+        best, last = max(values[:-2]), max(values[-2:])
+        falling = reward.falls is not None and reward.falls.significant(t.lost, 2.0) is not None
+        if best <= 0 or last > (1 - t.lost) * best or falling:
+            return None
+        return Finding(
+            "warn",
+            f"Held-out reward fell from {best:.3f} to {last:.3f} while that of training holds ({reward.level():.3f})",
+            {"validation": (last, (1 - t.lost) * best), "reward": (reward.level(), reward.peak_mean)},
+            "Compare rollouts of training and held-out questions: leaked or memorised answers, a reward that can be "
+            "earned without the task, or another tool in validation; go back to the best held-out checkpoint.",
+            by="reward",
+            immediate=True,
+            story="reward hacking",
+        )

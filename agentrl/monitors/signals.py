@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from agentrl.errors import AgentRLError, nearest
@@ -327,6 +328,11 @@ class SignalMap:
     trainer: str | None  # whose names most columns carry
     pooled: dict[str, tuple[str, ...]] = field(default_factory=dict)  # signal -> columns whose mean it is
 
+    @cached_property
+    def percent(self) -> frozenset[str]:
+        """Shares whose column says that it is in percent."""
+        return frozenset(s for s, c in self.columns.items() if SIGNALS[s].unit == "share" and _PERCENT.search(c))
+
     @property
     def clipped_in_loss(self) -> bool:
         """Whether `clip_fraction` is counted as TRL, verl, OpenRLHF and SkyRL count it."""
@@ -337,8 +343,7 @@ class SignalMap:
         out = {}
         for signal, column in self.columns.items():
             if column in row:
-                percent = SIGNALS[signal].unit == "share" and _PERCENT.search(column) is not None
-                out[signal] = row[column] / 100 if percent else row[column]
+                out[signal] = row[column] / 100 if signal in self.percent else row[column]
         for signal, columns in self.pooled.items():
             values = [row[c] for c in columns if c in row]
             if values and signal not in out:

@@ -5,6 +5,7 @@ Everything here looks at the past only, and a `Series` that was saved and restor
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,11 @@ def median(values: Iterable[float]) -> float:
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
+def _middle(ordered: Sequence[float]) -> float:
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
 def mad(values: Sequence[float]) -> float:
     """Robust standard deviation: 1.4826 times the median absolute deviation."""
     middle = median(values)
@@ -39,8 +45,8 @@ def mad(values: Sequence[float]) -> float:
 
 def theil_sen(x: Sequence[float], y: Sequence[float]) -> float:
     """Median of all pairwise slopes (units of y per unit of x); raises ValueError with fewer than two distinct x."""
-    n = len(x)
-    return median((y[j] - y[i]) / (x[j] - x[i]) for i in range(n) for j in range(i + 1, n) if x[j] != x[i])
+    points = list(zip(x, y))
+    return median([(b - y0) / (a - x0) for i, (x0, y0) in enumerate(points) for a, b in points[i + 1 :] if a != x0])
 
 
 def slope_z(x: Sequence[float], y: Sequence[float], floor: float = 0.0) -> tuple[float, float]:
@@ -78,6 +84,7 @@ class Series:
         self.highest = -math.inf
         self.peak_mean = -math.inf  # of the rolling mean, in the signal's own unit
         self.highest_step: int | None = None
+        self._window: list[float] = []  # the last REFERENCE values, in order of size
         self._cache: dict[str, Any] = {}  # of this observation's statistics; several rules ask for the same
 
     def push(self, step: int, value: float) -> None:
@@ -85,6 +92,9 @@ class Series:
         self._cache.clear()
         self.steps.append(step)
         self.values.append(value)
+        bisect.insort(self._window, value)
+        if len(self._window) > REFERENCE:
+            del self._window[bisect.bisect_left(self._window, self.values[-REFERENCE - 1])]
         self.count += 1
         if self.falls is not None:
             self.falls.push(value)
@@ -95,7 +105,7 @@ class Series:
         if self.count >= MEAN_WINDOW:
             self.peak_mean = max(self.peak_mean, self.mean())
         if self.count >= REFERENCE // 2:
-            reference = self.scaled(self.level(REFERENCE))
+            reference = self.scaled(_middle(self._window))
             self.lowest = min(self.lowest, reference)
             if reference >= self.highest:
                 self.highest, self.highest_step = reference, step
@@ -174,7 +184,7 @@ class Series:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        plain = {k: v for k, v in vars(self).items() if k not in ("_cache", "falls")}
+        plain = {k: v for k, v in vars(self).items() if k not in ("_cache", "_window", "falls")}
         if self.falls is not None:
             plain["falls"] = self.falls.state_dict()
         state = {k: v for k, v in plain.items() if not isinstance(v, float) or math.isfinite(v)}
@@ -188,4 +198,5 @@ class Series:
         series.falls = Falls.restore(state["falls"]) if "falls" in state else None
         series.steps.extend(state["steps"])
         series.values.extend(state["values"])
+        series._window = sorted(series.last(REFERENCE))
         return series

@@ -126,6 +126,9 @@ class RewardHackingThresholds:
     falling_z: float = limit(-1.0, "standard errors of the slope of correct answers that count as falling")
     flat_z: float = limit(1.0, "and below which they do not rise")
     correct_share: float = limit(0.5, "of the reward, that correct answers stay below")
+    gap: float = limit(0.1, "rise of the reward over the share of correct answers, in five rows against those before")
+    gap_z: float = limit(4.0, "standard errors of that rise")
+    least_correct: float = limit(0.2, "share of correct answers before, below which a format may still be learnt")
     kept: float = limit(0.5, "share of the start, of retrieved answers or searches, below which they are given up")
     least_retrieved: float = limit(0.2, "share of answers in what was retrieved at the start, to be judged")
     least_search: float = limit(0.1, "share of searches at the start, to be judged")
@@ -189,6 +192,25 @@ class NoSignalThresholds:
 
 
 @dataclass(frozen=True)
+class StartThresholds:
+    """What cannot be learned from, from the first row on."""
+
+    rows: int = limit(5, "rows from the start in which it must be so for a warning")
+    cut: float = limit(0.5, "share of responses that are cut")
+    equal: float = limit(0.99, "share of groups with equal rewards")
+    valid: float = limit(0.01, "share of actions that can be read")
+    entropy: float = limit(0.01, "nats per token")
+
+
+@dataclass(frozen=True)
+class ValidationThresholds:
+    """Held-out reward falls while the training reward does not."""
+
+    lost: float = limit(0.2, "share of the best held-out reward gone in the last two validations")
+    least: int = limit(3, "validations before one is judged", 3)
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """The whole tree: one part for each rule, `raising` for all of them."""
 
@@ -205,6 +227,8 @@ class Thresholds:
     truncation: TruncationThresholds = TruncationThresholds()
     gradient_spike: GradientSpikeThresholds = GradientSpikeThresholds()
     no_signal: NoSignalThresholds = NoSignalThresholds()
+    validation: ValidationThresholds = ValidationThresholds()
+    starts: StartThresholds = StartThresholds()
 
     def changed(self, values: Mapping[str, Any]) -> Thresholds:
         """A copy with `values` (names as in the module's docstring, or a mapping of a part's names) set.

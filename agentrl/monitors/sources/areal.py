@@ -33,4 +33,4 @@ class Areal(Console):
             return None
         cells = [c.strip() for c in re.split("[│|]", line)[1:-1]]
         values = {k: v for k, text in zip(cells[::2], cells[1::2]) if k and (v := plain_number(text)) is not None}
-        return self.row(values, self._at) if values else None
+        return self.row(values, self._at, sure=True) if values else None

@@ -105,16 +105,19 @@ class Source(ABC):
         """Count something that could not be read."""
         self.problems[what] = self.problems.get(what, 0) + 1
 
-    def row(self, raw: Mapping[str, Any], step: int | None = None) -> Row | None:
+    def row(self, raw: Mapping[str, Any], step: int | None = None, *, sure: bool = False) -> Row | None:
         """The row of what was read; None where `watch --where` leaves it out or it has no number.
 
-        `step`: what the format says; a column that the row names itself wins.
+        `step`: what the format says; a column that the row names itself wins. `sure`: `raw` is numbers already, and
+        the format's step wins over all columns but one that `watch --step` names.
         """
         for name, wanted in self.where.items():
             found = raw.get(name)
             if found is None or (str(found) != wanted and (number(found) is None or number(found) != number(wanted))):
                 self.left_out += 1
                 return None
+        if sure and step is not None and self.step_names is STEP_COLUMNS:
+            return Row(step, dict(raw))
         values = flatten(raw)
         if not values:
             return None

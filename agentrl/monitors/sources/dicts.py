@@ -55,7 +55,7 @@ class Dicts(Console):
         values = {m[2]: v for m in _PAIR.finditer(text) if (v := plain_number(m[3].strip("'\" "))) is not None}
         if not values or "train_runtime" in values:
             return None
-        return self.row(values, self._step(values))
+        return self.row(values, self._step(values), sure=True)
 
     def _step(self, values: dict[str, float]) -> int | None:
         """What the lead says; else a step of its own in the row; else the number of the row."""

@@ -44,4 +44,4 @@ class NemoRL(Console):
         value = plain_number(found[2]) if found else None
         if found is None or value is None:
             return None
-        return self.row({self._prefix + found[1]: value}, self._count if self._at is None else self._at)
+        return self.row({self._prefix + found[1]: value}, self._count if self._at is None else self._at, sure=True)

@@ -26,4 +26,4 @@ class PrimeRL(Console):
             return None
         pairs = (part.partition(":") for part in found[2].split("|"))
         values = {k.strip(): v for k, _, text in pairs if k.strip() and (v := plain_number(text.strip())) is not None}
-        return self.row(values, int(found[1])) if values else None
+        return self.row(values, int(found[1]), sure=True) if values else None

@@ -35,4 +35,4 @@ class Verl(Console):
         if not values:
             self.problem("step line without numbers")
             return None
-        return self.row(values, int(found[1]))
+        return self.row(values, int(found[1]), sure=True)
