@@ -15,11 +15,11 @@ from typing import Any
 from agentrl.errors import RunError
 from agentrl.runs.files import RunLock, append_line, atomic_write, read_json, strict_json, writing
 from agentrl.runs.log import RunLog
-from agentrl.runs.read import ALARMS, CONFIG, LOCK, META, METRICS, STATUS, read_alarms
+from agentrl.runs.read import CONFIG, LOCK, META, METRICS, STATUS, read_alarms
 from agentrl.types import Alarm
 
 MOST = 400  # columns of a log that are kept beside the canonical signals
-CLOCKS = ("_timestamp", "timestamp", "time", "wall_time", "train/_timestamp")  # seconds since 1970
+CLOCKS = ("_timestamp", "timestamp", "time", "wall_time")  # last part of a column's name: seconds since 1970
 
 
 class ForeignLog(RunLog):
@@ -62,8 +62,10 @@ class ForeignLog(RunLog):
 
     def row(self, step: int, metrics: Mapping[str, float], values: Mapping[str, float]) -> None:
         """One step: canonical signals, and the log's own columns beside them."""
-        when = next((values[c] for c in CLOCKS if 1e9 < values.get(c, 0.0) < 1e11), time.time() if self.live else None)
-        more = {k: v for k, v in list(values.items())[:MOST] if k not in metrics and k not in ("step", "time", *CLOCKS)}
+        clocks = {k: v for k, v in values.items() if k.rsplit("/", 1)[-1] in CLOCKS and 1e9 < v < 1e11}
+        when = next(iter(clocks.values()), time.time() if self.live else None)
+        left = metrics.keys() | clocks.keys() | {"step", "time", "nonfinite"}
+        more = {k: v for k, v in list(values.items())[:MOST] if k not in left}
         row: dict[str, Any] = {"step": step, **({} if when is None else {"time": round(when, 3)}), **more, **metrics}
         bad = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
         append_line(self.path / METRICS, row | {k: None for k in bad} | ({"nonfinite": bad} if bad else {}))
@@ -78,11 +80,3 @@ class ForeignLog(RunLog):
         """Replace status.json."""
         row = {"status": status, "step": step, "steps": None, "updated": round(time.time(), 3), "message": ""}
         atomic_write(self.path / STATUS, strict_json(row), durable=False)
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether the run directory is an imported one."""
-    return isinstance(read_json(path / META).get("imported"), dict)
-
-
-__all__ = ["ALARMS", "ForeignLog", "is_foreign"]
