@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dashboard": ("agentrl.commands.dashboard", "watch your runs in a web browser"),
     "report": ("agentrl.commands.report", "one run as a single HTML file"),
     "watch": ("agentrl.commands.watch", "raise the monitors' alarms on any trainer's log"),
+    "import": ("agentrl.commands.importing", "another trainer's log as a run in the dashboard"),
     "env": ("agentrl.commands.env", "environments: list them, check your own, be the agent"),
     "retriever": ("agentrl.commands.retriever", "index a corpus, serve it, search it"),
     "lab": ("agentrl.commands.lab", "likelihood displacement: the papers' experiments on your model and task"),

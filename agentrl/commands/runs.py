@@ -30,12 +30,20 @@ def run(args: argparse.Namespace) -> int:
         print(f"no runs in {args.runs_dir}; start one: {start}")
         return 0
     rows = [["run", "status", "step", "reward", "updated"]]
-    rows += [[r.name, r.status, _steps(r), _reward(r), _when(r.updated)] for r in runs]
+    rows += [[_shown(r.name), r.status, _steps(r), _reward(r), _when(r.updated)] for r in runs]
     print(table(rows))
     unfinished = [r for r in runs if r.status in ("stopped", "failed")]
     for r in unfinished:
-        print(how_to_go_on(r.path) + (f"    # {r.message}" if r.status == "failed" and r.message else ""))
+        why = f"    # {_shown(r.message)}" if r.status == "failed" and r.message else ""
+        print(_shown(how_to_go_on(r.path)) + why)
     return 0
+
+
+def _shown(text: str) -> str:
+    """One line: a name can hold line breaks and what drives a terminal."""
+    from agentrl.console import printable
+
+    return printable(text).replace("\n", "\\n")
 
 
 def _row(r: RunInfo) -> dict[str, Any]:

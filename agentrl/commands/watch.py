@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", metavar="NAME", help="the log's format, where it is not found out: plug-in or module:attribute"
     )
     parser.add_argument("--webhook", metavar="URL", help="also POST each alarm as JSON")
+    parser.add_argument("--to", type=Path, metavar="RUN", help="also keep it as this run directory, for the dashboard")
 
 
 def seconds(text: str) -> float:
@@ -75,30 +76,37 @@ def run(args: argparse.Namespace) -> int:
 
     1 where one was not delivered or the log was gone, 2 where nothing could be judged.
     """
+    from contextlib import closing, nullcontext
+
+    from agentrl.commands.recording import RunRecorder
     from agentrl.monitors.bodies import about
     from agentrl.monitors.watcher import watch
 
     name, failure = _run_of(args.source)
-    return watch(
-        args.source,
-        columns=args.map,
-        run=args.run,
-        as_json=args.json,
-        once=args.once,
-        every=args.every,
-        settle=args.settle,
-        stall=args.stall,
-        webhook=args.webhook,
-        thresholds=args.set,
-        rules=args.rule,
-        outputs=args.sink,
-        form=args.format,
-        where=args.where,
-        step=args.step,
-        explain=args.explain,
-        whose=about(run=name, source=args.source),
-        failure=failure,
-    )
+    recorder = RunRecorder(args.to, args.source, live=not args.once) if args.to else None
+    name = args.to.name if args.to else name
+    with closing(recorder) if recorder else nullcontext():
+        return watch(
+            args.source,
+            columns=args.map,
+            run=args.run,
+            as_json=args.json,
+            once=args.once,
+            every=args.every,
+            settle=args.settle,
+            stall=args.stall,
+            webhook=args.webhook,
+            thresholds=args.set,
+            rules=args.rule,
+            outputs=args.sink,
+            form=args.format,
+            where=args.where,
+            step=args.step,
+            explain=args.explain,
+            whose=about(run=name, source=args.source),
+            failure=failure,
+            recorder=recorder,
+        )
 
 
 def _run_of(source: str) -> tuple[str, Callable[[], Alarm | None]]:

@@ -215,6 +215,8 @@ class Library:
             text = file.read_bytes()[:CONFIG_BYTES].decode("utf-8", "replace")
             flat = flatten(yaml.safe_load(text))
         except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+            if self._imported(path):
+                return {"text": "", "flat": {}, "meta": read_json(path / META), "problems": []}
             problems.append(f"{CONFIG} cannot be read: {' '.join(str(error).split())[:300]}")
         if not problems:
             try:  # not `load_config`: it follows `extends`, and a run's config must lead nowhere else
@@ -226,6 +228,9 @@ class Library:
                 ]
         return {"text": text, "flat": flat, "meta": read_json(path / META), "problems": problems}
 
+    def _imported(self, path: Path) -> bool:
+        return isinstance(read_json(path / META).get("imported"), dict) and not (path / CONFIG).exists()
+
     def problems(self, run_id: str, history: History, running: bool) -> list[str]:
         """What of this run could not be read, in words."""
         path = self.path(run_id)
@@ -233,7 +238,7 @@ class Library:
         for name in (STATUS, META):
             if not read_json(path / name):
                 out.append(f"{name} is {'damaged' if (path / name).exists() else 'missing'}")
-        if not (path / CONFIG).exists():
+        if not (path / CONFIG).exists() and not self._imported(path):
             out.append(f"{CONFIG} is missing")
         if history.unreadable:
             out.append(f"{history.unreadable} lines of {METRICS} are torn or no rows and are left out")
@@ -268,8 +273,15 @@ def run_state(run_id: str, info: RunInfo) -> dict[str, Any]:
         "updated": info.updated,
         "message": info.message,
         "resume": how_to_go_on(info.path),
+        "gpus": gpus_of(info.path),
         "reward": reward if isinstance(reward, int | float) and reward == reward else None,
     }
+
+
+def gpus_of(path: Path) -> int | None:
+    """How many GPUs the run says it has (meta.json); None where it does not."""
+    gpus = read_json(path / META).get("gpus")
+    return gpus if isinstance(gpus, int) and not isinstance(gpus, bool) and 0 < gpus < 1_000_000 else None
 
 
 def flatten(value: Any, prefix: str = "", out: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import anyio.to_thread
 import uvicorn
@@ -83,9 +87,7 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
 
         run_id = _run(request)
         text = await anyio.to_thread.run_sync(render_report, library, run_id)
-        name = run_id.replace("/", "-").encode("ascii", "replace").decode().replace('"', "")
-        disposition = f'attachment; filename="{name}.html"'
-        return Response(text, media_type="text/html", headers={"Content-Disposition": disposition})
+        return Response(text, media_type="text/html", headers={"Content-Disposition": attachment(run_id)})
 
     routes: list[BaseRoute] = [
         Route("/", page),
@@ -145,7 +147,34 @@ def serve(
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    with quiet_cancels():
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+@contextmanager
+def quiet_cancels() -> Iterator[None]:
+    """Ends without a traceback where a page is open: its stream is cancelled, which is no error."""
+    logger = logging.getLogger("uvicorn.error")
+    logger.addFilter(_no_cancel)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_no_cancel)
+
+
+def _no_cancel(record: logging.LogRecord) -> bool:
+    kind = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
+    cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
+    return not (
+        cancelled or "CancelledError" in record.getMessage() or "timeout graceful shutdown" in record.getMessage()
+    )
+
+
+def attachment(run_id: str) -> str:
+    """Content-Disposition of a run's report: a plain name for old clients, the whole name (RFC 6266) for others."""
+    name = "".join(c if c.isprintable() and c not in '\\/"' else "-" for c in run_id)[:200]
+    plain = "".join(c if c.isascii() else "-" for c in name)
+    return f"attachment; filename=\"{plain}.html\"; filename*=UTF-8''{quote(name.encode('utf-8', 'replace'))}.html"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -159,7 +159,8 @@ class Following:
                 self._begin(row)
             elif found is Found.CHANGED:
                 self._forget()
-                return self._replay()
+                self._replay()
+                return None
             elif not self._run:
                 self._begin(row)
             place = len(self._rows) - 1
@@ -168,7 +169,8 @@ class Following:
                 self._skip.append((back, place))
                 if back:
                     self._replays += 1
-                    return self._replay()
+                    self._replay()
+                    return None
                 self._begin(row)
             self._steps.append(-1 if row.step is None else row.step)
             if any(start <= place < end for start, end in self._skip):

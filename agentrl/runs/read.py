@@ -126,7 +126,7 @@ def read_info(path: str | Path) -> RunInfo:
         status=status,
         step=max(done, step if isinstance(step, int) else 0),
         steps=steps if isinstance(steps, int) else None,
-        updated=float(last[0].get("time") or 0.0) if last else float(row.get("updated") or 0.0),
+        updated=float((last[0].get("time") if last else None) or row.get("updated") or 0.0),
         message=message,
         metrics=last[0] if last else {},
         lost=lost,
@@ -136,6 +136,9 @@ def read_info(path: str | Path) -> RunInfo:
 def how_to_go_on(path: str | Path) -> str:
     """The command that goes on with a run: `resume` where it has a checkpoint, and else the one that starts again."""
     path = Path(path)
+    imported = read_json(path / META).get("imported")
+    if isinstance(imported, dict):
+        return command("watch", imported.get("source", "LOG"), "--to", path)
     if list_checkpoints(path):
         return command("resume", path)
     into = ("--set", f"log.runs_dir={path.parent}", "--set", f"log.name={path.name}")
@@ -158,7 +161,7 @@ def is_run(path: Path) -> bool:
 def find_run(path: str | Path) -> Path:
     """`path`, if it is a run directory; RunError with the nearest name otherwise."""
     path = Path(path).expanduser()
-    if (path / CONFIG).is_file():
+    if (path / CONFIG).is_file() or isinstance(read_json(path / META).get("imported"), dict):
         return path
     if not path.is_dir():
         around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -174,7 +174,7 @@ def test_chart_exports(page, server):
 
 def test_from_alarm_to_tokens(page, server, runs):
     page.goto(url_of(server, run="collapse"))
-    page.get_by_role("button", name="critical alarm collapse at step 79").click()
+    page.get_by_role("button", name="critical alarm collapse at step 81").click()
     card = page.locator(".alarm")
     assert "55% of the peak reward" in card.inner_text() and "reward_lost" in card.inner_text()
     card.get_by_role("button", name="Show the 12 responsible rollouts").click()
@@ -186,7 +186,7 @@ def test_from_alarm_to_tokens(page, server, runs):
     page.get_by_role("button", name="Tokens").last.click()
     page.wait_for_selector(".map .t")
     sample = page.locator("tr.pick[aria-selected=true]").get_attribute("data-sample")
-    stored = next(r for r in read_rollouts(runs / "collapse", 79) if r["sample_id"] == sample)["turns"][0]
+    stored = next(r for r in read_rollouts(runs / "collapse", 81) if r["sample_id"] == sample)["turns"][0]
     spans = page.locator(".map .t")
     assert spans.nth(2).inner_text().strip() == stored["action_tokens"][2]
     spans.nth(2).hover()
@@ -531,10 +531,10 @@ def test_injected_rollouts_are_inert(page, hostile):
 
 VIEWS = {
     "list": ("/", {}),
-    "charts": ("/run", {"alarm": "collapse-000079-critical"}),
-    "conversation": ("/run", {"tab": "rollouts", "step": 79}),
-    "tokens": ("/run", {"tab": "rollouts", "step": 79, "look": "tokens", "verdict": "incorrect"}),
-    "group": ("/run", {"tab": "rollouts", "step": 79, "look": "group"}),
+    "charts": ("/run", {"alarm": "collapse-000081-critical"}),
+    "conversation": ("/run", {"tab": "rollouts", "step": 81}),
+    "tokens": ("/run", {"tab": "rollouts", "step": 81, "look": "tokens", "verdict": "incorrect"}),
+    "group": ("/run", {"tab": "rollouts", "step": 81, "look": "group"}),
     "alarms": ("/run", {"tab": "alarms"}),
     "config": ("/run", {"tab": "config"}),
     "compare": ("/compare", {"runs": "collapse,healthy"}),

@@ -64,14 +64,14 @@ def test_rows_after_a_cursor(client, folder):
 
 
 def test_rollouts(client):
-    answer = client.get("/api/rollouts?run=collapse&step=79").json()
+    answer = client.get("/api/rollouts?run=collapse&step=81").json()
     assert len(answer["rows"]) == 12
     failed = next(r for r in answer["rows"] if r["error"])
     assert failed["tool_error"] and failed["reward"] is None and not failed["correct"]
     first = answer["rows"][0]
-    whole = client.get("/api/rollout", params={"run": "collapse", "step": 79, "sample": first["sample_id"]}).json()
+    whole = client.get("/api/rollout", params={"run": "collapse", "step": 81, "sample": first["sample_id"]}).json()
     assert len(whole["turns"][0]["advantages"]) == len(whole["turns"][0]["action_tokens"])
-    group = client.get("/api/group", params={"run": "collapse", "step": 79, "group": first["group_id"]}).json()["rows"]
+    group = client.get("/api/group", params={"run": "collapse", "step": 81, "group": first["group_id"]}).json()["rows"]
     assert len(group) == 4 and "action_tokens" not in group[0]["turns"][0]
 
 
@@ -83,7 +83,7 @@ def test_rollouts(client):
         ("rollouts?run=collapse&step=٣", 400, "must be a number"),
         ("rollouts?run=collapse&step=1e9", 400, "must be a number"),
         ("rollouts?run=collapse&step=" + "9" * 40, 400, "must be a number"),
-        ("rollout?run=collapse&step=79&sample=nobody", 422, "not stored"),
+        ("rollout?run=collapse&step=81&sample=nobody", 422, "not stored"),
         ("run?run=colapse", 404, "did you mean 'collapse'"),
         ("run", 404, "is no run"),
         ("events?run=nobody", 404, "is no run"),

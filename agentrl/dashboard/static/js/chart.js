@@ -2,7 +2,7 @@
 // a table, PNG and CSV. Built when it scrolls into view.
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { color, download, fill, h } from "./dom.js";
-import { number, PHASES, says } from "./format.js";
+import { duration, number, PHASES, says } from "./format.js";
 import { smoothed } from "./store.js";
 
 const HEIGHT = 190;
@@ -109,7 +109,7 @@ export class Chart {
       width: this.box.clientWidth || 360, height: HEIGHT, legend: { show: false }, padding: [this.bands ? 16 : 8, 8, 0, 0],
       scales: { x: { time: false }, y: { range: (u, low, high) => this.range(low, high) } },
       axes: [
-        { ...axis, size: 24, gap: 3, values: (u, ticks) => ticks.map((v) => tick(v)) },
+        { ...axis, size: 24, gap: 3, values: (u, ticks) => ticks.map((v) => (view.x === "time" ? duration(v * 60) : tick(v))) },
         { ...axis, size: 52, values: (u, ticks) => ticks.map((v) => number(v, 3)) },
       ],
       series: [{ label: AXIS[view.x] }, ...this.lines.map((l, i) => line(l, i, false)), ...this.lines.map((l, i) => line(l, i, true))],
@@ -274,6 +274,7 @@ export class Chart {
         if (mark.kind) vertical(mark.step, color("s4"), [], mark.kind === "rollback" ? 2 : 1);  // the guard's
         else vertical(mark.step, color({ info: "info", warn: "warn", critical: "bad" }[mark.level] ?? "muted"), [3, 3], mark.level === "info" ? 0.7 : 1.2);
       }
+      if (this.view.x === "time") for (const pause of store.clock().pauses) vertical(pause.step, color("muted"), [1, 4], 1.4);
       if (this.view.pinned !== null) vertical(this.view.pinned, color("text"), [], 1.2);
       ctx.setLineDash([]);
       for (const line of this.lines) {  // where a value was not finite: a cross at the lower edge

@@ -14,6 +14,7 @@ import { address, change, onBack, param } from "./url.js";
 
 const FIGURES = ["reward", "held_out", "logprob_correct", "delta_correct", "entropy", "clip_fraction", "kl", "response_length", "valid_search_ratio"];
 const TAB_NAMES = { charts: "Charts", rollouts: "Rollouts", alarms: "Alarms", config: "Config and evaluations" };
+const spent = (hours, gpus) => (gpus ? `${number(hours * gpus, 3)} GPU-hours` : duration(hours * 3600));
 const TABS = Object.keys(TAB_NAMES);
 
 export async function show(main, crumbs, live) {
@@ -113,8 +114,11 @@ class RunPage {
   }
 
   head() {
-    const s = this.state, times = (this.store.columns.time ?? []).filter((v) => v !== null);
-    const took = times.length > 1 ? times.at(-1) - times[0] : null;
+    const s = this.state, { seconds, pauses } = this.store.clock();
+    const took = seconds.length > 1 && seconds.at(-1) > 0 ? seconds.at(-1) : null;
+    const paused = pauses.length ? ` without ${plural(pauses.length, "pause")} of ${duration(pauses.reduce((sum, p) => sum + p.seconds, 0))}` : "";
+    const first = this.alarms.find((a) => a.level !== "info"), at = first ? this.store.indexOf(first.step) : 0;
+    const since = first ? this.store.columns.step.at(-1) - first.step : 0, hours = took && first ? (seconds.at(-1) - seconds[at]) / 3600 : null;
     const left = s.status === "running" && s.steps && took && this.store.length > 1 ? (took / (this.store.length - 1)) * (s.steps - s.step) : null;
     const bar = h("i");
     bar.style.width = `${s.steps ? Math.min(100, (100 * s.step) / s.steps) : 0}%`;
@@ -124,8 +128,9 @@ class RunPage {
     fill(this.headBox,
       h("h1", {}, this.run), h("span", { class: "pill", data: { status: s.status } }, s.status),
       h("span", { class: "row small" }, `step ${number(s.step)}${s.steps ? ` of ${number(s.steps)}` : ""}`, s.steps ? h("span", { class: "bar", "aria-hidden": "true" }, bar) : null),
-      h("span", { class: "muted small" }, took ? `${duration(took)} long${left ? `, about ${duration(left)} left` : ""}, ` : "", `updated ${ago(s.updated)}`),
+      h("span", { class: "muted small" }, took ? `${duration(took)} long${paused}${left ? `, about ${duration(left)} left` : ""}, ` : "", `updated ${ago(s.updated)}`),
       h("span", { class: "phase pill", title: PHASES[phase]?.[1] }, swatch, PHASES[phase]?.[0] ?? phase),
+      since > 0 ? h("span", { class: "muted small after", title: "What was spent since the first warning, on all GPUs where the run says how many it has" }, `${plural(since, "step")}${hours === null ? "" : ` and ${spent(hours, s.gpus)}`} after the first alarm`) : null,
       this.store.phase?.death_spiral ? h("span", { class: "level", data: { level: "critical" } }, "death spiral") : null,
       h("span", { class: "grow" }),
       !["finished", "running"].includes(s.status) ? h("button", { type: "button", title: `${s.resume} (click to copy)`, onclick: () => copy(s.resume) }, "Copy resume command") : null,

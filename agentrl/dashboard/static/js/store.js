@@ -1,5 +1,7 @@
 // The rows of one run as columns, growing.
 
+const PAUSE_S = 600, PAUSE_STEPS = 20;  // a gap longer than both is a pause: so many seconds, so many usual steps
+
 export class Store {
   constructor(answer) {
     this.load(answer);
@@ -57,11 +59,34 @@ export class Store {
   x(mode) {
     const c = this.columns;
     if (mode === "tokens" && c.tokens) return monotone(c.tokens);
-    if (mode === "time" && c.time) {
-      const first = c.time.find((v) => v !== null) ?? 0;
-      return monotone(c.time.map((v) => (v === null ? null : (v - first) / 60)));
-    }
+    if (mode === "time" && c.time) return this.clock().seconds.map((s) => s / 60);
     return c.step;
+  }
+
+  // Time spent at each row since the first, which never goes back; and the pauses, which are left out of it.
+  clock() {
+    const times = this.columns.time ?? [];
+    if (this.clocked?.times === times && this.clocked.seconds.length === times.length && this.clocked.last === times.at(-1)) return this.clocked;
+    const gaps = [];
+    let before = null;
+    for (const t of times) {
+      if (t !== null && before !== null && t > before) gaps.push(t - before);
+      before = t ?? before;
+    }
+    gaps.sort((a, b) => a - b);
+    const usual = gaps.length ? gaps[gaps.length >> 1] : 0, longest = Math.max(PAUSE_S, PAUSE_STEPS * usual), pauses = [];
+    let spent = 0;
+    before = null;
+    const seconds = times.map((t, i) => {
+      if (t === null) return spent;
+      const gap = before === null ? 0 : t - before;  // below 0: the clock was set back
+      if (gap > longest) pauses.push({ index: i, step: this.columns.step[i], seconds: gap });
+      spent += gap > longest || gap < 0 ? (i ? usual : 0) : gap;
+      before = t;
+      return spent;
+    });
+    this.clocked = { times, last: times.at(-1), seconds, pauses };
+    return this.clocked;
   }
 
   indexOf(step) {
