@@ -14,6 +14,7 @@ from agentrl import envs
 from agentrl.envs.calculator import CalculatorEnv
 from agentrl.envs.checker import CHECKS, Finding, check, check_env
 from agentrl.envs.hostile import GOLD
+from agentrl.envs.math import MathEnv
 from agentrl.envs.search import SearchEnv
 from agentrl.plugins import BUILTIN
 from tests.envs.test_mcp import SERVER
@@ -56,6 +57,36 @@ def faults(env_class):
             found.setdefault((f.level, f.check), []).append(f.message)
     found.pop(("warning", "gymnasium"), None)  # no render modes are checked of a class that is not registered
     return found
+
+
+class Lenient(MathEnv):
+    """Accepts a box that mentions the golden answer."""
+
+    def step(self, action):
+        gold = self._golden[0]
+        row = super().step(action)
+        row[4]["correct"] = row[4]["correct"] or gold in (row[4]["answer"] or "")
+        return row
+
+
+class Literal(MathEnv):
+    """Compares text alone."""
+
+    def step(self, action):
+        gold = self._golden[0]
+        row = super().step(action)
+        row[4]["correct"] = row[4]["answer"] == gold
+        return row
+
+
+def test_a_grader_is_played_the_corpora():
+    found = faults(Lenient)
+    attacks = found["error", "grader"]
+    assert any("(many answers)" in m for m in attacks) and any("(relation)" in m for m in attacks)
+    assert any("unequal answers of kind 'relations' are graded correct" in m for m in found["warning", "grader"])
+    refused = faults(Literal)
+    assert ("error", "grader") not in refused
+    assert any("equal answers of kind 'powers of ten' are graded wrong" in m for m in refused["warning", "grader"])
 
 
 def changed(**change):

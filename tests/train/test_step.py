@@ -4,6 +4,7 @@ The engine is a formula (`tests.fakes.RecordingEngine`); advantages, displacemen
 """
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -72,7 +73,9 @@ def stepped(tmp_path):
         job = Job(
             config, engine, None, lambda: pytest.fail("an environment was made"), [Task(x, {}) for x in "abc"], []
         )
-        trainer = Trainer(job, run)
+        told = []
+        trainer = Trainer(job, run, say=told.append)
+        trainer.told = told
         opened.append((trainer, run))
         asked = []
 
@@ -215,6 +218,17 @@ def test_fewer_responses_than_parts_are_an_update_each(stepped):
 def test_the_metrics_that_need_correct_responses_are_of_methods_that_do(stepped):
     metrics = stepped(algorithm={"name": "pos_only"})[2].metrics
     assert metrics["groups_out_of_reach"] == 0.0 and metrics["groups_equal"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("name", "lines"), [("pos_only", 1), ("grpo", 0)])
+def test_rewards_that_vary_and_never_make_a_response_correct_are_told_at_the_first_step(
+    stepped, monkeypatch, name, lines
+):
+    monkeypatch.setattr("tests.train.test_step.EPISODES", [replace(t, correct=False) for t in EPISODES])
+    trainer, _, record = stepped(algorithm={"name": name, "correct_threshold": 9.0})
+    assert record.metrics.get("groups_out_of_reach") == (pytest.approx(2 / 3) if lines else None)
+    told = [line for line in trainer.told if "none reaches algorithm.correct_threshold = 9" in line]
+    assert len(told) == lines and all("which pos_only needs" in line for line in told)
 
 
 def test_other_methods_do_not_have_them(stepped):
