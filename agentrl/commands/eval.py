@@ -113,10 +113,12 @@ def _rows(
     import tempfile
 
     from agentrl.rollouts.play import EnvPool
-    from agentrl.train.build import build_job
+    from agentrl.train.build import build_job, changed_questions
 
     with tempfile.TemporaryDirectory(prefix="agentrl-eval-") as scratch:
         job = build_job(config, run_path or Path(scratch), model_path=model, say=_say)
+        for line in changed_questions(job, run_path) if run_path is not None and args.config is None else ():
+            _say(line)
         try:
             suites = _suites(args, job)
             with EnvPool(job.make_env) as pool:
