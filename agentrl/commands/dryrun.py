@@ -1,4 +1,6 @@
-"""`--dry-run`: the resolved config with each value's origin, and what a step will cost. Loads no weights.
+"""`--dry-run`: the resolved config with each value's origin, what a step will cost, and one scripted step.
+
+Loads no weights, and makes everything else: what cannot be made is found here.
 
 The estimates are upper bounds for tokens (every response as long as allowed) and rough for time: operations divided by
 the rate of a matrix product measured on this machine. Left out: attention over long contexts, communication, tools.
@@ -17,11 +19,51 @@ from agentrl.config.files import DEFAULT, LoadedConfig, value_at
 from agentrl.console import duration, table
 from agentrl.engines.kind import Shape, Table, engine_kind
 from agentrl.engines.shared.estimate import action_tokens, responses
-from agentrl.errors import DataError, MissingPackageError, ModelError, need
+from agentrl.errors import AgentRLError, MissingPackageError, ModelError, need
+
+
+def tried(config: RunConfig) -> tuple[list[str], bool]:
+    """Lines on what was really made: tokenizer, questions, environment, one step; and whether all of it could be.
+
+    A search server is waited for no longer than two seconds.
+    """
+    from tempfile import TemporaryDirectory
+
+    need("trying the environment", "torch", "transformers")
+    from agentrl.engines.shared.loading import BUILTIN, load_tokenizer
+    from agentrl.rollouts.chat import ChatFormat
+    from agentrl.train.build import build_world, environment_maker, questions_of
+    from agentrl.train.trial import fitting, one_step
+
+    lines: list[str] = []
+    config = config.model_copy(deep=True)
+    config.retriever.wait_s = min(config.retriever.wait_s, 2.0)
+    what = "world"
+    with TemporaryDirectory(prefix="agentrl-dry-run-") as folder:
+        try:
+            world = build_world(config)
+            what = "questions"
+            sets = questions_of(config, world, lines.append)
+            lines.append(f"questions: {', '.join(f'{len(tasks)} {split}' for split, tasks in sets.items())}")
+            what = "environment"
+            make_env = environment_maker(config, world, Path(folder), lines.append)
+            lines.append(f"one step of {one_step(make_env, sets['train'][0])}")
+            what = "tokenizer"
+            tokenizer = world.tokenizer() if config.model.path == BUILTIN else load_tokenizer(config.model)
+            chat = ChatFormat(tokenizer, config.rollout)
+            what = "questions"
+            for split, tasks in sets.items():
+                if tasks:
+                    fitting(tasks, make_env, chat, config.rollout, f"data.{split}", lines.append)
+        except Exception as error:  # the environment is somebody else's code: whatever it raises is what is to be shown
+            kind = "" if isinstance(error, AgentRLError) else f"{type(error).__name__}: "
+            lines.append(f"problem, {what}: {kind}{error}")
+            return lines, False
+    return lines, True
 
 
 def report(loaded: LoadedConfig) -> str:
-    """The whole text that `agentrl train CONFIG --dry-run` prints."""
+    """What a run would cost: the first part of what `agentrl train CONFIG --dry-run` prints."""
     config = loaded.config
     rows = [["key", "value", "from"]]
     rows += [[key, _short(value_at(config, key)), origin] for key, origin in loaded.origins.items()]
@@ -29,7 +71,6 @@ def report(loaded: LoadedConfig) -> str:
     lines = [table(rows), "", table(_tokens(config))]
     if searching := _search_threads(config):
         lines += ["", table(searching)]
-    lines += ["", *found] if (found := data_doubts(config)) else []
     kind = engine_kind(config.engine)
     for rows in kind.placement(config):
         lines += ["", table(rows)]
@@ -48,21 +89,6 @@ def report(loaded: LoadedConfig) -> str:
             f"rollout.max_context = {config.rollout.max_context} is more than the model's {shape.positions} positions",
         ]
     return "\n".join(lines)
-
-
-def data_doubts(config: RunConfig) -> list[str]:
-    """What `agentrl.data.doubts` says of local data; nothing is fetched for it."""
-    local = [s for s in (config.data.train, config.data.test) if s and Path(s).expanduser().exists()]
-    if config.world is not None or config.data.train not in local:
-        return []
-    from agentrl.data.doubts import doubts
-    from agentrl.data.tasks import load_tasks
-
-    try:
-        test = load_tasks(config.data, "test") if config.data.test in local else []
-        return doubts(config.data, load_tasks(config.data, "train"), test)
-    except DataError as error:
-        return [f"the data cannot be read: {error}"]
 
 
 def model_shape(run: RunConfig) -> Shape:

@@ -216,11 +216,13 @@ def _rows(args: argparse.Namespace, target: Target) -> tuple[dict[str, list[Suit
     import tempfile
 
     from agentrl.rollouts.play import EnvPool
-    from agentrl.train.build import build_job
+    from agentrl.train.build import build_job, changed_questions
 
     config = target.config
     with tempfile.TemporaryDirectory(prefix="agentrl-eval-") as scratch:
         job = build_job(config, target.run or Path(scratch), model_path=target.model, say=_say)
+        for line in changed_questions(job, target.run) if target.run is not None and args.config is None else ():
+            _say(line)
         try:
             suites = _suites(args, job)
             with EnvPool(job.make_env) as pool:

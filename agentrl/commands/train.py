@@ -41,8 +41,16 @@ def run(args: argparse.Namespace) -> int:
             print_json({"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins})
         else:
             from agentrl.commands.dryrun import report as dry_run_report
+            from agentrl.commands.dryrun import tried
+            from agentrl.errors import MissingPackageError
 
             print(dry_run_report(loaded))
+            try:
+                lines, whole = tried(loaded.config)
+            except MissingPackageError as error:  # a machine that only looks
+                lines, whole = [f"nothing was tried: {error}"], True
+            print("\n" + "\n".join(lines))
+            return 0 if whole else 2
         return 0
     need_packages("agentrl train", loaded.config)
     from agentrl.console import unbreakable

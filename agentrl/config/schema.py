@@ -294,6 +294,9 @@ class AlgorithmConfig(Part):
     name: Annotated[str, plugin_name("advantage")] = "grpo"
     k: PositiveInt = Field(1, description="K of the pass@K advantages")
     correct_threshold: float = Field(1.0, description="a response with at least this reward is correct")
+    mask_truncated: bool = Field(
+        False, description="episodes that a limit has cut are left out of the loss (DAPO's overlong filtering)"
+    )
     dynamic_sampling: bool = Field(False, description="drop groups with equal rewards and draw more prompts")
     dynamic_sampling_max: PositiveInt = Field(
         3, description="prompts drawn per step, as a multiple of prompts_per_step"

@@ -82,6 +82,7 @@ SIGNALS: dict[str, Signal] = _table(
         ("nthr_agreement", "share", "up", "algorithm", "incorrect tokens on which V* decides as exact does", False),
         ("llds_loss", "loss", "none", "algorithm", "value of the LLDS term", False),
         ("llds_open_share", "share", "none", "algorithm", "share of LLDS gates that are open", False),
+        ("truncated_masked_share", "share", "none", "algorithm", "truncated responses, left out of the loss", False),
         ("llds_noise", "nats/√token", "none", "algorithm", "rounding between two passes over one policy", False),
         ("response_length", "tokens", "none", "episodes", "action tokens per response", True),
         ("context_length", "tokens", "none", "episodes", "tokens of an episode, tool output included", False),

@@ -161,9 +161,9 @@ class Player:
         temperature = config.temperature if self.temperature is None else self.temperature
         stop = tuple(config.stop) or handle.stop_strings
         begun = await _guarded(handle.reset(seed=session & 0x7FFFFFFF, options=task.options), timeout_s)
-        observation, info = _unpacked(begun, handle, "reset", ("observation", "info"))
+        observation, info = unpacked(begun, handle, "reset", ("observation", "info"))
         try:
-            new = chat.start(parts_of(_text(observation, handle), info))
+            new = chat.start(parts_of(text_of(observation, handle), info))
         except PromptTooLong as error:
             raise _Failed(f"{CONTEXT}{error}") from error
         context = list(new)
@@ -190,8 +190,8 @@ class Player:
                 answer = await _guarded(handle.step(sample.text), timeout_s)
                 latency_s = time.perf_counter() - began
                 parts_of_step = ("observation", "reward", "terminated", "truncated", "info")
-                observation, reward, terminated, truncated, info = _unpacked(answer, handle, "step", parts_of_step)
-                reward = _number(reward, handle)
+                observation, reward, terminated, truncated, info = unpacked(answer, handle, "step", parts_of_step)
+                reward = number_of(reward, handle)
                 if not math.isfinite(reward):
                     raise _Failed(f"{REWARD}{handle.id} returned {reward!r} for an action")
             except _Failed as failure:
@@ -202,7 +202,7 @@ class Player:
                     )
                 )
                 raise
-            parts = parts_of(_text(observation, handle), info)
+            parts = parts_of(text_of(observation, handle), info)
             span = info.get("answer_span")
             turn_info = {k: v for k, v in info.items() if k not in ("observation_parts", "answer_span")}
             turn_info.setdefault("latency_s", latency_s)
@@ -263,7 +263,7 @@ def _never_began(episode: Episode, error: BaseException, version: int) -> Trajec
     )
 
 
-def _text(observation: Any, handle: EnvHandle) -> str:
+def text_of(observation: Any, handle: EnvHandle) -> str:
     if not isinstance(observation, str):
         raise EnvError(
             f"environment {handle.id} returned an observation of type {type(observation).__name__}; rollouts need an "
@@ -272,7 +272,7 @@ def _text(observation: Any, handle: EnvHandle) -> str:
     return observation
 
 
-def _unpacked(answer: Any, handle: EnvHandle, method: str, names: tuple[str, ...]) -> tuple[Any, ...]:
+def unpacked(answer: Any, handle: EnvHandle, method: str, names: tuple[str, ...]) -> tuple[Any, ...]:
     """What `reset` or `step` returned, in as many parts as Gymnasium has; `info` is a mapping."""
     if not isinstance(answer, tuple | list) or len(answer) != len(names):
         got = f"{len(answer)} values" if isinstance(answer, tuple | list) else f"a {type(answer).__name__}"
@@ -284,7 +284,7 @@ def _unpacked(answer: Any, handle: EnvHandle, method: str, names: tuple[str, ...
     return tuple(answer)
 
 
-def _number(reward: Any, handle: EnvHandle) -> float:
+def number_of(reward: Any, handle: EnvHandle) -> float:
     """The reward as a float: also numpy's and torch's numbers."""
     if not isinstance(reward, str | bytes):
         try:

@@ -12,7 +12,7 @@ import gymnasium
 from agentrl import plugins
 from agentrl.config import RetrieverConfig, RunConfig
 from agentrl.data.doubts import doubts
-from agentrl.data.tasks import load_tasks, subset, tasks_from_world
+from agentrl.data.tasks import load_tasks, questions_hash, subset, tasks_from_world
 from agentrl.engines.base import Engine
 from agentrl.engines.kind import Parts, ready_kind
 from agentrl.engines.local.engine import LocalEngine
@@ -20,6 +20,9 @@ from agentrl.engines.shared.loading import BUILTIN, is_adapter, load_tokenizer
 from agentrl.errors import ConfigError, PluginError
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool, Player
+from agentrl.runs.files import read_json
+from agentrl.runs.read import META
+from agentrl.train.trial import fitting
 from agentrl.types import Task
 
 Say = Callable[[str], None]
@@ -49,6 +52,10 @@ class Job:
         threshold = self.config.algorithm.correct_threshold
         return Player(self.engine, pool, self.chat, self.config.rollout, seed, temperature, concurrency, threshold)
 
+    def questions(self) -> dict[str, str]:
+        """The hash of each set of questions: what a run notes, and a resume or an evaluation compares."""
+        return {"train": questions_hash(self.train_tasks), "test": questions_hash(self.test_tasks)}
+
     @property
     def local(self) -> LocalEngine:
         """The engine, where what is asked needs its model in this process. ConfigError for another."""
@@ -75,15 +82,11 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
         tokenizer = world.tokenizer()
     else:
         tokenizer = load_tokenizer(model_config)
-    if world is not None:
-        train, test = tasks_from_world(world, "train"), tasks_from_world(world, "test")
-    else:
-        train = load_tasks(config.data, "train")
-        test = load_tasks(config.data, "test") if config.data.test else []
-    for line in doubts(config.data, train, test) if world is None else ():
-        say(line)
+    train, test = questions_of(config, world, say).values()
     make_env = environment_maker(config, world, work_dir, say)
     chat = ChatFormat(tokenizer, config.rollout)
+    train = fitting(train, make_env, chat, config.rollout, "data.train", say)
+    test = fitting(test, make_env, chat, config.rollout, "data.test", say) if test else []
     engine = kind.build(
         Parts(
             config=config,
@@ -104,6 +107,29 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
             ]
         )
     return Job(config, engine, chat, make_env, train, test, world)
+
+
+def questions_of(config: RunConfig, world: Any, say: Say) -> dict[str, list[Task]]:
+    """The training and the held-out questions, `{"train": [...], "test": [...]}`; what is doubtful is printed."""
+    if world is not None:
+        return {"train": tasks_from_world(world, "train"), "test": tasks_from_world(world, "test")}
+    test = load_tasks(config.data, "test", say) if config.data.test else []
+    train = load_tasks(config.data, "train", say)
+    for line in doubts(config.data, train, test):
+        say(line)
+    return {"train": train, "test": test}
+
+
+def changed_questions(job: Job, run_dir: Path) -> list[str]:
+    """A line for each set of questions that is not the one that the run in `run_dir` began with."""
+    noted = read_json(run_dir / META).get("questions")
+    noted = noted if isinstance(noted, dict) else {}
+    return [
+        f"the {split} questions are not those that {run_dir} began with (SHA-256 {noted[split][:12]}, now {now[:12]}): "
+        "what it measures from here on is not comparable"
+        for split, now in job.questions().items()
+        if noted.get(split) not in (None, now)
+    ]
 
 
 def build_world(config: RunConfig) -> Any:

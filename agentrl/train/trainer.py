@@ -293,7 +293,7 @@ class Trainer:
         config, engine, batch = self.config, self.engine, step.batch
         nthr = config.algorithm.nthr if config.algorithm.nthr.enabled else None
         updates = config.train.mini_batches * config.train.epochs
-        needed = nthr is not None or bool(config.algorithm.token_weights)
+        needed = nthr is not None or bool(config.algorithm.token_weights) or config.algorithm.mask_truncated
         step.fused = updates == 1 and not needed and engine.scores_while_updating
         if step.fused:
             step.scores = ScoreResult(torch.zeros(batch.action_mask.shape), torch.zeros(batch.action_mask.shape))
@@ -316,9 +316,12 @@ class Trainer:
         train, loss = self.config.train, self._loss_config(step.rollouts.used)
         rows: list[dict[str, float]] = []
         unchanged = True  # the policy is the one that was scored
+        cut = torch.tensor([t.truncated for t in step.rollouts.used])  # (B,)
+        learned = ~cut if self.config.algorithm.mask_truncated else torch.ones_like(cut)
         for epoch in range(train.epochs):
             for index in self._order(step, epoch).tensor_split(train.mini_batches):
-                if not len(index):  # fewer responses than mini-batches: failed rollouts, or few groups with contrast
+                index = index[learned[index]]
+                if not len(index):  # fewer responses than mini-batches: failed or truncated ones, no contrast
                     continue
                 how = settled(loss, unchanged=unchanged, noise=self.noise, moved=self.moved)
                 row = self._update_rows(step, index, how)
@@ -336,7 +339,10 @@ class Trainer:
         for name in {k for r in rows for k in r if k != "nonfinite"}:
             values = [r[name] for r in rows if name in r]
             out[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
-        out["grad_norm_max"] = max(r["grad_norm"] for r in rows)
+        if rows:
+            out["grad_norm_max"] = max(r["grad_norm"] for r in rows)
+        if self.config.algorithm.mask_truncated:
+            out["truncated_masked_share"] = float(cut.float().mean())
         if loss.llds.enabled:
             out["llds_noise"] = self.noise
         step.updates = out

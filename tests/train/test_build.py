@@ -17,7 +17,7 @@ from agentrl.config import EnvConfig, RunConfig
 from agentrl.engines.shared.loading import pick_device
 from agentrl.envs.protocol import PROMPT
 from agentrl.envs.worlds import make_world
-from agentrl.errors import AgentRLError, ConfigError, DataError, ModelError, RunError
+from agentrl.errors import AgentRLError, ConfigError, DataError, ModelError, OutageError, RunError
 from agentrl.retriever.building import build_index
 from agentrl.retriever.corpus import CorpusReader
 from agentrl.retriever.errors import IndexOpenError, RetrieverUnavailable
@@ -225,7 +225,8 @@ def server_that_fails(wanted):
 def test_searches_that_fail_in_the_middle_are_counted_and_the_run_goes_on(tmp_path, folder):
     with server_that_fails(lambda n: n < 1) as url:  # every later search fails, with its retries
         retriever = {"index": None, "url": url, "timeout_s": 1.0}
-        config = own_config(tmp_path, folder, retriever=retriever, log={"rollout_groups": -1})
+        rollout = {"outage_wait_s": 0}
+        config = own_config(tmp_path, folder, retriever=retriever, rollout=rollout, log={"rollout_groups": -1})
         rows = read_metrics(train_until(config))
     assert [r["step"] for r in rows] == [0, 1]
     step, row = next((r["step"], r) for r in rows if r["failed_rollouts"])
@@ -239,7 +240,7 @@ def test_searches_that_fail_in_the_middle_are_counted_and_the_run_goes_on(tmp_pa
 
 
 def test_a_server_that_dies_stops_a_run_that_needs_it_and_a_resume_goes_on(tmp_path, folder):
-    """All episodes search here, so none is left to learn from."""
+    """All episodes search here, and the server does not come back in the second that the run waits."""
     env = {"kwargs": {"topk": 1, "max_turns": 2}}
     with server_process(folder / "index") as (url, process):
 
@@ -256,8 +257,9 @@ def test_a_server_that_dies_stops_a_run_that_needs_it_and_a_resume_goes_on(tmp_p
 
         retriever = {"index": None, "url": url, "timeout_s": 0.5, "wait_s": 5}
         log = {"checkpoint_every": 1}
-        config = own_config(tmp_path, folder, "searches", retriever=retriever, env=env, train={"steps": 4}, log=log)
-        with pytest.raises(RunError, match=r"step 2: all 16 rollouts failed .*Mend the tool or server, then resume"):
+        more = {"train": {"steps": 4}, "rollout": {"outage_wait_s": 1.0}, "log": log}
+        config = own_config(tmp_path, folder, "searches", retriever=retriever, env=env, **more)
+        with pytest.raises(OutageError, match=r"step 2: 16 of 16 episodes lost their tool .*Fix the tool or server"):
             train_until(config, meddle=kill)
     assert len(read_metrics(tmp_path / "a")) == 2
     port = url.rsplit(":", 1)[1]

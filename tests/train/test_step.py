@@ -144,7 +144,9 @@ def test_each_row_of_a_mini_batch_has_its_own_numbers(stepped):
             assert values == [logprob(x, 0) for x in actions(of[name])]
         for name, values in rows(batch, u["reference_logprobs"]).items():
             assert values == [reference(x) for x in actions(of[name])]
-        assert u["loss"] == trainer.config.algorithm.loss and u["scores"] is None
+        kl = u["loss"].kl_coef  # 0 while the policy is the reference
+        assert u["loss"] == trainer.config.algorithm.loss.model_copy(update={"kl_coef": kl}) and u["scores"] is None
+    assert [u["loss"].kl_coef > 0 for u in updates] == [False, True, True, True]
 
 
 def test_what_the_step_is_recorded_as(stepped):

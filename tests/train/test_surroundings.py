@@ -15,7 +15,7 @@ import time
 import pytest
 
 from agentrl.errors import EnvError, OutageError, RunError
-from agentrl.retriever.bm25 import build_index
+from agentrl.retriever.building import build_index
 from agentrl.retriever.corpus import Passage
 from agentrl.runs.checkpoint import list_checkpoints
 from agentrl.runs.read import read_alarms, read_evals, read_info, read_metrics

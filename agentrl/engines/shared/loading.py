@@ -56,6 +56,11 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
             "beside the model with tokenizer.save_pretrained"
         )
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"the tokenizer of model.path = {config.path!r} has neither a padding nor an end-of-sequence token, "
+                "and episodes of different length need one: name a token as eos_token in tokenizer_config.json"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
