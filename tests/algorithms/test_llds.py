@@ -113,7 +113,7 @@ def test_bad_input():
         llds_loss(new, old, adv, mask, turns, gate="turn")
     with pytest.raises(AlgorithmError, match=r"answer_weight is 0\.5, but there is no answer_mask"):
         llds_loss(new, old, adv, mask, turns, answer_weight=0.5)
-    with pytest.raises(AlgorithmError, match="the action gate needs turn_ids"):
+    with pytest.raises(AlgorithmError, match=r"^the action gate needs turn_ids; pass .* token gate$"):
         llds_term(new, old, adv, mask, None)
 
 
@@ -149,3 +149,12 @@ def test_displacement_without_correct_responses():
     new, old, _, mask, turns, _ = case()
     got = displacement(old, new, mask, torch.zeros(7).long(), torch.zeros(7, dtype=torch.bool), turn_ids=turns)
     assert len(got.groups) == 0 and got.share() is None
+
+
+def test_no_change_counts_as_displaced_and_one_token_is_divided_by_one():
+    one, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    assert displacement(one, one, mask, torch.zeros(1).long(), mask[0]).share() == 1.0  # Δ(x) ≤ ε
+    assert float(llds_loss(one - 0.5, one, one, mask, one.long())) == 0.5
+    nobody = torch.zeros(0, 3)
+    term = llds_term(nobody, nobody, nobody, nobody > 0, nobody.long())
+    assert (float(term.total), int(term.gates), int(term.open_gates)) == (0.0, 0, 0)
