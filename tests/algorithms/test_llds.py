@@ -158,3 +158,21 @@ def test_no_change_counts_as_displaced_and_one_token_is_divided_by_one():
     nobody = torch.zeros(0, 3)
     term = llds_term(nobody, nobody, nobody, nobody > 0, nobody.long())
     assert (float(term.total), int(term.gates), int(term.open_gates)) == (0.0, 0, 0)
+
+
+def test_displacement_of_each_response():
+    old, correct = torch.zeros(3, 3), torch.tensor([True, False, True])
+    new = torch.tensor([[0.5, 9.0, 9.0], [7.0, 7.0, 7.0], [1.0, -3.0, 9.0]])
+    mask = torch.tensor([[True, False, False], [True, True, True], [True, True, False]])
+    with torch.device("meta"):  # a tensor that is made without a device holds nothing
+        got = displacement(old, new, mask, torch.tensor([4, 4, 7], device="cpu"), correct)
+    assert got.per_turn is None and got.rows.tolist() == [0, 2]
+    assert got.change.tolist() == [[0.5, 0.0, 0.0], [1.0, -3.0, 0.0]]
+    assert got.row_per_token.tolist() == [0.5, -1.0] and got.of_group == {4: 0.5, 7: -1.0}
+
+
+def test_a_turn_in_which_no_correct_response_acted_has_no_number():
+    one, mask = torch.ones(2, 2), torch.tensor([[False, False], [True, True]])
+    turns = torch.tensor([[-1, -1], [0, 1]])
+    got = displacement(one, one + 1, mask, torch.tensor([0, 1]), torch.tensor([True, True]), turn_ids=turns)
+    assert got.per_turn[0].isnan().all() and got.per_turn[1].tolist() == [1.0, 1.0]

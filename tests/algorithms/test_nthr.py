@@ -30,12 +30,14 @@ def weight(seed=0):
     return torch.randn(V, D, generator=torch.Generator().manual_seed(99 + seed)) * 0.6
 
 
-def by_autograd(hidden, ids, w, response, correct, *, bias=None, temperature=1.0, beta=1.0, eta=None):
+def by_autograd(hidden, ids, w, response, correct, *, bias=None, temperature=1.0, beta=1.0, eta=None, softcap=None):
     """NTHR §5 and Thm 4.4 in float64 with one gradient per token."""
     w = w.double().requires_grad_()
     grads = []
     for h, y in zip(hidden.double(), ids):
         z = h @ w.t() + (0 if bias is None else bias.double())
+        if softcap:
+            z = torch.tanh(z / softcap) * softcap
         grads.append(torch.autograd.grad((z / temperature).log_softmax(-1)[y], w)[0])
     m = sum(g for g, c in zip(grads, correct) if c)
     s = [float((g * m).sum()) for g in grads]
@@ -335,3 +337,28 @@ def test_the_random_choice_is_of_the_smallest_draws():
     response, selected = torch.tensor([3, 8, 3, 8, 3]), torch.tensor([True, False, True, True, False])
     chosen = random_like(selected, response, torch.tensor([0.5, 0.9, 0.1, 0.2, 0.3]))
     assert chosen.tolist() == [False, False, True, True, True]
+
+
+def test_the_softcap_reaches_the_scores_and_defaults_are_those_of_the_paper():
+    hidden, ids, response, right = group([True, False, True, False])
+    got = nthr_scores(hidden, ids, weight(), response, right, softcap=2.0)
+    assert_result(got, by_autograd(hidden, ids, weight(), response, right, softcap=2.0, beta=1.0))
+    data = many()
+    one, two = (nthr_scores(*data, beta=0.0, baseline="random", **options) for options in ({}, {"seed": 0}))
+    assert torch.equal(one.selected, two.selected)
+    with pytest.raises(AlgorithmError, match=r"wanted are .* group_ids \(N,\)"):
+        nthr_scores(hidden, ids, weight(), response, right, torch.zeros(2).long())
+    with pytest.raises(AlgorithmError, match=r"; correctness belongs to the whole response$"):
+        nthr_scores(hidden, ids, weight(), torch.zeros_like(response), right)
+
+
+def test_a_response_without_tokens_sets_no_threshold():
+    hidden, ids, response, right = group([True, False, True, False])
+    rows = (100 - response) // 7
+    layout = Layout(rows, torch.zeros(6).long(), torch.tensor([True, False, True, False, True, False]), 1)
+    order = layout.order()
+    layout = Layout(rows[order], layout.group, layout.correct, 1)
+    _, got = nthr_pass(Head(weight()), hidden[order], ids[order], layout)
+    s, tau, *_ = by_autograd(hidden, ids, weight(), response, right)
+    assert float(got.thresholds[0]) == pytest.approx(tau, rel=1e-4)
+    assert got.scores.tolist() == pytest.approx([s[i] for i in order], abs=1e-3)
