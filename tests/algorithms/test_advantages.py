@@ -161,3 +161,20 @@ def test_bad_input(arguments, message):
             advantages("grpo_k", torch.ones(2), torch.zeros(2).long(), k=number)
     with pytest.raises(AlgorithmError, match=r"correct is torch\.int64; give bool, one per response"):
         advantages("pos_only", torch.ones(2), torch.zeros(2).long(), correct=torch.tensor([1, 0]))
+
+
+def test_what_is_made_is_made_where_the_rewards_are():
+    r, g = torch.tensor([1.0, 0, 0, 1, 0]), torch.zeros(5).long()
+    for name in ADVANTAGES:
+        want = advantages(name, r, g, k=K_OF.get(name, 1))
+        with torch.device("meta"):  # a tensor that is made without a device holds nothing
+            assert torch.equal(advantages(name, r, g, k=K_OF.get(name, 1)), want), name
+
+
+def test_the_remedy_of_rewards_that_are_not_binary_is_whole():
+    with pytest.raises(AlgorithmError) as error:
+        advantages("skew_r", torch.tensor([0.3, 0.0]), torch.zeros(2).long())
+    assert str(error.value) == (
+        "skew_r counts correct responses, but response 0 has reward 0.3, neither 0 nor 1; "
+        "say which are correct: correct=rewards >= threshold (config: algorithm.correct_threshold)"
+    )

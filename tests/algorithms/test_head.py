@@ -61,7 +61,7 @@ HEADS = {
     "softcap": {"softcap": 5.0},
     "temperature": {"temperature": 0.6},
     "low rank": {"rank": 3},
-    "all": {"bias": True, "softcap": 8.0, "temperature": 1.4, "rank": 2},
+    "all": {"bias": True, "softcap": 8.0, "temperature": 2.0, "rank": 2},
     "confident": {"scale": 6.0},  # most probabilities are 0 or 1 in fp32
 }
 SPLITS = {"dense": (1 << 22, 2048), "streamed": (N * 256, 2048), "chunks": (1 << 22, 8), "both": (1, 8)}
@@ -112,10 +112,31 @@ def test_some_columns_use_the_full_normaliser(kind, chunk, gram, monkeypatch):
     assert_close(got, ((hidden.double() @ m.t()) * g).sum(1), "scores")
 
 
-def test_the_routes_are_chosen_by_cost():
+def test_the_routes_are_chosen_by_cost(monkeypatch):
     few = module.prefers_gram(512, 256, 151_936, 896, again=512)
     many = module.prefers_gram(8192, 6000, 151_936, 896, again=8192)
     assert few and not many
+    # 12 x (n + d) multiplications against (7 + again) x n x d, with n = 6 and d = 3: 108 against 126 + 18 again
+    assert module.prefers_gram(4, 3, 6, 3)
+    assert module.prefers_gram(4, 4, 6, 3) and not module.prefers_gram(4, 5, 6, 3)  # 144 against 144, 180 against 162
+    assert module.prefers_gram(7, 6, 6, 3, again=8) and module.prefers_gram(7, 6, 6, 3, again=9)  # 378 against 378
+    assert not module.prefers_gram(7, 6, 6, 3, again=7)
+    assert module.prefers_gram(6, 6, 6, 3, again=6) and not module.prefers_gram(6, 6, 6, 3)  # 324 against 324, 216
+    monkeypatch.setattr(module, "GRAM_ELEMENTS", 12)
+    assert module.prefers_gram(4, 3, 6, 3) and not module.prefers_gram(5, 3, 60, 30)  # 12 pairs fit, 15 do not
+
+
+@pytest.mark.parametrize("elements", [1 << 22, 1])
+@pytest.mark.parametrize("gram", [True, False])
+def test_what_is_made_is_made_where_the_model_is(elements, gram, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(module, "prefers_gram", lambda *a, **k: gram)
+    head, hidden, ids = case()
+    want = head_pass(head, hidden, ids, entropy=True, spans=SPANS)
+    with torch.device("meta"):  # a tensor that is made without a device holds nothing
+        got = head_pass(head, hidden, ids, entropy=True, spans=SPANS)
+    for name in ("logprobs", "logsumexp", "entropy", "scores"):
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
 
 
 def test_blocks_cover_the_vocabulary_once():

@@ -143,7 +143,7 @@ def test_bad_input():
         llds_loss(new, old, adv, mask, turns, gate="turn")
     with pytest.raises(AlgorithmError, match=r"answer_weight is 0\.5, but there is no answer_mask"):
         llds_loss(new, old, adv, mask, turns, answer_weight=0.5)
-    with pytest.raises(AlgorithmError, match="the action gate needs turn_ids"):
+    with pytest.raises(AlgorithmError, match=r"^the action gate needs turn_ids; pass .* token gate$"):
         llds_term(new, old, adv, mask, None)
 
 
@@ -179,3 +179,30 @@ def test_displacement_without_correct_responses():
     new, old, _, mask, turns, _ = case()
     got = displacement(old, new, mask, torch.zeros(7).long(), torch.zeros(7, dtype=torch.bool), turn_ids=turns)
     assert len(got.groups) == 0 and got.share() is None
+
+
+def test_no_change_counts_as_displaced_and_one_token_is_divided_by_one():
+    one, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    assert displacement(one, one, mask, torch.zeros(1).long(), mask[0]).share() == 1.0  # Δ(x) ≤ ε
+    assert float(llds_loss(one - 0.5, one, one, mask, one.long())) == 0.5
+    nobody = torch.zeros(0, 3)
+    term = llds_term(nobody, nobody, nobody, nobody > 0, nobody.long())
+    assert (float(term.total), int(term.gates), int(term.open_gates)) == (0.0, 0, 0)
+
+
+def test_displacement_of_each_response():
+    old, correct = torch.zeros(3, 3), torch.tensor([True, False, True])
+    new = torch.tensor([[0.5, 9.0, 9.0], [7.0, 7.0, 7.0], [1.0, -3.0, 9.0]])
+    mask = torch.tensor([[True, False, False], [True, True, True], [True, True, False]])
+    with torch.device("meta"):  # a tensor that is made without a device holds nothing
+        got = displacement(old, new, mask, torch.tensor([4, 4, 7], device="cpu"), correct)
+    assert got.per_turn is None and got.rows.tolist() == [0, 2]
+    assert got.change.tolist() == [[0.5, 0.0, 0.0], [1.0, -3.0, 0.0]]
+    assert got.row_per_token.tolist() == [0.5, -1.0] and got.of_group == {4: 0.5, 7: -1.0}
+
+
+def test_a_turn_in_which_no_correct_response_acted_has_no_number():
+    one, mask = torch.ones(2, 2), torch.tensor([[False, False], [True, True]])
+    turns = torch.tensor([[-1, -1], [0, 1]])
+    got = displacement(one, one + 1, mask, torch.tensor([0, 1]), torch.tensor([True, True]), turn_ids=turns)
+    assert got.per_turn[0].isnan().all() and got.per_turn[1].tolist() == [1.0, 1.0]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agentrl.algorithms import LossNormalizer, MetricSums, policy_loss, with_answer_weight
+from agentrl.algorithms.llds import llds_term
 from agentrl.config import LLDSConfig, LossConfig
 from agentrl.errors import AlgorithmError
 
@@ -198,7 +199,11 @@ def test_a_batch_without_action_tokens_is_zero():
         ({"entropy_coef": 0.1}, "entropy", "entropy_coef is set, but there is no entropy"),
         ({"nll_coef": 0.1}, "correct", "nll_coef is set, but there is no correct"),
         ({"llds": LLDSConfig(enabled=True)}, "turn_ids", "the action gate needs turn_ids"),
-        ({"llds": LLDSConfig(enabled=True, answer_weight="schedule")}, None, "answer_weight is a schedule; resolve"),
+        (
+            {"llds": LLDSConfig(enabled=True, answer_weight="schedule")},
+            None,
+            r"^llds.answer_weight is a .* number first$",
+        ),
     ],
 )
 def test_what_is_missing_is_named(config, missing, message):
@@ -220,5 +225,97 @@ def test_scheduled_answer_weight():
 
 def test_nll_needs_the_count_of_the_whole_batch():
     c = case()
-    with pytest.raises(AlgorithmError, match="LossNormalizer was made without correct; pass both"):
+    with pytest.raises(AlgorithmError, match=r"^nll_coef is set, but .* without correct; pass both$"):
         run(c, LossConfig(nll_coef=0.1), LossNormalizer.of(c["action_mask"]))
+
+
+def test_every_part_has_its_metric():
+    """Names and values of what was added, token by token; the whole batch is one micro-batch."""
+    llds = LLDSConfig(enabled=True, gate="action", weight=0.5)
+    c = case(1)
+    c["turn_ids"] = torch.where(c["action_mask"], (torch.arange(9) // 4).expand(6, 9), -1)
+    _, metrics = run(c, LossConfig(kl_coef=0.3, nll_coef=0.2, entropy_coef=0.1, tis_cap=1.1, llds=llds))
+    m = c["action_mask"]
+    gap = (c["reference_logprobs"] - c["logprobs"])[m]
+    weights = (c["old_logprobs"] - c["rollout_logprobs"]).exp()[m]
+    term = llds_term(c["logprobs"], c["old_logprobs"], c["advantages"], m, c["turn_ids"])
+    want = {
+        "kl": float((gap.exp() - gap - 1).mean()),
+        "entropy": float(c["entropy"][m].mean()),
+        "nll_loss": -float(c["logprobs"][m & c["correct"][:, None]].mean()),
+        "tis_capped_share": float((weights > 1.1).double().mean()),
+        "llds_loss": float(term.total) / int(m.sum()),
+        "llds_open_share": int(term.open_gates) / int(term.gates),
+    }
+    sums = MetricSums()
+    sums.add(metrics)
+    got = sums.result()
+    assert {name: got[name] for name in want} == pytest.approx(want, rel=1e-5)
+    assert 0 < want["tis_capped_share"] < 1 and 0 < want["llds_open_share"] < 1 and want["llds_loss"] > 0
+    assert MetricSums().result() == {}
+
+
+def test_a_ratio_at_the_cap_is_not_capped():
+    one = torch.zeros(1, 1)
+    _, metrics = policy_loss(
+        one, one, one + 1, one == 0, config=LossConfig(tis_cap=1.0), normalizer=LossNormalizer(1, 1),
+        rollout_logprobs=one,
+    )  # fmt: skip
+    assert int(metrics["tis_capped_share"].total) == 0
+
+
+def test_a_gap_to_the_reference_stays_finite():
+    c = case()
+    for shift in (1000.0, -1000.0):
+        loss, metrics = run({**c, "reference_logprobs": c["logprobs"] + shift}, LossConfig(kl_coef=0.1))
+        assert loss.isfinite() and metrics["kl"].total.isfinite()
+    far = run({**c, "reference_logprobs": c["logprobs"] - 1000.0}, LossConfig(kl_coef=0.1))[1]["kl"]
+    assert float(far.total / far.weight) == pytest.approx(math.exp(-20) + 20 - 1)  # |gap| is cut at 20 on both sides
+
+
+def test_one_token_is_divided_by_one():
+    """Divisors of a batch of a single token, a single correct one, in every aggregation."""
+    one = torch.full((1, 1), -0.5)
+    for mode in MODES:
+        loss, metrics = policy_loss(
+            one, one + 0.25, one * 0 + 1, one < 0, config=LossConfig(aggregation=mode, nll_coef=1.0,
+            llds=LLDSConfig(enabled=True, gate="token", weight=1.0), clip_low=0.9), correct=one[0] < 0,
+            normalizer=LossNormalizer(1, 1, 1),
+        )  # fmt: skip
+        assert float(loss) == pytest.approx(-math.exp(-0.25) + 0.5 + 0.25), mode
+        assert float(metrics["pg_loss"].total) == pytest.approx(-math.exp(-0.25))
+
+
+def seen(logprobs, ratio, advantages, action_mask, config):
+    """A loss that reads the rest of what it is given: 0 off action, and the mask itself."""
+    assert not logprobs[~action_mask].any() and (ratio[~action_mask] == 1).all()
+    return -logprobs * advantages
+
+
+def wrong_shape(logprobs, ratio, advantages, action_mask, config):
+    return logprobs[:1]
+
+
+def no_tensor(logprobs, ratio, advantages, action_mask, config):
+    return 1.0
+
+
+def test_a_loss_of_ones_own():
+    c = case()
+    m = c["action_mask"]
+    loss, _ = run(c, LossConfig(name=f"{__name__}:seen"))
+    assert float(loss) == pytest.approx(float((-c["logprobs"] * c["advantages"])[m].mean()), rel=1e-5)
+    for name, shape in (("wrong_shape", "(1, 9)"), ("no_tensor", "float")):
+        with pytest.raises(AlgorithmError) as error:
+            run(c, LossConfig(name=f"{__name__}:{name}"))
+        assert str(error.value) == f"loss '{__name__}:{name}' gives {shape}; it must give (B, S), here (6, 9)"
+
+
+def test_the_log_ratio_is_cut_on_both_sides():
+    one = torch.zeros(1, 2)
+    for far, mean in ((-1000.0, -10.0), (1000.0, 10.0)):  # of 20 and 0
+        logprobs = torch.tensor([[far, 0.0]])
+        _, metrics = policy_loss(
+            logprobs, one, one + 1, one == 0, config=LossConfig(ratio="sequence"), normalizer=LossNormalizer(2, 1)
+        )
+        assert float(metrics["ratio_max"].total) == pytest.approx(math.exp(mean))

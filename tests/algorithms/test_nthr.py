@@ -30,12 +30,14 @@ def weight(seed=0):
     return torch.randn(V, D, generator=torch.Generator().manual_seed(99 + seed)) * 0.6
 
 
-def by_autograd(hidden, ids, w, response, correct, *, bias=None, temperature=1.0, beta=1.0, eta=None):
+def by_autograd(hidden, ids, w, response, correct, *, bias=None, temperature=1.0, beta=1.0, eta=None, softcap=None):
     """NTHR §5 and Thm 4.4 in float64 with one gradient per token."""
     w = w.double().requires_grad_()
     grads = []
     for h, y in zip(hidden.double(), ids):
         z = h @ w.t() + (0 if bias is None else bias.double())
+        if softcap:
+            z = torch.tanh(z / softcap) * softcap
         grads.append(torch.autograd.grad((z / temperature).log_softmax(-1)[y], w)[0])
     m = sum(g for g, c in zip(grads, correct) if c)
     s = [float((g * m).sum()) for g in grads]
@@ -241,7 +243,7 @@ def test_bad_input():
     cases = [
         ({"method": "exakt"}, r"method 'exakt' does not exist; did you mean 'exact'\?; known: exact, vstar, auto"),
         ({"beta": math.nan}, "beta is not a number; 1 is the paper's value, -inf selects every incorrect token"),
-        ({"eta": "q"}, r"eta is 'q'.*known: 2\|0.5-p\|, 0, p, 1-p, or a number"),
+        ({"eta": "1-q"}, r"eta is '1-q'; did you mean '1-p'\?; known: 2\|0.5-p\|, 0, p, 1-p, or a number"),
         ({"eta": math.inf}, "eta is inf; it multiplies advantages and must be finite"),
         ({"baseline": "greedy"}, "baseline 'greedy' does not exist; use 'random' or None"),
         ({"temperature": 0.0}, r"temperature is 0\.0; a greedy policy has no gradient"),
@@ -257,7 +259,12 @@ def test_bad_input():
         ((hidden, ids[:-1], w, response, right), r"shapes are .*token_ids \(N,\)"),
         ((hidden, ids, w, response, right.long()), r"correct is torch\.int64; give bool"),
         ((hidden, ids + V, w, response, right), f"but the head has {V} rows"),
-        ((hidden[:0], ids[:0], w, response[:0], right[:0]), "there are no action tokens to score"),
+        ((hidden, ids * 0 + V, w, response, right), f"token ids run from {V} to {V}, but the head has {V} rows"),
+        ((hidden, ids, w[0], response, right), r"shapes are \[\(\d+, 10\), .*wanted are hidden \(N, d\)"),
+        (
+            (hidden[:0], ids[:0], w, response[:0], right[:0]),
+            "^there are no action tokens to score; leave empty .* out$",
+        ),
     ]
     for arguments, message in wrong_arguments:
         with pytest.raises(AlgorithmError, match=message):
@@ -268,7 +275,9 @@ def test_bad_input():
 def test_logits_that_are_not_finite_are_explained(method):
     hidden, ids, response, right = group([True, False])
     hidden[2, 0] = math.nan
-    with pytest.raises(AlgorithmError, match=r"logits of 1 of \d+ action tokens are not finite.*lower optim\.lr"):
+    with pytest.raises(
+        AlgorithmError, match=rf"^the logits of 1 of {len(ids)} action tokens .* \(first: token \d+, id {ids[2]}\)"
+    ):
         nthr_scores(hidden, ids, weight(), response, right, method=method)
 
 
@@ -285,3 +294,71 @@ def test_eta_of_many_groups():
     p = torch.tensor([0.125, 0.5, 0.875])
     assert eta_values("2|0.5-p|", p).tolist() == [0.75, 0.0, 0.75]
     assert eta_values("1-p", p).tolist() == [0.875, 0.5, 0.125]
+
+
+@pytest.mark.parametrize("method", ["exact", "vstar"])
+def test_what_is_made_is_made_where_the_model_is(method):
+    data = many(2)
+    want = nthr_scores(*data, method=method, beta=0.0)
+    with torch.device("meta"):  # a tensor that is made without a device holds nothing
+        got = nthr_scores(*data, method=method, beta=0.0)
+    assert torch.equal(got.scores, want.scores) and torch.equal(got.group_ids, want.group_ids)
+    chosen, draw = want.selected, torch.rand(len(want.selected), generator=torch.Generator().manual_seed(1))
+    expected = random_like(chosen, data[3], draw)
+    with torch.device("meta"):
+        assert torch.equal(random_like(chosen, data[3], draw), expected)
+
+
+def test_a_group_may_have_one_token_of_each_kind():
+    hidden, ids = torch.randn(2, D, generator=torch.Generator().manual_seed(3)), torch.tensor([4, 9])
+    response, right = torch.tensor([0, 1]), torch.tensor([True, False])
+    got = nthr_scores(hidden, ids, weight(), response, right, beta=-math.inf)
+    assert_result(got, by_autograd(hidden, ids, weight(), response, right, beta=-math.inf))
+    got = nthr_scores(hidden, ids, weight(), response, right)
+    assert_result(got, by_autograd(hidden, ids, weight(), response, right))
+
+
+def test_the_sample_of_auto_is_whole_groups_with_enough_incorrect_tokens():
+    spans = [(5, 2, 10), (10, 4, 16), (20, 1, 22)]  # 3, 2 and 1 incorrect tokens
+    assert [nthr._sample(spans, n) for n in (-1, 0, 1, 3, 4, 5, 6, 99)] == [0, 0, 10, 10, 16, 16, 22, 22]
+
+
+def test_tokens_of_a_kind_keep_their_order():
+    g = torch.Generator().manual_seed(4)
+    response = torch.randint(0, 6, (500,), generator=g)
+    layout = Layout(
+        response, torch.tensor([1, 0, 1, 0, 2, 2]), torch.tensor([True, False, False, True, True, False]), 3
+    )
+    key = [(int(layout.group[r]), not layout.correct[r]) for r in response]
+    assert layout.order().tolist() == sorted(range(500), key=lambda i: key[i])
+
+
+def test_the_random_choice_is_of_the_smallest_draws():
+    response, selected = torch.tensor([3, 8, 3, 8, 3]), torch.tensor([True, False, True, True, False])
+    chosen = random_like(selected, response, torch.tensor([0.5, 0.9, 0.1, 0.2, 0.3]))
+    assert chosen.tolist() == [False, False, True, True, True]
+
+
+def test_the_softcap_reaches_the_scores_and_defaults_are_those_of_the_paper():
+    hidden, ids, response, right = group([True, False, True, False])
+    got = nthr_scores(hidden, ids, weight(), response, right, softcap=2.0)
+    assert_result(got, by_autograd(hidden, ids, weight(), response, right, softcap=2.0, beta=1.0))
+    data = many()
+    one, two = (nthr_scores(*data, beta=0.0, baseline="random", **options) for options in ({}, {"seed": 0}))
+    assert torch.equal(one.selected, two.selected)
+    with pytest.raises(AlgorithmError, match=r"wanted are .* group_ids \(N,\)"):
+        nthr_scores(hidden, ids, weight(), response, right, torch.zeros(2).long())
+    with pytest.raises(AlgorithmError, match=r"; correctness belongs to the whole response$"):
+        nthr_scores(hidden, ids, weight(), torch.zeros_like(response), right)
+
+
+def test_a_response_without_tokens_sets_no_threshold():
+    hidden, ids, response, right = group([True, False, True, False])
+    rows = (100 - response) // 7
+    layout = Layout(rows, torch.zeros(6).long(), torch.tensor([True, False, True, False, True, False]), 1)
+    order = layout.order()
+    layout = Layout(rows[order], layout.group, layout.correct, 1)
+    _, got = nthr_pass(Head(weight()), hidden[order], ids[order], layout)
+    s, tau, *_ = by_autograd(hidden, ids, weight(), response, right)
+    assert float(got.thresholds[0]) == pytest.approx(tau, rel=1e-4)
+    assert got.scores.tolist() == pytest.approx([s[i] for i in order], abs=1e-3)

@@ -75,3 +75,12 @@ def test_bad_input():
         surrogate("grpo", torch.tensor([-0.1, 1.5]))
     with pytest.raises(AlgorithmError, match="K is a whole number"):
         surrogate("rloo_k", RHO, 0)
+    with pytest.raises(AlgorithmError, match=r"rho runs from 0 to 2; a success rate"):
+        surrogate("grpo", torch.tensor([0.0, 2.0]))
+
+
+def test_k_is_one_unless_it_is_given_and_whole_numbers_give_fractions():
+    half = torch.tensor(0.5)
+    for curve in (surrogate, surrogate_slope, group_gradient_weight):
+        assert curve("rloo_k", half) == curve("rloo_k", half, 1) != curve("rloo_k", half, 2)
+    assert surrogate("grpo", torch.tensor([0, 1])).dtype == torch.get_default_dtype()
