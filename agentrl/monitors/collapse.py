@@ -185,7 +185,8 @@ class Collapse:
         now = evidence(view, self.only)
         signals = {k: v for found in now.values() for k, v in found.items()}
         falls = view.falls("reward")
-        gone = falls.significant(t.collapse_lost, t.collapse_z) if falls is not None else None
+        alone = "reward_decline" not in self.only  # measured by itself: the loss of the reward is not its evidence
+        gone = falls.significant(t.collapse_lost, t.collapse_z) if falls is not None and not alone else None
         if not now and gone is None:
             return None
         story = story_of(view, tuple(now))

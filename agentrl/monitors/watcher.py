@@ -232,6 +232,18 @@ class Watcher:
             del metrics[signal_name]
         return metrics
 
+    def _logged(self, name: str) -> bool:
+        """Whether a signal is there and was ever different from 0."""
+        one = self.monitor.series.get(name)
+        return one is not None and (any(one.values) or bool(one.first))
+
+    def _needs(self) -> int | None:
+        """Rows in a mean from which a critical loss of this run's reward would show; None where that is at hand."""
+        reward, t = self.monitor.series.get("reward"), self.monitor.thresholds.collapse
+        if reward is None or reward.falls is None or reward.count < 2 * t.rising_span:
+            return None
+        return reward.falls.needs(t.collapse_lost, t.collapse_z)
+
     def report(self, out: TextIO) -> None:
         """What was read, under which names, and what is missing."""
         names = self.mapping.trainer or "plain"
@@ -246,9 +258,16 @@ class Watcher:
         print(f"  using {used or 'nothing: no column is known; name them with --map reward=COLUMN ...'}", file=out)
         if self.mapping.missing:
             print(f"  missing {', '.join(self.mapping.missing)}", file=out)
-        if all(name in self.mapping.missing for name in _EARLY):
+        if not any(self._logged(name) for name in _EARLY):
             print(
-                "  neither clip_fraction nor delta_correct is logged: warnings will be late, see docs/alarms.md",
+                "  neither clip_fraction nor delta_correct is logged (0 is not): warnings will be late, see "
+                "docs/alarms.md",
+                file=out,
+            )
+        if (rows := self._needs()) is not None:
+            print(
+                f"  the reward is too noisy to show a loss of half: needs a mean of about {rows} rows, or more "
+                "responses a row",
                 file=out,
             )
         if self._assembler.late:

@@ -1,11 +1,14 @@
 """The collapse rule on the recorded runs, as `scripts/monitor_table.py` judges it: what docs/alarms.md claims."""
 
+import csv
 import importlib.util
 import statistics
 import sys
 from pathlib import Path
 
 import pytest
+
+from agentrl.monitors import Monitor, StepRecord
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "monitor_table.py"
 
@@ -51,3 +54,35 @@ def test_without_clip_fraction_and_delta_warnings_are_fewer_but_not_false(table)
     early = sum(o.warn is not None and o.warn < r.half_fall for r, o in fell)
     assert len(fell) / 2 <= early < len(fell)
     assert sum(o.warn is not None for r, o in outcomes if r.kind == "healthy") <= 2
+
+
+#: provoked cause -> the story that an alarm names first.
+CAUSES = {
+    "control": None,
+    "retriever_empty": "tool or data changed",
+    "passages_replaced": "tool or data changed",
+    "answers_shuffled": "tool or data changed",
+    "lr_x10": "updates too large",
+    "nan": "numerical failure",
+    "sampler_differs": "train-inference mismatch",
+    "hackable_reward": "reward hacking",
+    "short_turns": "length explosion",
+}
+
+
+def test_every_recorded_cause_is_tried(table):
+    assert {p.stem for p in (table.DATA / "causes").glob("*.csv")} == set(CAUSES)
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_the_provoked_cause_is_named(table, cause):
+    """From step 25 on one thing is broken (`scripts/provoke.py`)."""
+    with open(table.DATA / "causes" / f"{cause}.csv", newline="") as handle:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(handle)]
+    monitor, found = Monitor(), []
+    for row in rows:
+        found += [a for a in monitor.observe(StepRecord(int(row.pop("step")), row)) if a.story]
+    if CAUSES[cause] is None:
+        assert found == []
+    else:
+        assert found[0].story == CAUSES[cause] and 25 <= found[0].step <= 30

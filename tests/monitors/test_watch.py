@@ -1,6 +1,7 @@
 import argparse
 import json
 import math
+import random
 import subprocess
 import sys
 import threading
@@ -137,3 +138,26 @@ def test_the_process_follows_a_growing_file_and_ends_on_a_signal(tmp_path):
 def test_watching_imports_no_torch():
     code = "import sys, agentrl.commands.watch; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_reward_too_noisy_to_judge_is_said_to_be_so(tmp_path, capsys):
+    file = tmp_path / "m.jsonl"
+    rng = random.Random(0)
+    write(file, records(60, lambda s, m: m.update(reward=float(rng.random() < 0.3), clip_fraction=0.0)))
+    watch.run(arguments(str(file), "--once"))
+    err = capsys.readouterr().err
+    assert "too noisy to show a loss of half: needs a mean of about" in err
+    write(tmp_path / "n.jsonl", records(60))
+    watch.run(arguments(str(tmp_path / "n.jsonl"), "--once"))
+    assert "too noisy" not in capsys.readouterr().err
+
+
+def test_a_clip_fraction_that_is_always_zero_is_not_logged(tmp_path, capsys):
+    def change(step, metrics):
+        metrics["clip_fraction"] = 0.0
+        del metrics["delta_correct"]
+
+    file = tmp_path / "m.jsonl"
+    write(file, records(30, change))
+    watch.run(arguments(str(file), "--once"))
+    assert "warnings will be late" in capsys.readouterr().err

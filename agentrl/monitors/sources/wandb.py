@@ -9,7 +9,7 @@ from agentrl.monitors import wire
 from agentrl.monitors.sources.base import MAYBE, NO, SURE, Look, Row, Source
 
 WANDB_CHUNK = 1 << 26  # bytes read at once, a multiple of the block
-PLACES = ("*.wandb", "latest-run/*.wandb", "wandb/latest-run/*.wandb", "offline-run-*/*.wandb")
+PLACES: tuple[str, ...] = ("*.wandb", "latest-run/*.wandb", "wandb/latest-run/*.wandb", "offline-run-*/*.wandb")
 PLACES += ("wandb/run-*/*.wandb", "run-*/*.wandb")  # online, and without latest-run
 
 

@@ -1,11 +1,13 @@
 """Console logs, as the trainers' own code prints them: sources in the docstrings of agentrl/monitors/sources."""
 
 import pprint
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrl.monitors import guess_mapping
 from agentrl.monitors.sources import StepAssembler, open_source
 from agentrl.monitors.sources.console import clean, plain_number
 from agentrl.monitors.sources.verl import Verl
@@ -150,3 +152,21 @@ def test_no_line_of_text_is_an_error(text):
     verl.problems, verl.where = {}, {}
     for line in (text, f"step:3 - {text}", f"step:{text} - a:1"):
         verl.parse(clean(line))
+
+
+LOGS = Path(__file__).parents[1] / "data" / "logs"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "steps", "reward", "trainer"),
+    [
+        ("verl-0.9.1.log", "verl console", 40, "critic/score/mean", "verl"),
+        ("trl.log", "console (dictionaries)", 20, "reward", "TRL"),
+    ],
+)
+def test_what_the_packages_themselves_wrote(name, kind, steps, reward, trainer):
+    source, found = steps_of(LOGS / name)
+    assert source.kind == kind and [s for s, _ in found] == list(range(1, steps + 1)) and not source.problems
+    mapping = guess_mapping({k for _, values in found for k in values})
+    assert mapping.trainer == trainer and mapping.columns["reward"] == reward
+    assert all({"reward", "entropy", "grad_norm"} <= mapping.apply(values).keys() for _, values in found)
