@@ -42,7 +42,7 @@ def test_one_file_under_two_names(tmp_path):
 
 @pytest.mark.parametrize("what", ["dry-run", "build"])
 def test_they_are_told_at_the_start_and_in_the_dry_run(tmp_path, warm_model, what):
-    from agentrl.commands.dryrun import data_doubts
+    from agentrl.commands.dryrun import tried
     from agentrl.train.build import build_job
     from tests.small import small_config
 
@@ -52,7 +52,7 @@ def test_they_are_told_at_the_start_and_in_the_dry_run(tmp_path, warm_model, wha
     config = small_config(tmp_path, warm_model, world=None, env={"id": "agentrl/Math-v0"}, data=data)
     said = []
     if what == "dry-run":
-        said = data_doubts(config)
+        said, _ = tried(config)
     else:
         build_job(config, tmp_path, say=said.append).engine.close()
     assert any("one file under two names" in line for line in said)
