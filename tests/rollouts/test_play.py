@@ -193,6 +193,13 @@ def test_a_tool_that_is_too_slow_is_data(env):
     assert t.turns[1].info["latency_s"] >= 0.1
 
 
+def test_a_sum_of_tenths_reaches_a_threshold_of_one():
+    """Ten times 0.1 is 0.9999999999999999, which was "wrong, reward 1"."""
+    t, _ = one(Blocking(), {"reward": sum([0.1] * 10)})
+    assert t.reward < 1.0 and t.correct
+    assert not one(Blocking(), {"reward": 0.999})[0].correct
+
+
 class SaysEach(ScriptedSampler):
     """Answers question i with text i; which question it is stands in the context, as its number."""
 

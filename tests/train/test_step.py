@@ -12,7 +12,7 @@ import pytest
 from agentrl.runs.log import RunLog
 from agentrl.runs.read import read_rollouts
 from agentrl.train.build import Job
-from agentrl.train.trainer import Trainer
+from agentrl.train.trainer import Trainer, _comparable
 from agentrl.types import Task, Trajectory, Turn
 from tests.fakes import RecordingEngine
 from tests.small import small_config
@@ -231,6 +231,14 @@ def test_rewards_that_vary_and_never_make_a_response_correct_are_told_at_the_fir
     assert record.metrics.get("groups_out_of_reach") == (pytest.approx(2 / 3) if lines else None)
     told = [line for line in trainer.told if "none reaches algorithm.correct_threshold = 9" in line]
     assert len(told) == lines and all("which pos_only needs" in line for line in told)
+
+
+def test_dynamic_sampling_drops_groups_that_rounding_alone_has_parted():
+    a, b = episode("a0", 0.1 + 0.2, ([1], [2])), episode("a1", 0.3, ([1], [3]))
+    c, d = episode("b0", 0.3, ([1], [2])), episode("b1", 0.4, ([1], [3]))
+    assert a.reward != b.reward
+    assert _comparable([a, b, c, d], drop_equal=True) == [c, d]
+    assert _comparable([a, b, c, d], drop_equal=False) == [a, b, c, d]
 
 
 def test_other_methods_do_not_have_them(stepped):
