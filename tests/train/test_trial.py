@@ -29,7 +29,7 @@ def test_long_questions_are_counted_and_left_out(faulty, tmp_path):  # noqa: F81
     said = []
     job = build_job(config, tmp_path, say=said.append)
     assert len(job.train_tasks) == len(job.test_tasks) == 5
-    assert [s.split(" (")[0] for s in said] == [
+    assert [s.split(" (")[0] for s in said if "longer" in s] == [
         f"data.{split}: 3 of 8 questions are longer than the context allows" for split in ("train", "test")
     ]
     run = train_run(config, quiet=True).run_dir
