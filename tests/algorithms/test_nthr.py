@@ -242,7 +242,7 @@ def test_bad_input():
     w = weight()
     cases = [
         ({"method": "exakt"}, r"method 'exakt' does not exist; did you mean 'exact'\?; known: exact, vstar, auto"),
-        ({"beta": math.nan}, "beta is not a number; 1 is the paper's value, -inf selects every incorrect token"),
+        ({"beta": math.nan}, "^beta is not a number; 1 is the paper's value, -inf selects every incorrect token$"),
         ({"eta": "1-q"}, r"eta is '1-q'; did you mean '1-p'\?; known: 2\|0.5-p\|, 0, p, 1-p, or a number"),
         ({"eta": math.inf}, "eta is inf; it multiplies advantages and must be finite"),
         ({"baseline": "greedy"}, "baseline 'greedy' does not exist; use 'random' or None"),
@@ -358,7 +358,34 @@ def test_a_response_without_tokens_sets_no_threshold():
     layout = Layout(rows, torch.zeros(6).long(), torch.tensor([True, False, True, False, True, False]), 1)
     order = layout.order()
     layout = Layout(rows[order], layout.group, layout.correct, 1)
-    _, got = nthr_pass(Head(weight()), hidden[order], ids[order], layout)
+    head, hidden_, ids_ = Head(weight()), hidden[order], ids[order]
+    with torch.device("meta"):  # a tensor that is made without a device holds nothing
+        done, got = nthr_pass(head, hidden_, ids_, layout)
+    assert done.entropy is None and got.group_ids.tolist() == [0]
     s, tau, *_ = by_autograd(hidden, ids, weight(), response, right)
     assert float(got.thresholds[0]) == pytest.approx(tau, rel=1e-4)
     assert got.scores.tolist() == pytest.approx([s[i] for i in order], abs=1e-3)
+
+
+def test_a_group_whose_incorrect_response_has_no_token_is_not_mixed():
+    hidden, ids, response, right = group([True, True])
+    layout = Layout((100 - response) // 7, torch.zeros(3).long(), torch.tensor([True, True, False]), 1)
+    _, got = nthr_pass(Head(weight()), hidden, ids, layout, beta=-math.inf)
+    assert got.thresholds.isnan().all() and got.eta.tolist() == [1.0] and right.all()
+
+
+def test_auto_gives_the_same_pass_in_two_parts(monkeypatch):
+    hidden, y, w, response, right, ids = many()
+    monkeypatch.setattr(nthr, "SMALL_VOCABULARY", V)
+    data = (hidden, y, w, response, right, ids)
+    assert nthr_scores(*data, method="auto").agreement is None  # as large as what counts as small
+    monkeypatch.setattr(nthr, "SMALL_VOCABULARY", 0)
+    monkeypatch.setattr(nthr, "SAMPLE_TOKENS", 40)
+    rows = torch.unique(torch.stack([ids, response]), dim=1, return_inverse=True)
+    layout = Layout(rows[1], rows[0][0], torch.tensor([bool(right[rows[1] == r][0]) for r in range(30)]), 6)
+    order = layout.order()
+    layout = Layout(layout.response[order], layout.group, layout.correct, 6)
+    got, _ = nthr_pass(Head(w), hidden[order], y[order], layout, method="auto", entropy=True)
+    want = nthr.head_pass(Head(w), hidden[order], y[order], entropy=True)
+    for name in ("logprobs", "logsumexp", "entropy"):
+        assert torch.allclose(getattr(got, name), getattr(want, name), atol=1e-5), name
