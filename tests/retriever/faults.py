@@ -108,7 +108,7 @@ class Proxy:
                     there.write(request)
                     writer.write(await _message(upstream))
                 await writer.drain()
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             return  # one side hung up: the client sees a closed connection
         finally:
             for w in (writer, there):
