@@ -16,8 +16,8 @@ import pytest
 def receiver() -> Iterator[types.SimpleNamespace]:
     """An HTTP server that keeps what it takes in `got`, and every request in `tries`.
 
-    `answer(n, body)` may be replaced: what the n-th request (from 0) gets, (status, headers, text). `gate` holds requests
-    back while it is cleared.
+    `answer(n, body)` may be replaced: what the n-th request (from 0) gets, (status, headers, text). `gate` holds
+    requests back while it is cleared.
     """
     gate, lock = threading.Event(), threading.Lock()
     gate.set()

@@ -5,7 +5,7 @@ replaced or cut (a resume, `--force`, a run of the same name) no longer has that
 back with a cursor gets exactly the rows after it, or hears that it must start again.
 
 Of a file above `WHOLE` bytes the tail is read whole. Of the part before it every row is looked at and a choice is kept
-(`agentrl.dashboard.thin`): the extremes of each signal in each stretch, every step that was not finite, and some evenly.
+(`agentrl.dashboard.thin`): the extremes of each signal in each stretch, every step that was not finite, others evenly.
 What takes longer than `BUDGET_S` goes on at the next refresh; until then a plain sample stands for it.
 """
 

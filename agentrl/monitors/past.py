@@ -1,9 +1,9 @@
 """What has been read of a log, remembered in a few bytes a row, so that a log that is written anew is not news.
 
 A log grows (a trainer appends), is written anew with the same beginning (pandas' `to_csv`, an atomic writer), is cut
-back and goes on differently (a resume), or is replaced by another run. Which it is shows in the rows, whatever the format:
-`Rows` compares them with those that were read before. That the bytes may be others at all shows in `Marks`: the file's
-identity and a checksum of its last bytes.
+back and goes on differently (a resume), or is replaced by another run. The rows show which it is, whatever the format:
+`Rows` compares them with those that were read before. `Marks` says that the bytes may be others: the file's identity
+and a checksum of its last bytes.
 """
 
 from __future__ import annotations

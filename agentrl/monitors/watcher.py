@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TextIO
 
-from agentrl.errors import AgentRLError
+from agentrl.errors import AgentRLError, RunError
 from agentrl.monitors import Monitor, bodies, notices, sinks
 from agentrl.monitors.alarms import default_rules
 from agentrl.monitors.follow import Following
@@ -62,6 +63,7 @@ def watch(
     overrides = parse_map(columns)
     limits = Thresholds().changed(parse(thresholds))
     judges = default_rules(rules)
+    _readable(path)
     only = pairs("--where", where)
     log = Following(path, lambda newest: open_source(path, run, form, where=only, step=step, newest=newest))
     posted: list[sinks.Sink] = []
@@ -97,6 +99,20 @@ def watch(
         print(nothing(watcher), file=sys.stderr)
         return NOTHING
     return NOT_TOLD if missing or log.gone else 0
+
+
+def _readable(path: str) -> None:
+    """RunError for what would be waited for without end, or may not be read."""
+    where = Path(path).expanduser()
+    try:
+        if where.is_fifo():
+            raise RunError(f"{path} is a pipe, whose past cannot be read again: agentrl watch - < {path}")
+        if where.is_dir():
+            next(where.iterdir(), None)
+        elif where.exists():
+            where.open("rb").close()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; give this user the right to, or a copy") from error
 
 
 def _other(watcher: Watcher, teller: Teller, run: str) -> None:

@@ -1,4 +1,4 @@
-"""In a browser: charts of a long run tell the truth, clocks do not go back, pauses are marked, imported runs are shown."""
+"""In a browser: long runs, clocks that go back, pauses, imported runs, odd names, Ctrl-C."""
 
 import json
 import os

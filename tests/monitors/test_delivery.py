@@ -7,6 +7,7 @@ import math
 import socket
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_the_pauses_grow(receiver):
     hook = Webhook(receiver.url, pauses=(0.05, 0.1, 0.2))
     hook(alarm())
     hook.close()
-    gaps = [b - a for a, b in zip(times, times[1:])]
+    gaps = [b - a for a, b in pairwise(times)]
     assert all(gap >= wanted for gap, wanted in zip(gaps, (0.05, 0.1, 0.2, 0.2))) and len(gaps) == 4
 
 
@@ -180,7 +181,7 @@ def test_an_alarm_that_waits_for_its_next_try_is_still_tried_at_the_end(receiver
     assert hook.undelivered == 0
 
 
-# ---------------------------------------------------------------------------------------------------------------- bodies
+# --------------------------------------------------------------------------------------------------------------- bodies
 
 
 def fields(message="is <bad> & @everyone", run="r"):

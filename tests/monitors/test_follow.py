@@ -218,7 +218,7 @@ def test_another_run_in_the_same_file_is_read_from_its_start(tmp_path, how, leng
     by_rename(path, other) if how == "rename" else write_lines(path, other)
     watch.look()
     assert watch.begun == 2 and "another run" in capsys.readouterr().err
-    shown, posted = watch.end()
+    _, posted = watch.end()
     assert watch.watcher.steps == length
     assert posted == expected(other, tmp_path)  # the same ids as before, and other alarms
 
@@ -228,7 +228,7 @@ def test_a_run_that_begins_again_in_the_same_file_is_another_one(tmp_path):
     write_lines(path, ROWS[:50])
     watch = Watch(path)
     write_lines(path, rows_of(30, seed=5), "a")
-    shown, posted = watch.end()
+    _, posted = watch.end()
     assert watch.begun == 2 and posted == expected(rows_of(30, seed=5), tmp_path)
 
 

@@ -199,3 +199,28 @@ def test_colours_are_off_where_nobody_wants_them(tmp_path):
 
     assert b"\x1b[" in seen(TERM="xterm", NO_COLOR="")
     assert b"\x1b[" not in seen(TERM="xterm", NO_COLOR="1") and b"\x1b[" not in seen(TERM="dumb", NO_COLOR="")
+
+
+def test_a_pipe_a_circle_and_what_may_not_be_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for name, word in (("pipe", "is a pipe"), ("a", "does not exist"), ("none", "does not exist")):
+        with watching(tmp_path / name, "--once") as process:
+            assert process.finish() == 2
+        said = "".join(process.err)
+        assert word in said and "Traceback" not in said
+
+
+def test_a_folder_without_a_right_to_read(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from agentrl.errors import RunError
+    from agentrl.monitors.watcher import watch
+
+    def refused(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)  # the tests may run as root, whom nothing refuses
+    with pytest.raises(RunError, match="cannot be read: Permission denied"):
+        watch(str(tmp_path), columns=[], once=True)

@@ -1,4 +1,4 @@
-"""What somebody hears of a run that trains: alarms, what the guard did, and that it failed; each once, resumes included."""
+"""What somebody hears of a run that trains: alarms, what the guard did, that it failed; each once, over resumes."""
 
 import pytest
 

@@ -31,8 +31,8 @@ def open_source(
     """The source at `path` (`-`: standard input).
 
     `run` chooses one of several runs, `form` a format by its plug-in name, `where` rows by the value of a column, and
-    `step` names the step's column; `newest` takes the one of several in a folder that was written last. Raises `RunError` naming the path, the reason and what would do, and PluginError for
-    a format that does not exist.
+    `step` names the step's column; `newest` takes the one of several in a folder that was written last. Raises
+    `RunError` naming the path, the reason and what would do, and PluginError for a format that does not exist.
     """
     settings = (dict(where or {}), (step, *STEP_COLUMNS) if step else STEP_COLUMNS)
     reader = plugins.find("log source", form) if form is not None else None

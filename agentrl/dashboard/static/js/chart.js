@@ -2,7 +2,7 @@
 // a table, PNG and CSV. Built when it scrolls into view.
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { color, download, fill, h } from "./dom.js";
-import { duration, number, PHASES, says } from "./format.js";
+import { number, PHASES, says } from "./format.js";
 import { smoothed } from "./store.js";
 
 const HEIGHT = 190;
@@ -109,7 +109,7 @@ export class Chart {
       width: this.box.clientWidth || 360, height: HEIGHT, legend: { show: false }, padding: [this.bands ? 16 : 8, 8, 0, 0],
       scales: { x: { time: false }, y: { range: (u, low, high) => this.range(low, high) } },
       axes: [
-        { ...axis, size: 24, gap: 3, values: (u, ticks) => ticks.map((v) => (view.x === "time" ? duration(v * 60) : tick(v))) },
+        { ...axis, size: 24, gap: 3, values: (u, ticks) => ticks.map((v) => (view.x === "time" ? clock(v, u.scales.x.max) : tick(v))) },
         { ...axis, size: 52, values: (u, ticks) => ticks.map((v) => number(v, 3)) },
       ],
       series: [{ label: AXIS[view.x] }, ...this.lines.map((l, i) => line(l, i, false)), ...this.lines.map((l, i) => line(l, i, true))],
@@ -377,6 +377,11 @@ function nearest(xs, x) {
 
 function tick(value) {
   return Math.abs(value) >= 1e4 ? `${number(value / (Math.abs(value) >= 1e6 ? 1e6 : 1e3), 3)}${Math.abs(value) >= 1e6 ? "M" : "k"}` : number(value, 3);
+}
+
+// Minutes on the axis, in hours where the axis is long: one unit for all ticks.
+function clock(minutes, longest) {
+  return longest > 300 ? `${number(minutes / 60, 3)} h` : `${number(minutes, 3)} min`;
 }
 
 // The legend of the phase bands.
