@@ -246,8 +246,14 @@ class _Replicas:
         self._ended: int | None = None  # the signal
 
     def run(self, say: Callable[[str], object]) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
+        before = {number: signal.signal(number, self._end) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self._serve(say)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _serve(self, say: Callable[[str], object]) -> None:
         pipes = {row: self._start(row) for row in range(self._service.replicas)}
         try:
             told = [_told(pipe, self._running[row]) for row, pipe in pipes.items()]

@@ -17,6 +17,14 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_as_it_was():
+    """A handler that one test leaves behind would decide what Ctrl-C does in another."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.fixture(scope="session")
 def warm_model(tmp_path_factory) -> Path:
     """A model of the small world in Hugging Face format that searches, and answers about half of the questions."""

@@ -154,8 +154,8 @@ def test_doctor_lists_what_is_installed_and_from_where(guests, tmp_path, capsys)
 def test_a_monitor_rule_and_a_sink_of_a_package_act_in_a_run(guests, tmp_path):
     written = tmp_path / "names.txt"
     path, rows, _ = run_of(tmp_path, monitors={"rules": ["low_reward"]}, log={"sinks": [f"names={written}"]})
-    assert rows[0]["reward"] < 0.5 and [a["rule"] for a in read_alarms(path)] == ["low_reward"]
-    assert written.read_text() == "low_reward\n"
+    assert rows[0]["reward"] < 0.5 and "low_reward" in [a["rule"] for a in read_alarms(path)]
+    assert "low_reward" in written.read_text().splitlines()
 
 
 def test_a_format_of_logs_of_a_package_is_watched(guests, tmp_path, capsys):

@@ -44,6 +44,7 @@ SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AGENTRL_RETRIEVER_TOKEN")
 PURPOSE = {
     "train": "training, evaluation, the lab, figures",
     "retriever": "search indexes in this process",
+    "qdrant": "search in Qdrant (index kind qdrant)",
     "math": "grading of mathematical answers",
     "dev": "tests, lint, types",
     "tensorboard": "log.tensorboard",

@@ -38,7 +38,7 @@ def failed(step: int, run: str, message: str, resume: str = "", when: float = 0.
     text = f"{run} failed after {step} steps: {message or 'no reason was written'}"
     remedy = f"Go on with it: {resume}" if resume else "See its last lines."
     notice = _notice(step, "run_failed", "critical", text, remedy)
-    return replace(notice, id=f"{notice.id}-{when:.0f}")
+    return replace(notice, id=f"{notice.id}-{when:.3f}")
 
 
 def guarded(row: Mapping[str, Any]) -> Alarm:

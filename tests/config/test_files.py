@@ -107,7 +107,7 @@ def test_unknown_keys_are_named_with_line_and_nearest(write):
 
 def test_an_unknown_key_without_a_near_one_lists_the_valid(write):
     assert problems(write("world: {}\nretriever: {qqq: 1}\n")) == [
-        "2: retriever.qqq: no such key; valid here: url, index, wait_s, timeout_s, retries"
+        "2: retriever.qqq: no such key; valid here: url, index, kind, encoder, threads, wait_s, timeout_s, retries"
     ]
 
 

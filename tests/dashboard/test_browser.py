@@ -176,7 +176,7 @@ def test_from_alarm_to_tokens(page, server, runs):
     page.goto(url_of(server, run="collapse"))
     page.get_by_role("button", name="critical alarm collapse at step 81").click()
     card = page.locator(".alarm")
-    assert "55% of the peak reward" in card.inner_text() and "reward_lost" in card.inner_text()
+    assert "65% of the best mean reward" in card.inner_text() and "reward_lost" in card.inner_text()
     card.get_by_role("button", name="Show the 12 responsible rollouts").click()
     page.wait_for_selector("tr.pick")
     assert page.get_by_label("named by an alarm").is_checked()

@@ -68,6 +68,7 @@ def watching(*arguments, **environment):
         process.finish()
 
 
+@pytest.mark.slow
 def test_rewrites_resumes_and_restarts_post_each_alarm_once(tmp_path, receiver):
     """60 rewrites, 5 resumes, 3 restarts of the command; the receiver fails in half of its calls."""
     receiver.answer = lambda n, body: (503 if n % 2 == 0 else 200, {}, "")
@@ -116,6 +117,7 @@ def test_once_posts_what_nobody_was_told(tmp_path, receiver):
         assert process.rules() == expected(ROWS, tmp_path) == [b["id"] for b in receiver.got]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 0])
 def test_what_is_not_delivered_is_counted_and_changes_the_exit_code(tmp_path, receiver, status):
     receiver.answer = lambda n, body: (status if body["rule"] == "non_finite" else 200, {}, "no_text")
@@ -148,6 +150,7 @@ def test_a_log_that_is_gone_or_stalls_is_told(tmp_path, receiver):
     assert any("is gone: what came after step 8 was not read" in line for line in process.err)
 
 
+@pytest.mark.slow
 def test_a_run_directory_whose_run_has_failed(tmp_path, receiver):
     with RunLog.create(tmp_path, "mine", small_config(tmp_path)) as log:
         write_lines(log.path / "metrics.jsonl", rows_of(5))

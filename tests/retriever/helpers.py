@@ -91,7 +91,7 @@ def server_process(
     index: Path, *arguments: str, env: dict[str, str] | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`python -m agentrl.retriever serve` on a free loopback port: its url and the process."""
-    command = [sys.executable, "-m", "retriever", "serve", str(index), "--port", "0", *arguments]
+    command = [sys.executable, "-m", "agentrl.retriever", "serve", str(index), "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     assert process.stdout is not None
     try:

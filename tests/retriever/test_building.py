@@ -222,6 +222,7 @@ def run_build(*arguments, env=None, **kwargs):
     return subprocess.Popen(command, env=os.environ | (env or {}), stderr=subprocess.PIPE, text=True, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_without_redoing_finished_shards(tmp_path, monkeypatch):
     passages = numbered(10_000)
     corpus = corpus_of(tmp_path / "c.jsonl", passages)

@@ -63,5 +63,7 @@ def test_errors_are_one_line_with_the_remedy_and_exit_code_2(tmp_path, corpus, c
 
 
 def test_help_names_the_commands():
-    done = subprocess.run([sys.executable, "-m", "retriever", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "agentrl.retriever", "--help"], capture_output=True, text=True, check=True
+    )
     assert all(command in done.stdout for command in ("build", "serve", "query"))

@@ -32,6 +32,7 @@ def assert_right(outcome, seconds):
     assert outcome.injected["5xx"] > 0
 
 
+@pytest.mark.slow
 def test_some_seconds(tmp_path):
     assert_right(loaded(tmp_path, 6, 6), 6)
 

@@ -240,6 +240,7 @@ def test_a_head_that_never_ends_is_hung_up_on(index, monkeypatch):
     assert ended.wait(20)
 
 
+@pytest.mark.slow
 def test_start_up_does_not_read_the_passages(tmp_path):
     """Memory of a server does not grow with the corpus: passages are mapped, not loaded."""
     from agentrl.retriever.corpus import Passage

@@ -290,7 +290,7 @@ def test_order_is_kept_whatever_finishes_first():
 def test_a_task_that_occurs_again_is_a_group_of_its_own():
     task = Task("t", {"question": "?"})
     got = many(Awaitable, [task, task, task], group_size=2)
-    assert [t.group_id for t in got] == ["t", "t", "t.2", "t.2", "t.3", "t.3"]
+    assert [t.group_id for t in got] == ["t", "t", "t/2", "t/2", "t/3", "t/3"]
     assert len({t.sample_id for t in got}) == 6
 
 

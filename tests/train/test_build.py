@@ -155,7 +155,14 @@ def test_own_model_questions_and_corpus(tmp_path, folder, style, questions):
 def test_corpora_of_both_shapes_are_indexed_by_the_command(tmp_path, folder):
     rows = [{"id": i, "title": p, "text": f"{p} was born in {t}."} for i, (p, t) in enumerate(zip(PEOPLE, TOWNS))]
     write_lines(tmp_path / "corpus.jsonl", rows)
-    command = [sys.executable, "-m", "retriever", "build", str(tmp_path / "corpus.jsonl"), str(tmp_path / "index")]
+    command = [
+        sys.executable,
+        "-m",
+        "agentrl.retriever",
+        "build",
+        str(tmp_path / "corpus.jsonl"),
+        str(tmp_path / "index"),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     found = []
     for index in (folder / "index", tmp_path / "index"):
@@ -233,7 +240,8 @@ def test_searches_that_fail_in_the_middle_are_counted_and_the_run_goes_on(tmp_pa
     episodes = read_rollouts(tmp_path / "a", step)
     failed = [e for e in episodes if e["error"]]
     assert 0 < len(failed) == row["failed_rollouts"] < 16  # those that only answer do not need the server
-    assert all("answered 503" in e["error"] and e["reward"] is None for e in failed)  # unknown, and not 0
+    assert any("answered 503" in e["error"] for e in failed)
+    assert all("did not answer" in e["error"] and e["reward"] is None for e in failed)  # unknown, and not 0
     good = [e for e in episodes if not e["error"]]
     assert row["reward"] == pytest.approx(sum(e["reward"] for e in good) / len(good))
     assert all("advantages" not in turn for e in failed for turn in e["turns"])

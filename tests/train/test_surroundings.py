@@ -78,7 +78,7 @@ def encyclopedia(tmp_path_factory):
 
 @contextlib.contextmanager
 def server(index, port):
-    command = [sys.executable, "-m", "retriever", "serve", str(index), "--port", str(port)]
+    command = [sys.executable, "-m", "agentrl.retriever", "serve", str(index), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         line = process.stdout.readline()
