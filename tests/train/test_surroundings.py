@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from agentrl.cli import main
 from agentrl.errors import EnvError, OutageError, RunError
 from agentrl.retriever.building import build_index
 from agentrl.retriever.corpus import Passage
@@ -22,7 +23,7 @@ from agentrl.runs.read import read_alarms, read_evals, read_info, read_metrics
 from agentrl.train import patience
 from agentrl.train.build import build_world
 from agentrl.train.start import resume_run, train_run
-from tests.small import small_config, train_until, without_times
+from tests.small import files_of, small_config, train_until, without_times
 from tests.train.test_start import agentrl, config_file, wait_for
 
 FAULTY = {"id": "tests.train.surroundings:Faulty-v0"}
@@ -339,3 +340,35 @@ def test_the_best_checkpoint_is_kept(faulty, tmp_path, capsys):
     assert steps(run) == [1, 5] and os.readlink(run / "checkpoints" / "best") == "step-000001"
     done = resume_run(run, checkpoint="best", quiet=True)
     assert done.result.status == "finished" and [e["step"] for e in read_evals(run)] == [0, 1, 2, 3, 4, 5]
+
+
+# ------------------------------------------------------------------------------------------ from other folders, targets
+
+
+def test_the_best_checkpoint_is_a_target_from_any_folder(tmp_path, warm_model, monkeypatch, capsys):
+    changes = {"eval": {"questions": 2, "every": 1}, "log": {"keep_best": "em", "checkpoint_every": 1}}
+    run = train_run(small_config(tmp_path, warm_model, train={"steps": 2}, **changes), quiet=True).run_dir
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    best = run / "checkpoints" / "best"
+    assert main(["eval", str(best), "--questions", "2"]) == 0
+    assert f"{best.resolve().name}/model" in capsys.readouterr().out
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("steps: 2", "steps: 3", 1))
+    assert main(["resume", str(best)]) == 0
+    assert [row["step"] for row in read_metrics(run)] == [0, 1, 2]
+
+
+def test_a_resume_that_cannot_be_built_has_changed_nothing(tmp_path, warm_model):
+    run = train_run(small_config(tmp_path, warm_model, log={"checkpoint_every": 1}), quiet=True).run_dir
+    config = run / "config.yaml"
+    text = config.read_text().replace("steps: 2", "steps: 3", 1)
+    config.write_text(text.replace("max_context: 160", "max_context: 100000"))
+    rows = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(rows + '{"step": 2, "reward": 0.5}\n')  # after the last checkpoint
+    before = files_of(run)
+    assert main(["resume", str(run)]) == 2
+    after = files_of(run)
+    assert {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)} <= {"run.lock", "status.json"}
+    assert "max_context: 100000" in config.read_text()
