@@ -128,7 +128,15 @@ def _cliff(view: View) -> str | None:
     cut = view.value("truncated_share")
     if cut is not None and cut >= CUT:
         return None  # the length limit has changed
+    if _lowered(view):
+        return None  # what was measured of the policy says that it has changed
     return "the reward fell off in one step, and the update before it was small"
+
+
+def _lowered(view: View) -> bool:
+    """Whether the update of this step or of the one before lowered correct responses by more than a large update."""
+    moved = view.get("delta_correct")
+    return moved is not None and min(moved.last(2)) < -view.thresholds.collapse.delta_size
 
 
 def _steady(view: View, name: str) -> bool:
