@@ -233,7 +233,7 @@ def test_sigterm_does_not_wait_for_what_takes_long(faulty, tmp_path, what):
     """Slurm and Kubernetes wait for half a minute; here everything would go on for an hour."""
     changes = {
         "rollouts": {"rollout": {"prompts_per_step": 20, "group_size": 4000}},
-        "evaluation": {"eval": {"questions": 8, "samples": 9000, "every": 0}},
+        "evaluation": {"eval": {"questions": 8, "samples": 9000, "temperature": 1.0, "every": 0}},
         "outage": {},
     }[what]
     if what == "outage":
