@@ -97,7 +97,8 @@ def test_a_retriever_dies_in_mid_step_and_a_frozen_reference_does_not_move(ray_h
 
     changes = {
         "engine": "openrlhf",
-        "rollout": {"concurrency": 4},  # episodes of a step begin one after the other
+        # episodes of a step begin one after the other; lost ones are counted and not played again
+        "rollout": {"concurrency": 4, "outage_wait_s": 0},
         "algorithm": {"loss": {"kl_coef": 0.1}},
         "train": {"steps": 3, "probe_size": 0},
         "log": {"rollout_groups": -1},
