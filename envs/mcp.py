@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import gymnasium
@@ -104,7 +105,8 @@ class McpEnv(gymnasium.Env[str, str]):
         if call is None:
             return self._count(outcome)
         began = time.perf_counter()
-        text = await asyncio.wrap_future(connection(self._server, self._timeout_s).call(*call, self._timeout_s))
+        opened = await asyncio.to_thread(connection, self._server, self._timeout_s)  # starting one takes a while
+        text = await asyncio.wrap_future(opened.call(*call, self._timeout_s))
         return self._count(self._result(call[0], text, time.perf_counter() - began))
 
     # ------------------------------------------------------------------------------------------------------- internal
@@ -167,13 +169,16 @@ class Connection:
         self._ready: Future[list[dict[str, Any]]] = Future()
         self._client: Any = None
         self._server = server
+        self._closed = asyncio.Event()
+        self._calls = 0  # in flight
+        self._lock, self._ended = threading.Lock(), False
         self.broken = False
         threading.Thread(target=self._run, name="mcp", daemon=True).start()
         try:
             self.tools = self._ready.result(timeout_s)
         except Exception as e:
-            self.broken = True
-            raise ToolFailure(f"the MCP server {server!r} cannot be reached: {type(e).__name__}: {e}") from e
+            self.close()
+            raise ToolFailure(f"the MCP server {server!r} cannot be reached: {_cause(e)}") from e
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -183,6 +188,20 @@ class Connection:
             self.broken = True
             if not self._ready.done():
                 self._ready.set_exception(e)
+        finally:
+            self.broken = True
+            with self._lock:
+                self._ended = True
+            self._loop.run_until_complete(self._give_up())
+            self._loop.close()
+
+    async def _give_up(self) -> None:
+        """Calls that came while the session ended fail, and do not wait for ever."""
+        await asyncio.sleep(0)  # one that has not begun would be cancelled, and not fail
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
 
     async def _serve(self) -> None:
         from mcp import Client, StdioServerParameters
@@ -191,7 +210,7 @@ class Connection:
         if not isinstance(target, str):
             target = StdioServerParameters(command=target[0], args=list(target[1:]))
         async with Client(target) as client:
-            self._client, self._closed = client, asyncio.Event()
+            self._client = client
             listed = (await client.list_tools()).tools
             self._ready.set_result(
                 [{"name": t.name, "description": t.description or "", "arguments": t.input_schema} for t in listed]
@@ -199,35 +218,73 @@ class Connection:
             await self._closed.wait()
 
     def call(self, tool: str, arguments: dict[str, Any], timeout_s: float) -> Future[str]:
-        """The tool's text, or its error's. The future raises ToolFailure where the server is gone or too late."""
-        return asyncio.run_coroutine_threadsafe(self._call(tool, arguments, timeout_s), self._loop)
+        """The tool's text, or its error's. It, or the future, raises ToolFailure: the server is gone or too late."""
+        with self._lock:
+            if self._ended:
+                raise ToolFailure(f"the MCP server {self._server!r} is gone")
+            return asyncio.run_coroutine_threadsafe(self._call(tool, arguments, timeout_s), self._loop)
 
     async def _call(self, tool: str, arguments: dict[str, Any], timeout_s: float) -> str:
+        self._calls += 1
         try:
             result = await asyncio.wait_for(self._client.call_tool(tool, arguments), timeout_s)
         except TimeoutError as e:
             raise ToolFailure(f"the MCP tool {tool} did not answer within {timeout_s} s") from e
+        except asyncio.CancelledError as e:
+            raise ToolFailure(f"the MCP server {self._server!r} is gone") from e
         except Exception as e:
             self.broken = True
-            raise ToolFailure(f"the MCP server failed in {tool}: {type(e).__name__}: {e}") from e
+            raise ToolFailure(f"the MCP server failed in {tool}: {_cause(e)}") from e
+        finally:
+            self._calls -= 1
+            if self.broken and not self._calls:  # nobody uses it again: its thread and its server end
+                self._closed.set()
         text = "\n".join(part.text for part in result.content if getattr(part, "type", "") == "text")
         return f"error: {text}" if result.is_error else text
 
     def close(self) -> None:
         """End the session, and the server where it was started here."""
         self.broken = True
-        if self._client is not None:
+        with suppress(RuntimeError):  # it has ended
             self._loop.call_soon_threadsafe(self._closed.set)
 
 
+def _cause(error: BaseException) -> str:
+    """The error in words; of several in one (task groups make them) the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
+
+
 _CONNECTIONS: dict[tuple[str, ...], Connection] = {}
+_FAILED: dict[tuple[str, ...], tuple[float, ToolFailure]] = {}  # the newest attempt that failed: when, and how
 _LOCK = threading.Lock()
 
 
 def connection(server: Sequence[str] | str, timeout_s: float) -> Connection:
-    """The process's connection to a server, opened when first needed and again after it broke."""
+    """The process's connection to a server, opened when first needed and again after it broke.
+
+    Whoever waits while somebody else tries has the same result: a server that is away is tried once, and not once for
+    each episode. Raises ToolFailure where it cannot be reached.
+    """
     key = (server,) if isinstance(server, str) else tuple(server)
+    if (known := _open(key)) is not None:
+        return known
+    asked = time.monotonic()
     with _LOCK:
-        if key not in _CONNECTIONS or _CONNECTIONS[key].broken:
+        if (known := _open(key)) is not None:
+            return known
+        when, failure = _FAILED.get(key, (asked, None))
+        if failure is not None and when > asked:
+            raise ToolFailure(str(failure))
+        try:
             _CONNECTIONS[key] = Connection(server, timeout_s)
+        except ToolFailure as e:
+            _FAILED[key] = (time.monotonic(), e)
+            raise
         return _CONNECTIONS[key]
+
+
+def _open(key: tuple[str, ...]) -> Connection | None:
+    found = _CONNECTIONS.get(key)
+    return None if found is None or found.broken else found

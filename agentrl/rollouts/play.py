@@ -66,6 +66,12 @@ async def _guarded(call: Awaitable[T], timeout_s: float) -> T:
                 f"timeout: the environment took longer than rollout.tool_timeout_s = {timeout_s:g} s"
             ) from error
         raise _Failed(f"{type(error).__name__}: {error}") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Nobody has cancelled the episode: what it waited for was (the call of a client that lost its connection).
+        raise _Failed("CancelledError: the environment's call was cancelled from inside") from error
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,10 @@ class Player:
                     workers.create_task(work())
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None  # the others were cancelled because of it, or came after it
-        return [t for t in done if t is not None]
+        played = [t for t in done if t is not None]
+        if len(played) < len(episodes):  # a task that is cancelled from inside ends without a word
+            raise AssertionError(f"{len(episodes) - len(played)} of {len(episodes)} episodes ended without a result")
+        return played
 
     async def play(self, handle: EnvHandle, task: Task, group_id: str, sample_id: str) -> Trajectory:
         """Play one episode of `task`.

@@ -68,12 +68,10 @@ class Patience:
                 raise Stopped
             pause_s, attempt = min(2 * pause_s, LONGEST_PAUSE_S), attempt + 1
             if self._is_back(player, episodes, found, attempt):
-                lost = [k for k, t in enumerate(found) if lost_its_tool(t)]
-                for k, t in zip(lost, player.replay([episodes[k] for k in lost])):
-                    found[k] = t
+                again = _play_lost(player, episodes, found)
                 if not is_outage(found) or self._is_back(player, episodes, found, attempt + 1):
                     waited = duration(time.monotonic() - began)
-                    self.say(f"{what}: the tool is back after {waited}; {len(lost)} episodes were played again")
+                    self.say(f"{what}: the tool is back after {waited}; {again} episodes were played again")
                     return
             self.say(
                 f"{what}: the tool is still away ({duration(time.monotonic() - began)} of {duration(self.wait_s)})"
@@ -92,6 +90,21 @@ class Patience:
         why = sorted({str(t.error) for t in lost})
         more = f" and {len(why) - 1} other errors" if len(why) > 1 else ""
         return f"{what}: {len(lost)} of {len(found)} episodes lost their tool ({why[0]}{more})"
+
+
+def _play_lost(player: Player, episodes: list[Episode], found: list[Trajectory]) -> int:
+    """Play what has lost its tool again, into `found`; how many that were.
+
+    A server that has just come back may not bear all of them at once: repeated for as long as fewer are lost.
+    """
+    first = lost = [k for k, t in enumerate(found) if lost_its_tool(t)]
+    while lost:
+        for k, t in zip(lost, player.replay([episodes[k] for k in lost])):
+            found[k] = t
+        before, lost = lost, [k for k in lost if lost_its_tool(found[k])]
+        if len(lost) == len(before):
+            break
+    return len(first)
 
 
 def is_outage(found: Sequence[Trajectory]) -> bool:

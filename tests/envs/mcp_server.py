@@ -1,7 +1,13 @@
-"""A small real MCP server over stdin and stdout, for the tests."""
+"""A small real MCP server over stdin and stdout, for the tests.
+
+With an argument, the file of that name says how it is: while it has the text `down`, no server starts; a server that
+has started writes its process id into it.
+"""
 
 import os
+import sys
 import time
+from pathlib import Path
 
 from mcp.server.mcpserver import MCPServer
 
@@ -40,4 +46,9 @@ def die() -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        state = Path(sys.argv[1])
+        if state.exists() and state.read_text() == "down":
+            sys.exit(1)
+        state.write_text(str(os.getpid()))
     server.run()

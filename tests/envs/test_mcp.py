@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -12,6 +17,7 @@ import pytest
 from agentrl.envs.errors import ToolFailure
 
 pytest.importorskip("mcp")
+from agentrl.envs import mcp
 from agentrl.envs.mcp import McpEnv, connection
 
 SERVER = [sys.executable, str(Path(__file__).with_name("mcp_server.py"))]
@@ -90,6 +96,59 @@ def test_asynchronous_steps_share_one_connection():
 
     assert [s.strip() for s in asyncio.run(all_of_them())] == [f"<result>{k + 1}</result>" for k in range(8)]
     assert connection(SERVER, 30) is connection(SERVER, 30)
+
+
+def test_calls_in_flight_of_a_server_that_dies_all_fail_at_once_and_the_next_ones_reconnect(tmp_path):
+    """None of them hangs until its deadline, none is cancelled, and what was started for them ends."""
+    server = [*SERVER, str(tmp_path / "state")]
+    envs = [McpEnv(server, timeout_s=60) for _ in range(8)]
+    threads = threading.active_count()
+
+    async def play(env: McpEnv, name: str) -> str:
+        await env.areset(options=TASK)
+        return (await env.astep(call(name, '{"a": 1, "b": 1}' if name == "add" else "{}")))[0]
+
+    async def all_of_them(*names: str) -> list[str | BaseException]:
+        tasks = [asyncio.create_task(play(env, name)) for env, name in zip(envs, names)]
+        killer = asyncio.create_task(kill()) if "slow" in names else None
+        got = await asyncio.gather(*tasks, return_exceptions=True)
+        if killer:
+            await killer
+        return got
+
+    async def kill() -> None:
+        await asyncio.sleep(0.5)
+        os.kill(int((tmp_path / "state").read_text()), signal.SIGKILL)
+
+    began = time.monotonic()
+    failed = asyncio.run(all_of_them(*["slow"] * 8))
+    assert [type(e) for e in failed] == [ToolFailure] * 8 and time.monotonic() - began < 4  # `slow` takes 5 s
+    assert asyncio.run(all_of_them(*["add"] * 8)) == ["\n<result>2</result>\n"] * 8
+    assert threading.active_count() <= threads
+
+
+def test_a_server_that_is_away_is_tried_once_for_all_that_wait(tmp_path, monkeypatch):
+    tried = []
+
+    class Away(mcp.Connection):
+        def __init__(self, server, timeout_s):
+            tried.append(server)
+            time.sleep(0.3)
+            raise ToolFailure("away")
+
+    monkeypatch.setattr(mcp, "Connection", Away)
+
+    def ask() -> str:
+        try:
+            connection(["nobody", str(tmp_path)], 30)
+        except ToolFailure as error:
+            return str(error)
+        return "connected"
+
+    with ThreadPoolExecutor(8) as several:
+        assert set(several.map(lambda _: ask(), range(8))) == {"away"}
+    assert len(tried) == 1
+    assert ask() == "away" and len(tried) == 2  # whoever comes later tries again
 
 
 def test_what_is_wrong_at_the_start_is_said():

@@ -178,6 +178,25 @@ def test_a_failing_tool_is_data(env, failure, text):
         pack([t])
 
 
+def test_a_call_that_is_cancelled_from_inside_is_data():
+    """A client that loses its connection cancels its calls; a task group forgets tasks that end so."""
+    tasks = [Task(str(i), {"question": "?", "reward": 1.0}) for i in range(4)]
+    tasks[1] = Task("1", {"question": "?", "fail": asyncio.CancelledError()})
+    got = many(Awaitable, tasks, group_size=1, options={"concurrency": 1})
+    wanted = "CancelledError: the environment's call was cancelled from inside"
+    assert [t.error for t in got] == [None, wanted, None, None]
+    assert [t.reward for t in got if t.error is None] == [1.0, 1.0, 1.0]
+
+
+def test_an_episode_that_ends_without_a_result_is_a_bug_and_not_left_out():
+    class Cancelled(ScriptedSampler):
+        async def sample(self, *args, **kwargs):
+            raise asyncio.CancelledError
+
+    with pytest.raises(AssertionError, match="2 of 2 episodes ended without a result"):
+        many(Awaitable, tasks=1, group_size=2, sampler=Cancelled(TOKENIZER, SAID))
+
+
 @pytest.mark.parametrize("env", KINDS)
 def test_a_failing_reset_is_data(env):
     t, _ = one(env(), {"fail_reset": ToolFailure("no index")})

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -77,9 +78,14 @@ def encyclopedia(tmp_path_factory):
     return folder, {k: v for k, v in world.env_kwargs.items() if k != "retriever"}
 
 
+def search_server(index, port):
+    return server("agentrl.retriever", "serve", str(index), "--port", str(port))
+
+
 @contextlib.contextmanager
-def server(index, port):
-    command = [sys.executable, "-m", "agentrl.retriever", "serve", str(index), "--port", str(port)]
+def server(*words):
+    """A process of a module whose first line has its port; (process, port)."""
+    command = [sys.executable, "-m", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         line = process.stdout.readline()
@@ -102,13 +108,13 @@ def test_a_search_server_that_is_killed_and_started_again_costs_nothing_but_time
         )  # fmt: skip
 
     with contextlib.ExitStack() as servers:
-        process, port = servers.enter_context(server(folder / "index", 0))
+        process, port = servers.enter_context(search_server(folder / "index", 0))
         calm = train_run(config("calm", port), quiet=True).run_dir
 
         def outage():
             process.kill()
             process.wait()
-            threading.Timer(3.0, lambda: servers.enter_context(server(folder / "index", port))).start()
+            threading.Timer(3.0, lambda: servers.enter_context(search_server(folder / "index", port))).start()
 
         disturbed = train_until(config("disturbed", port), meddle=during(2, outage))
     same_but_rounding(read_metrics(calm), read_metrics(disturbed))
@@ -117,6 +123,93 @@ def test_a_search_server_that_is_killed_and_started_again_costs_nothing_but_time
     assert "step 2: 16 of 16 episodes lost their tool" in alarm["message"]
     assert "tool_outage" not in {a["rule"] for a in read_alarms(calm)}
     assert read_metrics(disturbed)[2]["t_rollout_s"] > 3
+
+
+@pytest.mark.slow
+def test_an_environment_over_http_that_dies_and_comes_back_costs_nothing_but_time(tmp_path, warm_model, encyclopedia):
+    folder, _ = encyclopedia
+
+    def config(name, port):
+        return small_config(
+            tmp_path, warm_model, world=None, data={"train": str(folder / "q.jsonl")}, train={"steps": 4},
+            env={"id": "tests.train.surroundings:Judged-v0", "kwargs": {"url": f"http://127.0.0.1:{port}"}},
+            log={"name": name},
+        )  # fmt: skip
+
+    with contextlib.ExitStack() as servers:
+        process, port = servers.enter_context(server("tests.train.surroundings", "0"))
+        calm = train_run(config("calm", port), quiet=True).run_dir
+
+        def outage():
+            process.kill()
+            process.wait()
+            again = server("tests.train.surroundings", str(port))
+            threading.Timer(2.0, lambda: servers.enter_context(again)).start()
+
+        disturbed = train_until(config("disturbed", port), meddle=during(2, outage))
+    same_but_rounding(read_metrics(calm), read_metrics(disturbed))
+    [alarm] = [a for a in read_alarms(disturbed) if a["rule"] == "tool_outage"]
+    assert alarm["step"] == 2 and "16 of 16 episodes lost their tool (ConnectError" in alarm["message"]
+
+
+MCP_SERVER = [sys.executable, str(Path(__file__).parents[1] / "envs" / "mcp_server.py")]
+
+
+def adding(tmp_path, warm_model, folder, name, **changes):
+    """The config of a run of Adding-v0, and the file that says how its MCP server is."""
+    state = tmp_path / f"{name}.state"
+    base = {
+        "world": None, "data": {"train": str(folder / "q.jsonl")}, "train": {"steps": 4}, "log": {"name": name},
+        "env": {
+            "id": "tests.train.surroundings:Adding-v0",
+            "kwargs": {"server": [*MCP_SERVER, str(state)], "prompt_template": "{question}", "timeout_s": 20},
+        },
+    }  # fmt: skip
+    return small_config(tmp_path, warm_model, **(base | changes)), state
+
+
+def killed(state):
+    """Kill the MCP server's process, and let no other start."""
+    number = int(state.read_text())
+    state.write_text("down")
+    os.kill(number, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_an_mcp_server_that_is_killed_and_comes_back_costs_nothing_but_time(tmp_path, warm_model, encyclopedia):
+    pytest.importorskip("mcp")
+    folder, _ = encyclopedia
+    calm = train_run(adding(tmp_path, warm_model, folder, "calm")[0], quiet=True).run_dir
+    config, state = adding(tmp_path, warm_model, folder, "disturbed")
+
+    def back():
+        while not read_alarms(tmp_path / "disturbed"):
+            time.sleep(0.1)
+        time.sleep(1)
+        state.unlink()
+
+    def outage():
+        killed(state)
+        threading.Thread(target=back, daemon=True).start()
+
+    disturbed = train_until(config, meddle=during(2, outage))
+    same_but_rounding(read_metrics(calm), read_metrics(disturbed))
+    [alarm] = [a for a in read_alarms(disturbed) if a["rule"] == "tool_outage"]
+    assert alarm["step"] == 2 and "16 of 16 episodes lost their tool (ToolFailure: the MCP server" in alarm["message"]
+    assert read_metrics(disturbed)[2]["t_rollout_s"] > 1
+
+
+@pytest.mark.slow
+def test_an_mcp_server_that_stays_away_stops_the_run_with_the_last_step_saved(tmp_path, warm_model, encyclopedia):
+    pytest.importorskip("mcp")
+    config, state = adding(tmp_path, warm_model, encyclopedia[0], "a", rollout={"outage_wait_s": 2})
+    with pytest.raises(
+        OutageError, match=r"step 3: 16 of 16 episodes lost their tool \(ToolFailure: the MCP server .*2 s"
+    ):
+        train_until(config, meddle=during(3, lambda: killed(state)))
+    assert steps(tmp_path / "a") == [3] and read_info(tmp_path / "a").status == "failed"
+    state.unlink()
+    assert resume_run(tmp_path / "a", quiet=True).result.status == "finished"
 
 
 def same_but_rounding(first, second):
