@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("agentrl.commands.train", "train from a config file or a shipped config"),
     "resume": ("agentrl.commands.resume", "go on with a run that was stopped or killed"),
     "eval": ("agentrl.commands.eval", "evaluate a run's checkpoint, or a model"),
+    "export": ("agentrl.commands.export", "a checkpoint's model as a folder that transformers loads"),
     "rollouts": ("agentrl.commands.rollouts", "read the episodes that a run has stored"),
     "runs": ("agentrl.commands.runs", "list runs: status, reward, how to resume"),
     "alarms": ("agentrl.commands.alarms", "list the alarms of a run, or note that they were seen"),

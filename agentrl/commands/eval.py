@@ -324,6 +324,7 @@ def _measure(job: Job, pool: EnvPool, name: str, tasks: list[Task], samples: int
 
     from agentrl.errors import AgentRLError
     from agentrl.train.evaluate import evaluate
+    from agentrl.train.patience import Patience
     from agentrl.train.statistics import SuiteResult
 
     asked = job.config.eval.questions or len(tasks)
@@ -331,7 +332,10 @@ def _measure(job: Job, pool: EnvPool, name: str, tasks: list[Task], samples: int
     config = job.config.model_copy(update={"eval": how})
     _say(f"{name}: {min(asked, len(tasks))} questions x {samples}, temperature {temperature:g}")
     own = tasks is job.test_tasks  # so that a run is evaluated again on the questions of its training
-    result = evaluate(replace(job, config=config), pool, step=0, tasks=None if own else tasks)
+    patience = Patience(config.rollout.outage_wait_s, _say)
+    result = evaluate(
+        replace(job, config=config), pool, step=0, tasks=None if own else tasks, patience=patience, what=name
+    )
     episodes = result.trajectories
     of = [[t for t in episodes[i : i + samples] if t.error is None] for i in range(0, len(episodes), samples)]
     counts = tuple((len(g), sum(t.correct for t in g)) for g in of)

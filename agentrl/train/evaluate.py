@@ -33,19 +33,20 @@ def evaluate(
     tasks: Sequence[Task] | None = None,
     split: str = "test",
     patience: Patience | None = None,
+    what: str = "",
 ) -> EvalResult:
     """Play `config.eval.samples` episodes of each of `config.eval.questions` tasks, a fixed random subset.
 
     `em` is the share of correct responses, `reward` their mean reward; both leave out responses that failed, which are
     counted beside them. `em_{h}hop` and `em_level_{l}` are `em` of the tasks that say so. `patience` waits for a tool
-    that is away.
+    that is away; `what` names the evaluation in its messages.
     """
     config = job.config
     chosen = job.held_out() if tasks is None else subset(tasks, config.eval.questions)
     start = time.perf_counter()
     player = job.player(pool, seed=config.seed, temperature=config.eval.temperature, concurrency=config.eval.batch)
     patience = patience or Patience(0)
-    what = f"evaluation after {step} steps"
+    what = what or f"evaluation after {step} steps"
     episodes = patience.collect(player, chosen, config.eval.samples, prefix=f"eval{step}/", what=what)
     good = [t for t in episodes if t.error is None]
     summary: dict[str, Any] = {"step": step, "split": split, "n": len(chosen), "failed": len(episodes) - len(good)}

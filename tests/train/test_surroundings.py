@@ -239,6 +239,27 @@ def test_a_judge_that_is_away_for_a_moment(faulty, tmp_path, capsys, monkeypatch
     assert [a["rule"] for a in read_alarms(disturbed)].count("tool_outage") == 1
 
 
+def test_eval_waits_for_a_judge_that_is_away(faulty, tmp_path, capsys, monkeypatch):
+    """By the run's own key, and the figures are those of a calm evaluation."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.1)
+    run = train_run(faulty("a", train={"steps": 1}), quiet=True).run_dir
+    fault = tmp_path / "fault"
+    command = ["eval", str(run), "--questions", "8", "--json"]
+    assert main(command) == 0
+    calm = capsys.readouterr().out.splitlines()[-1]
+    fault.write_text("down")
+    threading.Timer(1.0, fault.unlink).start()
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == calm
+    assert "q: 8 of 8 episodes lost their tool" in said.err and "q: the tool is back after" in said.err
+    fault.write_text("down")
+    assert main([*command, "--set", "rollout.outage_wait_s=0.3"]) == 2
+    assert "did not come back within rollout.outage_wait_s = 0.3 s" in capsys.readouterr().err
+    assert main([*command, "--set", "rollout.outage_wait_s=0"]) == 2
+    assert "q: all 8 responses failed (ToolFailure: the judge answered 503)" in capsys.readouterr().err
+
+
 def test_a_tool_that_stays_away_stops_the_run_with_the_last_step_saved(faulty, tmp_path, capsys):
     fault = tmp_path / "fault"
     config = faulty("a", rollout={"outage_wait_s": 1.2})

@@ -100,7 +100,14 @@ def load_weights(model: Any, folder: Path) -> None:
         need("model.lora", "peft")
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, load_file(str(folder / ADAPTER)))
+        given = load_file(str(folder / ADAPTER))
+        result = set_peft_model_state_dict(model, given)
+        absent = [name for name in result.missing_keys if "lora_" in name]
+        if absent or result.unexpected_keys:
+            raise ModelError(
+                f"the adapters in {folder} do not fit the model: missing {absent[:3]}, unexpected "
+                f"{list(result.unexpected_keys)[:3]}; was model.lora changed?"
+            )
         return
     weights: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
