@@ -5,10 +5,14 @@ and gradient norm 1e-4 of themselves. AdamW's first step is lr x sign: where a g
 biases, which softmax hardly sees), so is the step. Weights are held to 1e-3 of a step on average, 2e-2 in each tensor.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from agentrl.algorithms import settled
 from agentrl.batch import pack
+from agentrl.commands.export import _merge
 from agentrl.config import LossConfig, NTHRConfig
 from agentrl.engines.shared.updates import learning_rate
 from agentrl.errors import RunError
@@ -127,6 +131,73 @@ def test_a_gradient_that_is_not_finite_changes_nothing(both, rolled, how):
     assert mine == pytest.approx(local.update(batch, advantages, old, loss=LossConfig()), rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("how", ["zero2", "zero3", "micro-batches"])
+def test_without_a_change_of_policy_llds_has_no_gradient_and_no_weight_moves(both, rolled, how):
+    """Also where AdamW's momentum and weight decay would move them; as on the local engine, the next step is its."""
+    from tests.distributed.workers import update, weights
+
+    batch, advantages = rolled
+    worker, local = both(**HOW[how])
+    old = worker.score(batch, 1.0, None, False, False).logprobs
+    update(worker, batch, advantages, old, loss=LossConfig(), lr=LR)  # momentum
+    local.update(batch, advantages, local.score(batch).logprobs, loss=LossConfig())
+    rounding = 1e-4 * torch.randn(batch.action_mask.shape, generator=torch.Generator().manual_seed(2))
+    old = worker.score(batch, 1.0, None, False, False).logprobs + rounding * batch.action_mask
+    plain = LossConfig(llds={"enabled": True, "weight": 0.5})
+    for k, loss in enumerate((settled(plain, unchanged=True, noise=0.0, moved=True), LossConfig(nll_coef=0.1))):
+        part = batch if k == 0 else replace(batch, correct=torch.zeros_like(batch.correct))  # no response to imitate
+        before = weights(worker)
+        row = update(worker, part, advantages * 0, old, loss=loss, lr=LR)
+        assert row["grad_norm"] == 0.0 and "nonfinite" not in row
+        after = weights(worker)
+        assert all(torch.equal(before[n], after[n]) for n in before)
+    assert update(worker, batch, advantages * 0, old, loss=plain, lr=0.0)["grad_norm"] > 0  # what rounding would do
+    old = local.score(batch).logprobs  # and nothing stays behind: the next step agrees
+    mine = update(worker, batch, advantages, old, loss=LossConfig(), lr=LR)
+    assert mine == pytest.approx(local.update(batch, advantages, old, loss=LossConfig()), rel=2e-2, abs=1e-2)
+
+
+def test_weight_decay_leaves_norms_and_biases_alone(both, rolled):
+    """Two workers that differ in their weight decay alone: matrices differ after a step by its share, and no other."""
+    from tests.distributed.workers import update, weights
+
+    batch, advantages = rolled
+    decay, after, before = 0.5, {}, {}
+    for value in (0.0, decay):
+        worker = both(optim={"weight_decay": value})[0]
+        old = worker.score(batch, 1.0, None, False, False).logprobs
+        before = weights(worker)
+        update(worker, batch, advantages, old, loss=LossConfig(), lr=LR)
+        after[value] = weights(worker)
+    alone = {n for n in before if torch.equal(after[0.0][n], after[decay][n])}
+    assert alone == {n for n in before if "norm" in n or n.endswith("bias")} and alone
+    for name in before.keys() - alone:
+        share = after[0.0][name] - after[decay][name]
+        assert torch.allclose(share, LR * decay * before[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("how", ["zero2", "zero3"])
+def test_max_grad_norm_null_clips_nothing(both, rolled, how):
+    """AdamW's first step hides the gradient's size; the second shows it."""
+    from tests.distributed.workers import update, weights
+
+    batch, advantages = rolled
+    after = {}
+    for limit in (None, 0.01):
+        worker, local = both(**merged(HOW[how], {"optim": {"max_grad_norm": limit}}))
+        for factor in (0.001, 1.0):
+            old = worker.score(batch, 1.0, None, False, False).logprobs
+            theirs = local.score(batch).logprobs
+            norm = update(worker, batch, factor * advantages, old, loss=LossConfig(), lr=LR)["grad_norm"]
+            local.update(batch, factor * advantages, theirs, loss=LossConfig())
+        assert norm > 0.1
+        after[limit] = weights(worker)
+        gap = torch.cat([(after[limit][n] - p.detach()).abs().flatten() for n, p in local.model.named_parameters()])
+        assert float(gap.mean()) < 2e-2 * LR
+    gap = torch.cat([(after[None][n] - after[0.01][n]).abs().flatten() for n in after[None]])
+    assert float(gap.mean()) > 0.05 * LR
+
+
 @pytest.mark.parametrize("how", ["zero2", "zero3"])
 def test_a_checkpoint_continues_exactly(both, rolled, tmp_path, how):
     from tests.distributed.workers import policy, update, weights
@@ -182,6 +253,10 @@ def test_lora_trains_adapters_and_hands_over_merged_weights(rolled, warm_model, 
 
     (tmp_path / "c").mkdir()
     worker.save(str(tmp_path / "c"))
+    _merge(config, tmp_path, tmp_path / "c" / "model", tmp_path / "exported")  # agentrl export
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32)
+    got = dict(exported.named_parameters())
+    assert all(torch.allclose(got[n], w, atol=1e-6) for n, w in merged_weights.items())
     fresh = policy(config, warm_model, str(tmp_path / "c" / "model"))
     fresh.load(str(tmp_path / "c"), False)
     assert torch.equal(fresh.score(batch, 1.0, None, False, False).logprobs, new)

@@ -42,6 +42,7 @@ class WorkerModel:
         self._wanted: Tensor | None = None
         self._hidden: Tensor | None = None
         self._in_step = False
+        self.gradient = torch.zeros((), device=self.device)  # 1: a loss has had a gradient since this was set to 0
         self.own_head.module.register_forward_pre_hook(self._before_head)
 
     # ------------------------------------------------------------------------------------------------ forward passes
@@ -65,11 +66,16 @@ class WorkerModel:
         logits = self._forward(batch.input_ids[:, :-1], batch.attention_mask[:, :-1], mask)
         self._hidden = None
         flat = _logprobs(logits, batch.input_ids[:, 1:][mask], temperature, entropy)
+        if flat.requires_grad:
+            flat.register_hook(self._note_gradient)
         zero = torch.zeros(mask.shape, device=flat.device)
         if not entropy:
             return zero.masked_scatter(mask, flat), None
         spread = flat[1] if entropy_gradient else flat[1].detach()
         return zero.masked_scatter(mask, flat[0]), zero.masked_scatter(mask, spread)
+
+    def _note_gradient(self, gradient: Tensor) -> None:
+        self.gradient = torch.maximum(self.gradient, (gradient != 0).any().float())  # NaN is not 0
 
     def nothing(self) -> Tensor:
         """A differentiable zero from a pass over two tokens: keeps step with the other ranks."""

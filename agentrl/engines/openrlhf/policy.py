@@ -164,6 +164,7 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc
         index = [] if part is None else micro_batches(part.batch.lengths(), model.micro_batch_tokens)
         passes = int(self.strategy.all_reduce(float(len(index)), "max"))
         model.module.train(self.settings.model.gradient_checkpointing)
+        model.gradient.zero_()
         sums: list[Metrics] = []
         for i in range(passes):
             model.wrapped.set_gradient_accumulation_boundary(is_boundary=i == passes - 1)
@@ -175,7 +176,22 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc
             # DeepSpeed takes the mean over ranks; the divisor has counted all of them
             self.strategy.backward(loss * dist.get_world_size(), self.actor, self.actor_optim)
         model.module.eval()
+        if not self.strategy.all_reduce(float(model.gradient), "max"):  # see LocalEngine.optimizer_step
+            self._drop_gradients()
+            return sums, {"grad_norm": 0.0, "lr": lr}
         return sums, self._step(lr)
+
+    def _drop_gradients(self) -> None:
+        """Weights and optimiser state stay as they are: what DeepSpeed does where a gradient is not finite."""
+        optimizer = self.actor_optim
+        if self.settings.zero_stage == 3:
+            optimizer._overflow_clean_up(optimizer.loss_scale)
+            return
+        optimizer.check_overflow = lambda *args, **kwargs: setattr(optimizer, "overflow", True)
+        try:
+            self.strategy.optimizer_step(optimizer, self.actor, None)
+        finally:
+            del optimizer.check_overflow  # the class has its own
 
     def _step(self, lr: float) -> dict[str, float]:
         """Clip, check, step. A gradient that is not finite on any rank skips the step on all."""
