@@ -6,6 +6,7 @@ A tracker is made with (config, run directory) and is a `Writer`.
 from __future__ import annotations
 
 import importlib
+import json
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from agentrl import plugins
 from agentrl.config import RunConfig
 from agentrl.errors import ConfigError, pip_install
+from agentrl.runs.files import read_json
 from agentrl.types import StepRecord
 
 
@@ -79,11 +81,13 @@ class TensorBoardWriter:
 class WandbWriter:
     """A W&B run; offline where WANDB_MODE=offline. The key is read by wandb from its own environment variable.
 
-    Its id is kept in the run directory, so that a resume goes on with the same W&B run. Steps that are there already,
-    because the run was resumed from an earlier checkpoint, W&B leaves as they are.
+    Its id is kept in the run directory, so that a resume goes on with the same W&B run, and so is how far it got: what
+    is there already, because the run was resumed from an earlier checkpoint, is not written again. (With a server W&B
+    would refuse it; offline, it would take it twice.)
     """
 
     ID_FILE = "wandb_id"
+    WRITTEN_FILE = "wandb_written.json"
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
         wandb = _need("wandb")
@@ -95,14 +99,22 @@ class WandbWriter:
             config=config.model_dump(mode="json"),
         )  # fmt: skip
         kept.write_text(id + "\n", encoding="utf-8")
+        self._written = run_dir / self.WRITTEN_FILE
+        self._newest: dict[str, int] = {"step": -1, "evaluation": -1} | read_json(self._written)
 
     def write(self, record: StepRecord) -> None:
         """See `Writer.write`."""
-        self._run.log(record.metrics, step=record.step)
+        self._once("step", record.step, record.metrics)
 
     def evaluation(self, summary: Mapping[str, Any]) -> None:
         """See `Writer`."""
-        self._run.log(held_out(summary), step=summary["step"])
+        self._once("evaluation", summary["step"], held_out(summary))
+
+    def _once(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        if step > self._newest[kind]:
+            self._run.log(dict(values), step=step)
+            self._newest[kind] = step
+            self._written.write_text(json.dumps(self._newest), encoding="utf-8")
 
     def close(self) -> None:
         """See `Writer.close`."""

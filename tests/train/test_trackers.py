@@ -1,6 +1,8 @@
 """TensorBoard and Weights & Biases beside the run directory, and what is said where they are missing."""
 
+import json
 import math
+import struct
 import sys
 import types
 
@@ -99,6 +101,55 @@ def test_wandb_goes_on_with_the_run_of_the_directory_and_gets_held_out_figures(t
     assert (tmp_path / "one" / "wandb_id").read_text().strip() == first
     writer.evaluation({"step": 3, "split": "test", "n": 4, "failed": 0, "em": 0.5, "seconds": 1.0})
     assert made[-1].logged == [(3, {"held_out/n": 4.0, "held_out/failed": 0.0, "held_out/em": 0.5})]
+
+
+def wandb_records(file):
+    """The records of an offline run's file: LevelDB's log format behind a header of seven bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, whole = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:  # the rest of a block is filled up
+            at += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+@pytest.mark.slow
+def test_real_wandb_has_every_step_and_held_out_figure_once_after_a_resume(tmp_path, warm_model, monkeypatch):
+    """Offline, with the real package; its files are read back as `wandb sync` would."""
+    pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    config = small_config(
+        tmp_path, warm_model, train={"steps": 3}, log={"wandb": True, "checkpoint_every": 1},
+        eval={"questions": 4, "every": 1},
+    )  # fmt: skip
+    path = train_until(config, steps=2)
+    resume_run(path, checkpoint=1, quiet=True)  # step 1, which is there, is made again
+    ids, points = set(), {}
+    files = sorted(path.glob("wandb/offline-run-*/run-*.wandb"))
+    for record in (r for file in files for r in wandb_records(file)):
+        if record.WhichOneof("record_type") == "run":
+            ids.add(record.run.run_id)
+        for item in record.history.item:
+            name = item.key or "/".join(item.nested_key)
+            points.setdefault(name, []).append((record.history.step.num, json.loads(item.value_json)))
+    assert len(files) == 2 and ids == {(path / "wandb_id").read_text().strip()}
+    rows = read_metrics(path)
+    assert [s for s, _ in points["reward"]] == [0, 1, 2]
+    assert [v for _, v in points["reward"]] == pytest.approx([r["reward"] for r in rows])
+    assert {"entropy", "grad_norm", "t_step_s"} <= points.keys()
+    assert points["held_out/em"] == [(r["step"], pytest.approx(r["em"])) for r in read_evals(path)]
+    assert [s for s, _ in points["held_out/em"]] == [0, 1, 2, 3]
 
 
 def test_the_trainer_hands_evaluations_to_the_trackers_that_take_them(tmp_path, warm_model):
