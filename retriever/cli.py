@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -245,8 +246,11 @@ def query(where: str, queries: Sequence[str], *, topk: int = 3, as_json: bool = 
 
     for text, hits in zip(queries, open_searcher(where).search_batch(queries, topk)):
         if as_json:
-            found = [{"id": p.id, "title": p.title, "text": p.text, "score": round(score, 4)} for p, score in hits]
-            print(json.dumps({"query": text, "hits": found}))
+            found = [
+                {"id": p.id, "title": p.title, "text": p.text, "score": round(s, 4) if math.isfinite(s) else None}
+                for p, s in hits
+            ]
+            print(json.dumps({"query": text, "hits": found}, allow_nan=False))
         else:
             print(_for_people(text, hits))
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -71,6 +72,26 @@ def test_a_tokenizer_without_pad_and_end_is_named(warm_model, monkeypatch):
         loading.load_tokenizer(config)
 
 
+def test_a_tokenizer_folder_without_pad_and_end_is_named_before_a_run_directory_exists(warm_model, tmp_path, capsys):
+    """A folder as somebody has it: no special token is named in any of its files."""
+    folder = tmp_path / "model"
+    shutil.copytree(warm_model, folder)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            row = json.loads((folder / name).read_text())
+            (folder / name).write_text(
+                json.dumps({k: v for k, v in row.items() if k not in ("pad_token", "eos_token")})
+            )
+    path = config_file(tmp_path, small_config(tmp_path / "runs", folder))
+    assert main(["train", str(path)]) == 2
+    said = f"the tokenizer of model.path = '{folder}' has neither a padding nor an end-of-sequence token"
+    assert said in capsys.readouterr().err and not [*(tmp_path / "runs").iterdir()]
+    row = json.loads((folder / "tokenizer_config.json").read_text())
+    eos = json.loads((warm_model / "tokenizer_config.json").read_text())["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(row | {"eos_token": eos}))  # what the message asks for
+    assert loading.load_tokenizer(small_config("x", folder).model).pad_token == eos
+
+
 def test_questions_that_changed_since_are_reported(faulty, tmp_path, capsys):  # noqa: F811
     run = train_until(faulty("a", eval={"questions": 2}), steps=2)
     text = (tmp_path / "q.jsonl").read_text()
@@ -82,12 +103,14 @@ def test_questions_that_changed_since_are_reported(faulty, tmp_path, capsys):  #
     assert "the test questions are not those that" in capsys.readouterr().err
 
 
-def test_a_question_twice_in_a_batch_and_one_of_its_name(faulty, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_a_question_twice_in_a_batch_and_one_of_its_name(faulty, tmp_path, concurrency):  # noqa: F811
     """`2` twice at the border of two epochs used to be called `2.2`, as another question is."""
     names = ["2", "2.2", "3", "3.2", "3#2", "3"]
     config = faulty(
-        "a", rollout={"prompts_per_step": 12, "group_size": 2}, train={"steps": 2}, log={"rollout_groups": -1}
-    )
+        "a", rollout={"prompts_per_step": 12, "group_size": 2, "concurrency": concurrency}, train={"steps": 2},
+        log={"rollout_groups": -1},
+    )  # fmt: skip
     rows = [{"id": n, "question": f"what is {n}", "golden_answers": ["x"]} for n in names]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     run = train_run(config, quiet=True).run_dir
