@@ -362,6 +362,27 @@ def test_a_constant_is_drawn_as_one(page, tmp_path):
         assert axis["min"] < -0.31 and axis["max"] > -0.29  # not the rounding errors of the average
 
 
+def test_the_token_limit_is_named_where_responses_are_cut(page, tmp_path):
+    """By the turn that it has cut, and by the charts of the shares of responses and turns."""
+    run = make_run(tmp_path / "runs", "a", steps=12, every=0, alarms=False)
+    (run / "metrics.jsonl").write_text("")
+    append_rows(run, [row(i) | {"cut_share": 0.75, "cut_turns": 0.5} for i in range(12)])
+    episodes = list(trajectories(0))
+    episodes[0]["turns"][1]["stop"] = "length"
+    with RunLog.open(run) as log:
+        log.write_rollouts(0, episodes)
+    with serving(tmp_path / "runs") as server:
+        page.goto(url_of(server, run="a", tab="rollouts", step=0, sample=episodes[0]["sample_id"]))
+        page.wait_for_selector(".turn.agent")
+        first, second = (page.locator(".turn.agent").nth(i).inner_text() for i in (0, 1))
+        assert "cut at rollout.max_tokens_per_turn" in second and "max_tokens_per_turn" not in first
+        page.goto(url_of(server, run="a"))
+        page.locator("details[data-section=episodes] summary").click()
+        titles = page.locator("section.chart h3[title*='rollout.max_tokens_per_turn']")
+        titles.first.wait_for()
+        assert titles.count() == 2, titles.all_inner_texts()
+
+
 def test_a_resumed_run_takes_its_steps_back(page, tmp_path):
     run = make_run(tmp_path / "runs", "a", steps=20, every=0, alarms=False)
     with serving(tmp_path / "runs") as server:

@@ -14,7 +14,7 @@ export function conversation(row, { short = false } = {}) {
       Array.isArray(golden) && golden.length ? h("div", { class: "muted small" }, `expected: ${golden.join(" | ")}`) : null),
     (row.turns ?? []).map((turn, i) => {
       const info = turn.info ?? {};
-      const notes = [info.kind, info.valid === false ? "not valid" : null, turn.stop === "length" ? "cut by the token limit" : null, typeof turn.reward === "number" && turn.reward !== 0 ? `reward ${number(turn.reward, 3)}` : null];
+      const notes = [info.kind, info.valid === false ? "not valid" : null, turn.stop === "length" ? "cut at rollout.max_tokens_per_turn" : null, typeof turn.reward === "number" && turn.reward !== 0 ? `reward ${number(turn.reward, 3)}` : null];
       const toolNotes = [typeof info.latency_s === "number" ? `${number(info.latency_s * 1000, 3)} ms` : null, Array.isArray(info.retrieved) ? `found ${info.retrieved.slice(0, 8).join(", ")}` : null];
       return [
         h("div", { class: "turn agent" }, who(`Agent, turn ${i + 1}`, notes), longText(h("div"), String(turn.action ?? ""))),
