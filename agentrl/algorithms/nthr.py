@@ -187,13 +187,17 @@ def nthr_pass(
     passes = []
     if cut:
         here, first = slice(0, cut), [s for s in spans if s[2] <= cut]
-        passes.append(_one_method(head, hidden[here], token_ids[here], first, "exact", entropy, chunk_tokens))
+        passes.append(
+            _one_method(head, hidden[here], token_ids[here], layout.part(here), first, "exact", entropy, chunk_tokens)
+        )
         _measure(agreement, head, hidden[here], token_ids[here], layout.part(here), first, passes[0], beta)
     if method == "auto":
         method = "vstar" if (agreement.share or 0.0) >= AGREEMENT else "exact"
     if cut < len(hidden) or not cut:
         here, rest = slice(cut, len(hidden)), [(a - cut, n, b - cut) for a, n, b in spans if a >= cut]
-        passes.append(_one_method(head, hidden[here], token_ids[here], rest, method, entropy, chunk_tokens))
+        passes.append(
+            _one_method(head, hidden[here], token_ids[here], layout.part(here), rest, method, entropy, chunk_tokens)
+        )
     done = passes[0] if len(passes) == 1 else _joined(passes)
     assert done.scores is not None
     result = _select(done.scores, layout, beta, eta)
@@ -204,7 +208,14 @@ def nthr_pass(
 
 
 def _one_method(
-    head: Head, hidden: Tensor, y: Tensor, spans: list[Span], method: str, entropy: bool, chunk_tokens: int
+    head: Head,
+    hidden: Tensor,
+    y: Tensor,
+    layout: Layout,
+    spans: list[Span],
+    method: str,
+    entropy: bool,
+    chunk_tokens: int,
 ) -> HeadPass:
     """The pass with scores by `exact` or `vstar`."""
     exact = spans if method == "exact" else None
@@ -212,9 +223,11 @@ def _one_method(
     finite = done.logsumexp.isfinite()
     if not bool(finite.all()):
         i = int((~finite).nonzero()[0])
+        own = layout.response == layout.response[i]  # (N,); the order of a response's tokens is kept
         raise AlgorithmError(
-            f"the logits of {int((~finite).sum())} of {len(y)} action tokens are not finite (first: token {i}, id "
-            f"{int(y[i])}); the weights have diverged: go back to the last checkpoint and lower optim.lr"
+            f"the logits of {int((~finite).sum())} of {len(y)} action tokens are not finite (one is number "
+            f"{int(own[: i + 1].sum())} of the {int(own.sum())} of its response, id {int(y[i])}); the weights have "
+            "diverged: go back to the last checkpoint and lower optim.lr"
         )
     if exact is not None:
         return done

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Acknowledge what was asked, then list."""
     from agentrl.console import color, print_json
-    from agentrl.monitors.guard import in_words
+    from agentrl.monitors.stop_rule import in_words
     from agentrl.runs.read import acknowledge, find_run, read_alarms, read_guard
 
     path = find_run(args.run)

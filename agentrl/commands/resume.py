@@ -1,4 +1,4 @@
-"""`agentrl resume RUN`: go on from the last good checkpoint."""
+"""`agentrl resume RUN`: go on from the last good checkpoint. The work is `agentrl.train.start.resume_run`'s."""
 
 from __future__ import annotations
 

@@ -421,7 +421,7 @@ class LogConfig(Part):
 
 
 class GuardConfig(Part):
-    """What the run may do about its own alarms (`agentrl.monitors.guard`)."""
+    """What the run may do about its own alarms (`agentrl.monitors.stop_rule`)."""
 
     enabled: bool = False
     rules: list[str] = Field(["collapse", "death_spiral"], description="alarms that count")

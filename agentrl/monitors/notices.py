@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from agentrl.monitors.guard import in_words
+from agentrl.monitors.stop_rule import in_words
 from agentrl.types import Alarm
 
 Level = Literal["info", "warn", "critical"]

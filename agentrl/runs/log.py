@@ -196,7 +196,7 @@ class RunLog:
         append_line(self.path / ALARMS, dataclasses.asdict(alarm))
 
     def guard_action(self, row: Mapping[str, Any]) -> None:
-        """One row of guard.jsonl: what the guard did (`monitors.guard.GuardAction`)."""
+        """One row of guard.jsonl: what the guard did (`monitors.stop_rule.GuardAction`)."""
         append_line(self.path / GUARD, _flat({"time": round(time.time(), 3), **row}))
 
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """Carries out what the guard decides: the loss, the learning rate, going back, stopping. Decides nothing itself.
 
-The decisions are `agentrl.monitors.guard`'s. Each is one row of `guard.jsonl` and one line on the console.
+The decisions are `agentrl.monitors.stop_rule`'s. Each is one row of `guard.jsonl` and one line on the console.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.config import GuardConfig, LossConfig
 from agentrl.monitors import Monitor, notices
-from agentrl.monitors.guard import Guard, GuardAction, as_row, in_words
+from agentrl.monitors.stop_rule import Guard, GuardAction, as_row, in_words
 from agentrl.runs.checkpoint import latest_checkpoint, list_checkpoints
 from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog

@@ -274,10 +274,13 @@ def test_bad_input():
 @pytest.mark.parametrize("method", ["exact", "vstar"])
 def test_logits_that_are_not_finite_are_explained(method):
     hidden, ids, response, right = group([True, False])
-    hidden[2, 0] = math.nan
-    with pytest.raises(
-        AlgorithmError, match=rf"^the logits of 1 of {len(ids)} action tokens .* \(first: token \d+, id {ids[2]}\)"
-    ):
+    shuffle = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))  # any order of the caller's
+    hidden, ids, response = hidden[shuffle], ids[shuffle], response[shuffle]
+    own = (response == response.max()).nonzero()[:, 0]
+    of, bad = len(own), int(own[-1])  # the last token of a response
+    hidden[bad, 0] = math.nan
+    where = rf"\(one is number {of} of the {of} of its response, id {ids[bad]}\)"
+    with pytest.raises(AlgorithmError, match=rf"^the logits of 1 of {len(ids)} action tokens are not finite {where}"):
         nthr_scores(hidden, ids, weight(), response, right, method=method)
 
 

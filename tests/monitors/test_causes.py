@@ -3,7 +3,7 @@
 from agentrl.config import GuardConfig
 from agentrl.monitors import Monitor, StepRecord
 from agentrl.monitors.causes import ACTING
-from agentrl.monitors.guard import Guard
+from agentrl.monitors.stop_rule import Guard
 from tests.monitors.runs import records
 
 OUTAGE = 60

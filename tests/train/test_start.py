@@ -163,7 +163,9 @@ def disk(tmp_path):
         options = f"size={kib}k" + (",remount" if mounted else "")
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("cannot mount a file system here; test_storage.py and test_checkpoint.py simulate a full disk")
+            pytest.skip(
+                "cannot mount a file system here; tests/runs/test_files.py and test_checkpoint.py simulate a full disk"
+            )
         mounted.append(path)
         return path
 

@@ -111,16 +111,21 @@ class BatchSampler:
             raise
 
     def release(self, session: int) -> None:
-        """Forget a conversation; unknown sessions are ignored."""
+        """Forget a conversation; unknown sessions are ignored. A turn that is being sampled raises in `sample`."""
         row = self.by_session.pop(session, None)
         if row is not None:
             self.rows[row.index] = None
+            _fail([q for q in (*self.waiting, *self.active) if q.row is row], f"session {session} was released")
             self.waiting = [q for q in self.waiting if q.row is not row]
             self.active = [q for q in self.active if q.row is not row]
 
     def reset(self, policy_version: int) -> None:
-        """Forget everything: the weights changed, cached keys and values are those of another policy."""
+        """Forget everything: the weights changed, cached keys and values are those of another policy.
+
+        Turns that are being sampled raise in `sample`: half of their tokens would be of each policy.
+        """
         self.policy_version = policy_version
+        _fail([*self.waiting, *self.active], "the weights changed")
         self._clear()
 
     # ------------------------------------------------------------------------------------------------------- driving
@@ -265,6 +270,13 @@ class BatchSampler:
         if session is not None:
             self.by_session[session] = row
         return row
+
+
+def _fail(requests: list[_Request], why: str) -> None:
+    """Nobody who waits for a turn may wait for ever."""
+    for request in requests:
+        if not request.future.done() and not request.future.get_loop().is_closed():
+            request.future.set_exception(RuntimeError(f"{why} while it was sampling"))
 
 
 def _by_row(requests: list[_Request]) -> list[_Request]:

@@ -207,6 +207,35 @@ def test_a_failing_model_reaches_every_waiting_episode(model):
     assert asyncio.run(sampler.sample([4], max_tokens=3)).ids  # and it works again
 
 
+@pytest.mark.parametrize("what", ["reset", "release"])
+def test_whoever_waits_for_a_turn_that_is_dropped_is_told(model, what):
+    """They waited for ever."""
+    sampler = make(model)
+    sampler.eos = frozenset()  # no turn ends by itself
+
+    async def go():
+        asked = [asyncio.create_task(sampler.sample([4], max_tokens=50, session=k)) for k in (1, 2)]
+        for _ in range(20):  # both have begun
+            await asyncio.sleep(0)
+        late = asyncio.create_task(sampler.sample([4, 5], max_tokens=50, session=3))
+        await asyncio.sleep(0)
+        if what == "reset":
+            sampler.reset(1)
+        else:
+            sampler.release(1)
+            sampler.release(3)
+        got = await asyncio.wait_for(asyncio.gather(*asked, late, return_exceptions=True), 30)
+        return [str(g) if isinstance(g, Exception) else len(g.ids) for g in got]
+
+    if what == "reset":
+        assert asyncio.run(go()) == ["the weights changed while it was sampling"] * 3
+    else:
+        first, second, third = asyncio.run(go())
+        assert first == "session 1 was released while it was sampling" and second > 0
+        assert third == "session 3 was released while it was sampling"
+    assert asyncio.run(sampler.sample([4], max_tokens=3, session=1)).ids  # and it works again
+
+
 def test_a_context_beyond_the_model_is_refused(model):
     with pytest.raises(AgentRLError, match=r"1020 context tokens \+ max_tokens 8 exceed the engine's 1024"):
         asyncio.run(make(model).sample([4] * 1020, max_tokens=8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from agentrl.config import GuardConfig
-from agentrl.monitors.guard import Guard, as_row
+from agentrl.monitors.stop_rule import Guard, as_row
 from agentrl.types import Alarm, StepRecord
 
 

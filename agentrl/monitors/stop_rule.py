@@ -1,4 +1,6 @@
-"""What a run does about its own alarms, if it may: soften the updates, go back, or stop. Decisions only; no torch.
+"""The stop rule: what a run does about its own alarms, if it may. Soften the updates, go back, or stop.
+
+Decisions only, no torch; `agentrl.train.guard` carries them out.
 
     warn      protect: LLDS on (or λ doubled), learning rate times `lr_factor` and never again above that, whatever the
               schedule says; or nothing. A further warning waits until it had `patience` steps to help, and counts
@@ -9,7 +11,7 @@
               softer updates do not answer a query, and the policy that a roll-back would leave was not to blame
     quiet     release: after `release_after` steps without an alarm, old or new, the last protection is taken back
 
-The trainer carries the decisions out and writes each to `guard.jsonl`. Steps go on counting after a roll-back: weights
+Each decision is a row of `guard.jsonl`. Steps go on counting after a roll-back: weights
 and optimiser go back, the questions do not.
 """
 
