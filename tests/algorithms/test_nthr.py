@@ -275,7 +275,7 @@ def test_bad_input():
 def test_logits_that_are_not_finite_are_explained(method):
     hidden, ids, response, right = group([True, False])
     shuffle = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))  # any order of the caller's
-    hidden, ids, response = hidden[shuffle], ids[shuffle], response[shuffle]
+    hidden, ids, response, right = hidden[shuffle], ids[shuffle], response[shuffle], right[shuffle]
     own = (response == response.max()).nonzero()[:, 0]
     of, bad = len(own), int(own[-1])  # the last token of a response
     hidden[bad, 0] = math.nan
