@@ -414,4 +414,5 @@ def test_the_monitors_of_a_run_are_as_configured(tmp_path):
     assert source == run.name and [a.rule for a in kept if a.rule == "tells"] == ["tells"] and kept.closed
     [row] = [a for a in read_alarms(run) if a["rule"] == "tells"]
     assert (row["step"], row["message"]) == (0, "clip_share is 0.07")
-    assert "tells" in [json.loads(line)["rule"] for line in alarms.read_text().splitlines()]
+    told = [json.loads(line)["rule"] for line in alarms.read_text().splitlines()]
+    assert told == [a["rule"] for a in read_alarms(run)] == [a.rule for a in kept]
