@@ -151,12 +151,9 @@ def resume_run(run_dir: Path, *, checkpoint: int | str | None = None, quiet: boo
             def begin(trainer: Trainer) -> None:
                 trainer.restore(path, state)
                 run.truncate_after(state["step"])
-                for writer in trainer.writers:
-                    if hasattr(writer, "resume"):  # a plug-in's may have none
-                        writer.resume(state["step"])
-                    if hasattr(writer, "evaluation"):  # of this very step, which is kept
-                        for row in (r for r in read_evals(run.path) if r["step"] == state["step"]):
-                            writer.evaluation(row)
+                trainer.tell("resume", state["step"])
+                for row in (r for r in read_evals(run.path) if r["step"] == state["step"]):
+                    trainer.tell("evaluation", row)  # of this very step, which is kept
 
             return _train(job, run, progress, begin=begin)
 

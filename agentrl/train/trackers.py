@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,6 +119,18 @@ class WandbWriter:
     def close(self) -> None:
         """See `Writer.close`."""
         self._run.finish()
+
+
+def tell(writers: Iterable[Any], method: str, *arguments: Any, say: Callable[[str], None]) -> None:
+    """Call `method` of each writer that has it. What a tracker raises is a line for `say`: it ends no training."""
+    for writer in writers:
+        if (call := getattr(writer, method, None)) is None:  # a plug-in's may have `write` and `close` alone
+            continue
+        try:
+            call(*arguments)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            say(f"warning: the tracker {type(writer).__name__} failed in {method} and lacks that ({what})")
 
 
 def make_writers(config: RunConfig, run_dir: Path) -> tuple[Writer, ...]:

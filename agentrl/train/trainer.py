@@ -41,6 +41,7 @@ from agentrl.train.build import Job
 from agentrl.train.evaluate import evaluate, failures_alarm, in_words
 from agentrl.train.guard import Guarding
 from agentrl.train.patience import Patience, Stopped
+from agentrl.train.trackers import tell
 from agentrl.types import Alarm, StepRecord, Task, Trajectory
 
 Observer = Callable[[StepRecord], list[Alarm]]
@@ -113,6 +114,7 @@ class Trainer:
         self.moved = False  # the policy is no longer the one that the run began with
         self.noise = 0.0  # of two scoring passes over one policy, nats per √token; measured where LLDS is on
         self.probe: list[Trajectory] = []
+        self._warned: set[str] = set()  # lines about trackers
         self.stop_requested = False
         self.signal: int | None = None  # the first that asked for the stop
         self.whole = True  # False while weights and records are between two steps
@@ -221,8 +223,17 @@ class Trainer:
         """Close environments and writers; the run directory is its owner's."""
         self.ahead.close()
         self.pool.close()
-        for w in self.writers:
-            w.close()
+        self.tell("close")
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Call a method of the trackers; what one raises is said once and ends nothing."""
+
+        def once(line: str) -> None:
+            if line not in self._warned:
+                self._warned.add(line)
+                self.say(line)
+
+        tell(self.writers, method, *arguments, say=once)
 
     def step(self) -> StepRecord:
         """One training step: the README's picture, from left to right, then what it did is measured and recorded."""
@@ -397,8 +408,7 @@ class Trainer:
         record = StepRecord(step.number, values, groups)
         self.run.append(record, tokens=self.tokens)
         self.step_number, self._position, self.whole = self.step_number + 1, None, True
-        for w in self.writers:
-            w.write(record)
+        self.tell("write", record)
         alarms = self.observe(record) if self.observe else []
         for alarm in alarms:
             self.run.alarm(alarm)
@@ -418,9 +428,7 @@ class Trainer:
         self.run.evaluation(result.summary)
         rows = eval_rows(result.trajectories, result.tasks, self.config.eval.samples)
         self.run.write_eval_rollouts(self.step_number, rows)
-        for w in self.writers:
-            if hasattr(w, "evaluation"):  # a plug-in's may have none
-                w.evaluation(result.summary)
+        self.tell("evaluation", result.summary)
         if alarm := failures_alarm(result.summary):
             self.run.alarm(alarm)
             for sink in self.monitor.sinks if self.monitor is not None else ():

@@ -5,11 +5,13 @@ import math
 import struct
 import sys
 import types
+from unittest.mock import patch
 
 import pytest
 
 from agentrl.errors import DISTRIBUTION, ConfigError
 from agentrl.runs.read import read_evals, read_metrics
+from agentrl.train import start
 from agentrl.train import trackers as writers
 from agentrl.train.start import resume_run
 from agentrl.train.trackers import make_writers
@@ -162,3 +164,28 @@ def test_the_trainer_hands_evaluations_to_the_trackers_that_take_them(tmp_path, 
     config = small_config(tmp_path, warm_model, train={"steps": 1}, eval={"questions": 2})
     path = train_until(config, meddle=lambda trainer: setattr(trainer, "writers", (full, bare)))
     assert told == [row["em"] for row in read_evals(path)] and len(told) == 2
+
+
+@pytest.mark.parametrize("method", ["write", "evaluation", "close", "resume"])
+def test_a_tracker_that_raises_ends_no_run_and_the_others_are_told(tmp_path, warm_model, capsys, method):
+    """A tracker's server that cannot be reached lost the step; it is said once, whatever number of steps follows."""
+    told = []
+
+    def fail(*arguments):
+        raise ConnectionError("no route to the tracker")
+
+    def keep(name):
+        return lambda *arguments: told.append(name)
+
+    names = ("write", "evaluation", "close", "resume")
+    broken = types.SimpleNamespace(**{n: keep("x") for n in names} | {method: fail})
+    whole = types.SimpleNamespace(**{n: keep(n) for n in names})
+    config = small_config(tmp_path, warm_model, train={"steps": 3}, eval={"questions": 2, "every": 1})
+    meddle = lambda trainer: setattr(trainer, "writers", (broken, whole))  # noqa: E731
+    path = train_until(config, steps=2, meddle=meddle)
+    with patch.object(start, "make_writers", lambda config, path: (broken, whole)):
+        resume_run(path)
+    assert [r["step"] for r in read_metrics(path)] == [0, 1, 2]
+    assert [told.count(n) for n in names] == [3, 5, 2, 1]  # the evaluation after step 2 is told again by the resume
+    said = capsys.readouterr().err
+    assert said.count(f"failed in {method} and lacks that (ConnectionError: no route to the tracker)") == 1
