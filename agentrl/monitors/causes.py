@@ -129,7 +129,10 @@ def _cliff(view: View) -> str | None:
     if cut is not None and cut >= CUT:
         return None  # the length limit has changed
     if _lowered(view):
-        return None  # what was measured of the policy says that it has changed
+        view.memory["lowered_step"] = view.record.step
+    lowered = view.memory.get("lowered_step")
+    if lowered is not None and view.record.step - lowered <= RECENT:
+        return None  # what was measured of the policy says that it has changed; the same cliff is seen for some steps
     return "the reward fell off in one step, and the update before it was small"
 
 

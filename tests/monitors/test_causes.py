@@ -1,5 +1,7 @@
 """Stories: which cause is named, that the guard keeps its hands off a dead tool, and remedies."""
 
+import pytest
+
 from agentrl.config import GuardConfig
 from agentrl.monitors import Monitor, StepRecord
 from agentrl.monitors.causes import ACTING
@@ -58,6 +60,28 @@ def test_a_cliff_after_a_large_update_is_not_blamed_on_the_tool():
             metrics["entropy"] = 0.5
 
     assert "tool or data changed" not in {a.story for a in watched(both)[1]}
+
+
+@pytest.mark.parametrize(
+    ("delta", "at", "story"),
+    [
+        (-0.001, OUTAGE, True),  # the cliff alone: the update did next to nothing
+        (None, OUTAGE, True),  # not measured
+        (-0.2, OUTAGE, False),  # the update of the step lowered correct responses
+        (-0.2, OUTAGE - 1, False),  # or the one before it, whose policy sampled the step
+        (-0.2, OUTAGE - 2, True),  # an older one explains no cliff
+    ],
+)
+def test_a_cliff_is_not_the_tools_where_correct_responses_were_measured_to_lose_likelihood(delta, at, story):
+    def cliff(step, metrics):
+        outage(step, metrics)
+        metrics["t_rollout_s"], metrics["response_length"], metrics["turns"] = 4.6, 385.0, 4.0
+        metrics["entropy"] = 0.05
+        if delta is not None:
+            metrics["delta_correct"] = delta if step == at else -0.0005
+
+    found = [a for a in watched(cliff, n=OUTAGE + 4)[1] if a.rule == "collapse"]
+    assert found and ("tool or data changed" in {a.story for a in found}) is story
 
 
 def test_the_guard_acts_only_where_acting_helps():

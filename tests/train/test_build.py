@@ -231,7 +231,7 @@ def server_that_fails(wanted):
 
 def test_searches_that_fail_in_the_middle_are_counted_and_the_run_goes_on(tmp_path, folder):
     with server_that_fails(lambda n: n < 1) as url:  # every later search fails, with its retries
-        retriever = {"index": None, "url": url, "timeout_s": 1.0}
+        retriever = {"index": None, "url": url, "timeout_s": 30.0, "retries": 1}  # no deadline hides the 503
         rollout = {"outage_wait_s": 0}
         config = own_config(tmp_path, folder, retriever=retriever, rollout=rollout, log={"rollout_groups": -1})
         rows = read_metrics(train_until(config))
@@ -240,8 +240,7 @@ def test_searches_that_fail_in_the_middle_are_counted_and_the_run_goes_on(tmp_pa
     episodes = read_rollouts(tmp_path / "a", step)
     failed = [e for e in episodes if e["error"]]
     assert 0 < len(failed) == row["failed_rollouts"] < 16  # those that only answer do not need the server
-    assert any("answered 503" in e["error"] for e in failed)
-    assert all("did not answer" in e["error"] and e["reward"] is None for e in failed)  # unknown, and not 0
+    assert all("answered 503" in e["error"] and e["reward"] is None for e in failed)  # unknown, and not 0
     good = [e for e in episodes if not e["error"]]
     assert row["reward"] == pytest.approx(sum(e["reward"] for e in good) / len(good))
     assert all("advantages" not in turn for e in failed for turn in e["turns"])
