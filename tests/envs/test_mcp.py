@@ -12,7 +12,8 @@ import pytest
 from agentrl.envs.errors import ToolFailure
 
 pytest.importorskip("mcp")
-from agentrl.envs.mcp import McpEnv, connection
+from agentrl.envs.mcp import McpEnv
+from agentrl.envs.mcp_servers import server_of
 
 SERVER = [sys.executable, str(Path(__file__).with_name("mcp_server.py"))]
 TASK = {"question": "2 + 3?", "golden_answers": ["5"]}
@@ -89,12 +90,12 @@ def test_asynchronous_steps_share_one_connection():
         return await asyncio.gather(*[play(env, k) for k, env in enumerate(envs)])
 
     assert [s.strip() for s in asyncio.run(all_of_them())] == [f"<result>{k + 1}</result>" for k in range(8)]
-    assert connection(SERVER, 30) is connection(SERVER, 30)
+    assert server_of(SERVER) is server_of(SERVER)
 
 
 def test_what_is_wrong_at_the_start_is_said():
     with pytest.raises(ToolFailure, match="cannot be reached"):
         McpEnv(["/nonexistent/server"], timeout_s=20)
-    with pytest.raises(ValueError, match=r"no tool nothing; it has add"):
+    with pytest.raises(ValueError, match=r"no tool 'nothing'; there are add"):
         make(tools=["nothing"])
     assert set(make(tools=["add"]).tools) == {"add"}
