@@ -39,6 +39,12 @@ BUILTIN: dict[str, dict[str, str]] = {
         "f1": "agentrl.envs.scoring:f1",
         "equal": "agentrl.envs.scoring:equal",
     },
+    "call format": {
+        "hermes": "agentrl.envs.calls.hermes:Hermes",
+        "llama": "agentrl.envs.calls.llama:Llama",
+        "mistral": "agentrl.envs.calls.mistral:Mistral",
+        "json": "agentrl.envs.calls.plain:PlainJson",
+    },
     "tool": {"calculator": "agentrl.envs.calculator:calculate"},
     "index": {
         "bm25": "agentrl.retriever.bm25:Bm25Index",
