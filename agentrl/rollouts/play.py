@@ -59,7 +59,14 @@ async def _guarded(call: Awaitable[T], timeout_s: float) -> T:
     """Await an environment's call; a failing or slow tool raises _Failed."""
     try:
         async with time_limit(timeout_s) as deadline:
-            return await call
+            result = await call
+            until = deadline.when()
+            if until is not None and asyncio.get_running_loop().time() > until:  # it never let go of the loop meanwhile
+                raise _Failed(
+                    f"timeout: the environment took longer than rollout.tool_timeout_s = {timeout_s:g} s, and held up "
+                    "every other episode: let its astep await, or drop areset and astep, so that step runs on a thread"
+                )
+            return result
     except TOOL_ERRORS as error:
         if isinstance(error, TimeoutError) and deadline.expired():
             raise _Failed(

@@ -103,7 +103,7 @@ def between(text: str, opening: str, closing: str) -> Read:
         start = at + len(opening)
         end = text.find(closing, start)
         if end < 0:
-            found.append(BadCall("unclosed", f"The call was not closed; end it with {closing}."))
+            found.append(BadCall("unclosed", "The call was not closed; write its end, too."))
             break
         inner = text.rfind(opening, start, end)
         found.append(call_of(text[inner + len(opening) if inner >= 0 else start : end].strip()))

@@ -78,7 +78,7 @@ def test_calls_as_models_write_them(name, text, calls):
         ('<tool_call>{"arguments": {}}</tool_call>', "shape", 'no "name"'),
         ('<tool_call>{"name": "s", "arguments": 5}</tool_call>', "shape", "not a JSON object"),
         ("<tool_call>[1]</tool_call>", "shape", "JSON object"),
-        ('<tool_call>{"name": "s"}', "unclosed", "end it with </tool_call>"),
+        ('<tool_call>{"name": "s"}', "unclosed", "was not closed"),
         ('<tool_call>{"name": "s"}</tool_call>' * (MAX_CALLS + 1), "many", f"at most {MAX_CALLS} calls"),
     ],
 )
