@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ class ToolEnv(gymnasium.Env[str, str]):
     tools: functions (see `tool`), objects or classes whose methods are tools, names of plug-ins.
     reward: the score of an answer by name, as a function, or several with weights: {"exact_match": 1, "f1": 0.5}.
     call_format: how calls are written; with native tools the model's own replaces it.
+    tool: a function of one text that stands in for all tools, for the checker.
     one_call: sampling ends with the first call, where the format has an end that can be seen.
     After `max_turns` turns the episode is over.
     """
@@ -68,6 +70,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self,
         *,
         tools: Sequence[Any] = ("calculator",),
+        tool: Callable[[str], str] | None = None,
         reward: str | Reward | Mapping[str, float] = "exact_match",
         tasks: Sequence[dict[str, Any]] = (),
         call_format: str | CallFormat = "hermes",
@@ -80,6 +83,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         self.observation_space, self.action_space = AnyText(), AnyText()
         self._bound = Bound(tools)
         self._tools = self._bound.tools
+        if tool is not None:
+            self._tools = {n: replace(t, call=partial(_stand_in, tool), waits=False) for n, t in self._tools.items()}
         self._score = weighted(reward)
         self._tasks, self._max_turns, self._one_call = list(tasks) or [TASK], max_turns, one_call
         self._template = prompt_template
@@ -100,8 +105,9 @@ class ToolEnv(gymnasium.Env[str, str]):
 
     @property
     def example_actions(self) -> tuple[str, ...]:
-        """A call of the first tool that is wrong, then the answer of the built-in task."""
-        return self._format.write(next(iter(self._tools)), {}), "396"
+        """A call of the first tool, then the answer of the built-in task."""
+        first = next(iter(self._tools.values()))
+        return self._format.write(first.name, example_of(first.parameters)), "396"
 
     def use_native(self, call_format: CallFormat) -> None:
         """Calls are written in the model's own format, and its template shows the tools: leave them out here."""
@@ -239,6 +245,17 @@ class ToolEnv(gymnasium.Env[str, str]):
         return "", total, True, False, info | ({"rewards": each} if len(each) > 1 else {})
 
 
+def example_of(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Some arguments of the right types, for the required ones of a JSON schema."""
+    kinds = {"string": "17*23+5", "integer": 17, "number": 1.5, "boolean": True, "array": [], "object": {}}
+    known = parameters.get("properties", {})
+    return {name: kinds.get(known.get(name, {}).get("type"), "x") for name in parameters.get("required", ())}
+
+
+def _stand_in(tool: Callable[[str], str], **arguments: Any) -> str:
+    return tool(str(next(iter(arguments.values()), "")))
+
+
 def answer_in(action: str) -> tuple[str, tuple[int, int]]:
     """The answer of a turn without calls, and its characters: inside `<answer>`, else all that follows the thoughts."""
     start = end + 8 if (end := action.rfind("</think>")) >= 0 else 0
@@ -261,7 +278,7 @@ def _fault(error: Exception) -> str:
 
 
 def _told(o: Outcome) -> dict[str, Any]:
-    told: dict[str, Any] = {"tool": o.tool, "latency_s": o.latency_s}
+    told: dict[str, Any] = {"tool": o.tool}
     return told | ({"problem": o.problem} if o.problem else {}) | ({"failed": True} if o.failed else {})
 
 

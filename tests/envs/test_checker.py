@@ -1,9 +1,9 @@
 """The shared checker: what is sound passes, and each fault is found by the check that is meant for it."""
 
 import asyncio
-import time
 import subprocess
 import sys
+import time
 import warnings
 
 import gymnasium
