@@ -194,7 +194,7 @@ class Player:
             }
             began = time.perf_counter()
             try:
-                answer = await _guarded(handle.step(sample.text), timeout_s)
+                answer = await _guarded(handle.step(chat.spoken(sample.text)), timeout_s)
                 latency_s = time.perf_counter() - began
                 parts_of_step = ("observation", "reward", "terminated", "truncated", "info")
                 observation, reward, terminated, truncated, info = unpacked(answer, handle, "step", parts_of_step)
@@ -211,19 +211,20 @@ class Player:
                 raise
             parts = parts_of(text_of(observation, handle), info)
             span = info.get("answer_span")
-            turn_info = {k: v for k, v in info.items() if k not in ("observation_parts", "answer_span")}
+            results = info.get("messages", ())
+            turn_info = {k: v for k, v in info.items() if k not in ("observation_parts", "answer_span", "messages")}
             turn_info.setdefault("latency_s", latency_s)
             turns.append(
                 Turn(
                     **record,
-                    observation=chat.shown(parts),
+                    observation=chat.shown(parts, results),
                     reward=reward,
                     info=turn_info,
                     answer_span=None if span is None else token_span(chat.tokenizer, sample.ids, sample.text, span),
                 )
             )
             if not (terminated or truncated):
-                new = chat.extend(sample.ids, sample.stop, parts)
+                new = chat.extend(sample.ids, sample.stop, parts, results)
                 context += new
                 truncated = len(turns) >= config.max_turns or len(context) + max_tokens > config.max_context
             if terminated or truncated:
