@@ -31,6 +31,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "agentrl/Search-v0": "agentrl.envs.search:SearchEnv",
         "agentrl/Math-v0": "agentrl.envs.math:MathEnv",
         "agentrl/Tools-v0": "agentrl.envs.tags:TagEnv",
+        "agentrl/SearchTools-v0": "agentrl.envs.search_tools:SearchToolsEnv",
         "agentrl/ToolCalls-v0": "agentrl.envs.tools:ToolEnv",
         "agentrl/Calculator-v0": "agentrl.envs.calculator:CalculatorEnv",
         "agentrl/Mcp-v0": "agentrl.envs.mcp:McpEnv",

@@ -63,7 +63,7 @@ class ToolEnv(gymnasium.Env[str, str]):
     call_format: how calls are written; with native tools the model's own replaces it.
     tool: a function of one text that stands in for all tools, for the checker.
     one_call: sampling ends with the first call, where the format has an end that can be seen.
-    After `max_turns` turns the episode is over.
+    After `max_turns` turns there is one more, in which no tool is called.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         """One turn: call the tools that it names, or end with the answer's score."""
         read = self._read(action)
         if all(self._at_once(call) for call in read):
-            return self._answered(action, read, [self._run(call) for call in read])
+            return self.answered(action, read, [self._run(call) for call in read])
         return asyncio.run(self.astep(action))
 
     async def areset(
@@ -140,9 +140,9 @@ class ToolEnv(gymnasium.Env[str, str]):
         """`step` for an event loop: calls of a turn run at the same time, their results keep the order."""
         read = self._read(action)
         if all(self._at_once(call) for call in read):
-            return self._answered(action, read, [self._run(call) for call in read])
+            return self.answered(action, read, [self._run(call) for call in read])
         outcomes = await asyncio.gather(*[self._arun(call) for call in read])
-        return self._answered(action, read, outcomes)
+        return self.answered(action, read, outcomes)
 
     # ------------------------------------------------------------------------------------------------------- internal
 
@@ -159,7 +159,8 @@ class ToolEnv(gymnasium.Env[str, str]):
     def _read(self, action: str) -> list[Call | BadCall]:
         if self._golden is None:
             raise gymnasium.error.ResetNeeded("step() was called before reset(), or after the episode ended")
-        return self._format.read(action)
+        read = self._format.read(action)
+        return read if self._turn < self._max_turns else [BadCall("late", "") for _ in read[:1]]  # no tool is called
 
     def _at_once(self, call: Call | BadCall) -> bool:
         known = self._tools.get(call.name) if isinstance(call, Call) else None
@@ -210,13 +211,14 @@ class ToolEnv(gymnasium.Env[str, str]):
             failed = True
         return Outcome(text, known.name, "", failed, time.perf_counter() - began)
 
-    def _answered(self, action: str, read: list[Call | BadCall], outcomes: Sequence[Outcome]) -> Step:
+    def answered(self, action: str, read: list[Call | BadCall], outcomes: Sequence[Outcome]) -> Step:
+        """What the turn comes to, after its calls."""
         self._turn += 1
         if not read and (text := answer_in(action))[0]:
             return self._ended(*text)
-        over = self._turn >= self._max_turns
-        if over:
+        if self._turn > self._max_turns:
             self._golden = None
+            return "", 0.0, False, True, {"kind": "invalid", "valid": False, "correct": False}
         texts = [defused(o.text[:MAX_BODY_CHARACTERS]) for o in outcomes] or [NOTHING]
         valid = bool(outcomes) and not any(o.problem for o in outcomes)
         info = {
@@ -227,9 +229,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             "messages": texts,
             "observation_parts": self._parts(texts),
         }
-        if over:
-            info["correct"] = False
-        return "".join(info["observation_parts"].values()), 0.0, False, over, info
+        return "".join(info["observation_parts"].values()), 0.0, False, False, info
 
     def _parts(self, texts: list[str]) -> dict[str, str]:
         """All results as one text, for models without tool messages."""

@@ -138,11 +138,14 @@ def test_a_tool_that_raises_is_told_and_a_failure_of_its_server_is_none_of_the_m
 
 
 def test_the_last_turn_ends_it_and_an_empty_one_is_told():
-    env = made(max_turns=2)
+    env = made(max_turns=1)
     said, _, ended, cut, info = env.step("")
     assert "Call a tool, or answer." in said and info["kind"] == "invalid" and not ended and not cut
-    *_, ended, cut, info = env.step(call("add", '{"a": 1, "b": 1}'))
-    assert not ended and cut and info["correct"] is False
+    said, _, ended, cut, info = env.step(call("gone"))  # which would fail, if it were called
+    assert (said, ended, cut) == ("", False, True) and info["correct"] is False
+    env = made(max_turns=1)
+    env.step(call("add", '{"a": 1, "b": 1}'))
+    assert env.step("5")[1] == 1.0
 
 
 def test_several_rewards_are_weighted_and_each_is_reported():
