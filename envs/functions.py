@@ -131,11 +131,12 @@ class Bound:
         if isinstance(found, list | tuple):
             return [t for one in found for t in self._each(one)]
         holder = found() if isinstance(found, type) else found
-        methods = [(n, m) for n, m in inspect.getmembers_static(type(holder)) if isinstance(m, Tool)]
+        known = {n: m for kind in reversed(type(holder).__mro__) for n, m in vars(kind).items()}
+        methods = [m for m in known.values() if isinstance(m, Tool)]  # in the order in which they are written
         if methods:
             if callable(getattr(holder, "reset", None)):
                 self._stateful.append(holder)
-            return [_of_object(method, holder) for _, method in methods]
+            return [_of_object(method, holder) for method in methods]
         if not callable(holder):
             raise ValueError(f"{found!r} is no tool: give a function, a name, or an object with @tool methods")
         return [tool_of(holder, name=given if isinstance(given, str) and given.isidentifier() else None)]
