@@ -30,7 +30,9 @@ BUILTIN: dict[str, dict[str, str]] = {
     "environment": {
         "agentrl/Search-v0": "agentrl.envs.search:SearchEnv",
         "agentrl/Math-v0": "agentrl.envs.math:MathEnv",
-        "agentrl/Tools-v0": "agentrl.envs.tools:ToolEnv",
+        "agentrl/Tools-v0": "agentrl.envs.tags:TagEnv",
+        "agentrl/SearchTools-v0": "agentrl.envs.search_tools:SearchToolsEnv",
+        "agentrl/ToolCalls-v0": "agentrl.envs.tools:ToolEnv",
         "agentrl/Calculator-v0": "agentrl.envs.calculator:CalculatorEnv",
         "agentrl/Mcp-v0": "agentrl.envs.mcp:McpEnv",
     },
@@ -38,6 +40,12 @@ BUILTIN: dict[str, dict[str, str]] = {
         "exact_match": "agentrl.envs.scoring:exact_match",
         "f1": "agentrl.envs.scoring:f1",
         "equal": "agentrl.envs.scoring:equal",
+    },
+    "call format": {
+        "hermes": "agentrl.envs.calls.hermes:Hermes",
+        "llama": "agentrl.envs.calls.llama:Llama",
+        "mistral": "agentrl.envs.calls.mistral:Mistral",
+        "json": "agentrl.envs.calls.plain:PlainJson",
     },
     "tool": {"calculator": "agentrl.envs.calculator:calculate"},
     "index": {

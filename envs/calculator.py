@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from agentrl.envs.tools import ToolEnv
+from agentrl.envs.tags import TagEnv
 
 PROMPT = "Write <calc> 12*(3+4) </calc> to see a value, and <answer> 84 </answer> to answer. Problem: "
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -37,7 +37,7 @@ def _value(node: ast.expr) -> Fraction:
     raise ValueError
 
 
-class CalculatorEnv(ToolEnv):
+class CalculatorEnv(TagEnv):
     """Arithmetic with a calculator, the example of a tool environment: `agentrl/Calculator-v0`."""
 
     def __init__(self, *, tool: Callable[[str], str] = calculate, reward: str = "equal", max_turns: int = 4) -> None:

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from agentrl.envs.errors import TaskError
 GOLD = "Zxq Golding"
 TASK = {"id": "check-0", "question": "Which answer is golden?", "golden_answers": [GOLD]}
 MANY_TURNS = 50
+LONGEST_STALL_S = 0.5  # of an event loop, in one episode
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "kind": (str, "a string"),
     "valid": (bool, "a bool"),
@@ -275,6 +277,20 @@ def check_async(subject: Subject) -> Iterator[Problem]:
                 break
         return rows
 
-    rows, wanted = asyncio.run(episode()), subject.play(subject.actions)
+    async def watched() -> tuple[list[Row], float]:
+        longest, playing = 0.0, asyncio.create_task(episode())
+        while not playing.done():
+            began = time.perf_counter()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.perf_counter() - began)
+        return playing.result(), longest
+
+    (rows, longest), wanted = asyncio.run(watched()), subject.play(subject.actions)
+    if longest > LONGEST_STALL_S:
+        yield (
+            "error",
+            f"astep blocks: other episodes stood still for {longest:.1f} s",
+            "await what takes time, or drop areset and astep: step then runs on a thread",
+        )
     if len(rows) != len(wanted) or not all(map(_same, rows, wanted)):
         yield "error", "astep answers otherwise than step", "both must play the same game"

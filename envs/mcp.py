@@ -1,8 +1,9 @@
 """The tools of any MCP server as an environment: `agentrl/Mcp-v0` (extra: mcp).
 
 The model writes <tool>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool> and reads <result>…</result>; it ends with
-<answer>…</answer>. All environments of a process share one connection to a server. A failing *tool* answers with its
-error text, which the model may learn from; a server that is gone or too late is a ToolFailure.
+<answer>…</answer>. All environments of a process share one session with a server (`agentrl.envs.mcp_servers`). A
+failing *tool* answers with its error text, which the model may learn from, and a call that is wrong is explained to it;
+a server that is gone or too late is a ToolFailure.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any
 
 import gymnasium
 
 from agentrl.envs.errors import ToolFailure
+from agentrl.envs.mcp_servers import from_environment, server_of
 from agentrl.envs.scoring import answer_key
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
-from agentrl.errors import need
+from agentrl.errors import nearest
 
 PROMPT = (
     'Solve the task below. To use a tool, write <tool>{"name": "...", "arguments": {...}}</tool>; its result is then '
@@ -32,7 +32,7 @@ PROMPT = (
 )
 INVALID = "\nWrite one call between <tool> and </tool> as JSON, or the answer between <answer> and </answer>.\n"
 EXAMPLE = {"question": "Which tools are there?", "golden_answers": ["see the list"]}
-MAX_RESULT_CHARACTERS = 20_000
+MAX_RESULT_CHARACTERS, MAX_REASON_CHARACTERS = 20_000, 400
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 _ACTION = re.compile(r"<(tool|answer)>(.*?)</\1>", re.DOTALL)
 _TAGS = re.compile(r"<(\s*/?\s*(?:tool|result|answer|think)\s*)>", re.IGNORECASE)
@@ -43,6 +43,8 @@ class McpEnv(gymnasium.Env[str, str]):
 
     server: the command that starts one (a list of words, spoken to over its stdin and stdout), or the URL of one.
     tools: names of the tools to offer; None offers all. Raises ToolFailure where the server cannot be reached.
+    env, headers: keys for a server behind a command, for one behind a URL: {"API_KEY": "${MY_KEY}"}, with values from
+    environment variables alone; `env` may be a list of variables to pass on.
     """
 
     stop_strings = ("</tool>", "</answer>")
@@ -53,35 +55,36 @@ class McpEnv(gymnasium.Env[str, str]):
         server: Sequence[str] | str,
         *,
         tools: Sequence[str] | None = None,
+        env: Mapping[str, str] | Sequence[str] = (),
+        headers: Mapping[str, str] | None = None,
         tasks: Sequence[dict[str, Any]] = (),
         max_turns: int = 4,
         timeout_s: float = 30.0,
         prompt_template: str = PROMPT,
     ) -> None:
-        need("agentrl/Mcp-v0", "mcp")
         if max_turns < 1:
             raise ValueError(f"max_turns is {max_turns}; an episode needs at least 1")
         self.observation_space, self.action_space = AnyText(), AnyText()
         self._tasks = list(tasks) or [EXAMPLE]
         self._max_turns, self._timeout_s = max_turns, timeout_s
-        self._server = server
-        offered = {t["name"]: t for t in connection(server, timeout_s).tools}
-        unknown = sorted(set(tools or ()) - set(offered))
-        if unknown:
-            raise ValueError(f"the server has no tool {', '.join(unknown)}; it has {', '.join(offered) or 'none'}")
-        self.tools = offered if tools is None else {name: offered[name] for name in tools}
-        listed = "\n".join(json.dumps(t, ensure_ascii=False) for t in self.tools.values())
-        before, _, self._close = prompt_template.partition("{question}")
-        self._open = before.replace("{tools}", defuse(listed))
+        self._server = server_of(server, *_keys(server, env, headers))
+        self._wanted = None if tools is None else tuple(tools)
+        self._prompt = prompt_template.partition("{question}")
+        self._listed: dict[str, Any] | None = None
+        self._look()
         self._golden: frozenset[str] | None = None
         self._turn = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a task {"question", "golden_answers"}."""
         super().reset(seed=seed)
+        try:
+            self._look()
+        except ValueError as e:  # it was started again, without a tool that is wanted
+            raise ToolFailure(str(e)) from e
         question, golden = read_task(choose_task(options, self._tasks, self.np_random))
         self._golden, self._turn = frozenset(map(answer_key, golden)), 0
-        parts = {"open": self._open, "body": defuse(question), "close": self._close}
+        parts = {"open": self._open, "body": defuse(question), "close": self._prompt[2]}
         return "".join(parts.values()), {"observation_parts": parts}
 
     def step(self, action: str) -> Step:
@@ -90,7 +93,7 @@ class McpEnv(gymnasium.Env[str, str]):
         if call is None:
             return self._count(outcome)
         began = time.perf_counter()
-        text = connection(self._server, self._timeout_s).call(*call, self._timeout_s).result()
+        text = self._call(call).result()
         return self._count(self._result(call[0], text, time.perf_counter() - began))
 
     async def areset(
@@ -105,11 +108,26 @@ class McpEnv(gymnasium.Env[str, str]):
         if call is None:
             return self._count(outcome)
         began = time.perf_counter()
-        opened = await asyncio.to_thread(connection, self._server, self._timeout_s)  # starting one takes a while
-        text = await asyncio.wrap_future(opened.call(*call, self._timeout_s))
+        text = await asyncio.wrap_future(self._call(call))
         return self._count(self._result(call[0], text, time.perf_counter() - began))
 
     # ------------------------------------------------------------------------------------------------------- internal
+
+    def _look(self) -> None:
+        """Offer the tools that the server listed last; it may have others after it was started again."""
+        listed = self._server.tools(self._timeout_s)
+        if listed is self._listed:
+            return
+        wanted = listed if self._wanted is None else self._wanted
+        for name in wanted:
+            if name not in listed:
+                raise ValueError(f"tools: the server has no tool {name!r}{nearest(name, list(listed))}; {_has(listed)}")
+        self._listed, self.tools = listed, {name: listed[name] for name in wanted}
+        shown = "\n".join(json.dumps(t, ensure_ascii=False) for t in self.tools.values())
+        self._open = self._prompt[0].replace("{tools}", defuse(shown))
+
+    def _call(self, call: tuple[str, dict[str, Any]]) -> Future[str]:
+        return self._server.call(*call, self._timeout_s)
 
     def _read(self, action: str) -> tuple[tuple[str, dict[str, Any]] | None, Step]:
         """A call to make, or else what comes of the action."""
@@ -117,18 +135,24 @@ class McpEnv(gymnasium.Env[str, str]):
             raise gymnasium.error.ResetNeeded("step() was called before reset(), or after the episode ended")
         found = _ACTION.search(action)
         if found is not None and found[1] == "answer" and found[2].strip():
-            text = found[2].strip()
-            start = action.index(text, found.start(2))
-            correct = answer_key(text) in self._golden
-            info = {"kind": "answer", "valid": True, "answer": text, "correct": correct}
-            return None, ("", float(correct), True, False, info | {"answer_span": (start, start + len(text))})
+            return None, self._answered(action, found[2].strip(), found.start(2))
         if self._turn >= self._max_turns:  # the final turn: no tool is called any more
             return None, ("", 0.0, False, True, {"kind": "invalid", "valid": False, "correct": False})
-        call = _call_of(found[2]) if found is not None and found[1] == "tool" else None
-        if call is not None and call[0] in self.tools:
-            return call, ("", 0.0, False, False, {})
-        parts = {"open": INVALID, "body": "", "close": ""}
-        return None, (INVALID, 0.0, False, False, {"kind": "invalid", "valid": False, "observation_parts": parts})
+        if found is None or found[1] != "tool":
+            return None, _invalid("")
+        call = _call_of(found[2])
+        if isinstance(call, str):
+            return None, _invalid(call)
+        if call[0] not in self.tools:
+            return None, _invalid(f"There is no tool {call[0]!r}; {_has(self.tools)}.")
+        return call, ("", 0.0, False, False, {})
+
+    def _answered(self, action: str, text: str, start: int) -> Step:
+        assert self._golden is not None
+        start = action.index(text, start)
+        correct = answer_key(text) in self._golden
+        info = {"kind": "answer", "valid": True, "answer": text, "correct": correct}
+        return "", float(correct), True, False, info | {"answer_span": (start, start + len(text))}
 
     def _result(self, tool: str, text: str, latency_s: float) -> Step:
         parts = {"open": "\n<result>", "body": defuse(text[:MAX_RESULT_CHARACTERS]), "close": "</result>\n"}
@@ -147,144 +171,39 @@ def defuse(text: str) -> str:
     return _TAGS.sub(r"(\1)", text)
 
 
-def _call_of(text: str) -> tuple[str, dict[str, Any]] | None:
-    """Tool and arguments of a call, None where it is not one."""
+def _call_of(text: str) -> tuple[str, dict[str, Any]] | str:
+    """Tool and arguments of a call, or what is wrong with it."""
     try:
         row = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    arguments = row.get("arguments", {}) if isinstance(row, dict) else None
-    name = row.get("name") if isinstance(row, dict) else None
-    return (name, arguments) if isinstance(name, str) and isinstance(arguments, dict) else None
+    except RecursionError:
+        return "The call is nested too deeply."
+    except ValueError as e:
+        return f"The call is not JSON: {e}."
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+        return 'The call has no "name".'
+    arguments = row.get("arguments", {})
+    return (row["name"], arguments) if isinstance(arguments, dict) else 'The "arguments" are not an object.'
 
 
-# ------------------------------------------------------------------------------------------------------- the connection
+def _invalid(why: str) -> Step:
+    """What the model reads after a turn that did nothing; `why` may repeat what it wrote, and is data."""
+    parts = {"open": "\n" if why else "", "body": defuse(why[:MAX_REASON_CHARACTERS]), "close": INVALID}
+    info = {"kind": "invalid", "valid": False, "observation_parts": parts}
+    return "".join(parts.values()), 0.0, False, False, info
 
 
-class Connection:
-    """One MCP session, kept open on a thread of its own; calls of many episodes share it."""
-
-    def __init__(self, server: Sequence[str] | str, timeout_s: float) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._ready: Future[list[dict[str, Any]]] = Future()
-        self._client: Any = None
-        self._server = server
-        self._closed = asyncio.Event()
-        self._calls = 0  # in flight
-        self._lock, self._ended = threading.Lock(), False
-        self.broken = False
-        threading.Thread(target=self._run, name="mcp", daemon=True).start()
-        try:
-            self.tools = self._ready.result(timeout_s)
-        except Exception as e:
-            self.close()
-            raise ToolFailure(f"the MCP server {server!r} cannot be reached: {_cause(e)}") from e
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve())
-        except BaseException as e:
-            self.broken = True
-            if not self._ready.done():
-                self._ready.set_exception(e)
-        finally:
-            self.broken = True
-            with self._lock:
-                self._ended = True
-            self._loop.run_until_complete(self._give_up())
-            self._loop.close()
-
-    async def _give_up(self) -> None:
-        """Calls that came while the session ended fail, and do not wait for ever."""
-        await asyncio.sleep(0)  # one that has not begun would be cancelled, and not fail
-        while others := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in others:
-                task.cancel()
-            await asyncio.wait(others)
-
-    async def _serve(self) -> None:
-        from mcp import Client, StdioServerParameters
-
-        target: Any = self._server
-        if not isinstance(target, str):
-            target = StdioServerParameters(command=target[0], args=list(target[1:]))
-        async with Client(target) as client:
-            self._client = client
-            listed = (await client.list_tools()).tools
-            self._ready.set_result(
-                [{"name": t.name, "description": t.description or "", "arguments": t.input_schema} for t in listed]
-            )
-            await self._closed.wait()
-
-    def call(self, tool: str, arguments: dict[str, Any], timeout_s: float) -> Future[str]:
-        """The tool's text, or its error's. It, or the future, raises ToolFailure: the server is gone or too late."""
-        with self._lock:
-            if self._ended:
-                raise ToolFailure(f"the MCP server {self._server!r} is gone")
-            return asyncio.run_coroutine_threadsafe(self._call(tool, arguments, timeout_s), self._loop)
-
-    async def _call(self, tool: str, arguments: dict[str, Any], timeout_s: float) -> str:
-        self._calls += 1
-        try:
-            result = await asyncio.wait_for(self._client.call_tool(tool, arguments), timeout_s)
-        except TimeoutError as e:
-            raise ToolFailure(f"the MCP tool {tool} did not answer within {timeout_s} s") from e
-        except asyncio.CancelledError as e:
-            raise ToolFailure(f"the MCP server {self._server!r} is gone") from e
-        except Exception as e:
-            self.broken = True
-            raise ToolFailure(f"the MCP server failed in {tool}: {_cause(e)}") from e
-        finally:
-            self._calls -= 1
-            if self.broken and not self._calls:  # nobody uses it again: its thread and its server end
-                self._closed.set()
-        text = "\n".join(part.text for part in result.content if getattr(part, "type", "") == "text")
-        return f"error: {text}" if result.is_error else text
-
-    def close(self) -> None:
-        """End the session, and the server where it was started here."""
-        self.broken = True
-        with suppress(RuntimeError):  # it has ended
-            self._loop.call_soon_threadsafe(self._closed.set)
+def _has(tools: Mapping[str, Any]) -> str:
+    return f"there are {', '.join(tools)}" if tools else "there is none"
 
 
-def _cause(error: BaseException) -> str:
-    """The error in words; of several in one (task groups make them) the first."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
-
-
-_CONNECTIONS: dict[tuple[str, ...], Connection] = {}
-_FAILED: dict[tuple[str, ...], tuple[float, ToolFailure]] = {}  # the newest attempt that failed: when, and how
-_LOCK = threading.Lock()
-
-
-def connection(server: Sequence[str] | str, timeout_s: float) -> Connection:
-    """The process's connection to a server, opened when first needed and again after it broke.
-
-    Whoever waits while somebody else tries has the same result: a server that is away is tried once, and not once for
-    each episode. Raises ToolFailure where it cannot be reached.
-    """
-    key = (server,) if isinstance(server, str) else tuple(server)
-    if (known := _open(key)) is not None:
-        return known
-    asked = time.monotonic()
-    with _LOCK:
-        if (known := _open(key)) is not None:
-            return known
-        when, failure = _FAILED.get(key, (asked, None))
-        if failure is not None and when > asked:
-            raise ToolFailure(str(failure))
-        try:
-            _CONNECTIONS[key] = Connection(server, timeout_s)
-        except ToolFailure as e:
-            _FAILED[key] = (time.monotonic(), e)
-            raise
-        return _CONNECTIONS[key]
-
-
-def _open(key: tuple[str, ...]) -> Connection | None:
-    found = _CONNECTIONS.get(key)
-    return None if found is None or found.broken else found
+def _keys(
+    server: Sequence[str] | str, env: Mapping[str, str] | Sequence[str], headers: Mapping[str, str] | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The values of the variables and headers that a server is given. ValueError where it takes no such thing."""
+    if isinstance(env, str):
+        raise ValueError(f"env is {env!r}; give a list of environment variables, or {{NAME: ${{VARIABLE}}}}")
+    if env and isinstance(server, str):
+        raise ValueError(f"env is for a server behind a command; {server} is a URL: use headers")
+    if headers and not isinstance(server, str):
+        raise ValueError("headers are for a server behind a URL; this one is a command: use env")
+    return from_environment(env, "env"), from_environment(headers or {}, "headers")

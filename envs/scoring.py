@@ -9,7 +9,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from agentrl import plugins
 
@@ -71,3 +71,28 @@ def reward_named(reward: str | Reward) -> Reward:
         return value
 
     return checked
+
+
+Weighted = Callable[[str, Sequence[str]], tuple[float, dict[str, float]]]
+
+
+def weighted(reward: str | Reward | Mapping[str, float]) -> Weighted:
+    """One reward, or several by name with their weights, as (sum, each by name). ValueError for weights of nothing."""
+    if not isinstance(reward, Mapping):
+        name = reward if isinstance(reward, str) else getattr(reward, "__name__", "reward")
+        return _sum([(name, 1.0, reward_named(reward))])
+    bad = [
+        n for n, w in reward.items() if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w)
+    ]
+    if bad or not any(reward.values()):
+        about = f"the weight of {bad[0]} is {reward[bad[0]]!r}" if bad else "the weights sum to nothing"
+        raise ValueError(f"reward: {about}; give each reward a number: {{exact_match: 1.0, f1: 0.5}}")
+    return _sum([(name, float(w), reward_named(name)) for name, w in reward.items()])
+
+
+def _sum(rewards: list[tuple[str, float, Reward]]) -> Weighted:
+    def scored(answer: str, golden_answers: Sequence[str]) -> tuple[float, dict[str, float]]:
+        each = {name: score(answer, golden_answers) for name, _, score in rewards}
+        return math.fsum(weight * each[name] for name, weight, _ in rewards), each
+
+    return scored

@@ -108,9 +108,9 @@ class SearchEnv(gymnasium.Env[str, str]):
         super().reset(seed=seed)
         if not options:
             if not self._tasks:
-                self._tasks = _world()[1] if self._own_world else [DEFAULT_TASK]
+                self._tasks = own_world()[1] if self._own_world else [DEFAULT_TASK]
             if self._own_world:
-                self.searcher = _world()[0]
+                self.searcher = own_world()[0]
             options = choose_task(None, self._tasks, self.np_random)
         elif self._own_world:  # somebody else's question: never searched in the made-up encyclopedia
             self.searcher = self._batcher = None
@@ -141,7 +141,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         if not self.needs_search(parsed):
             return self.advance(action, parsed)
         if self._batcher is None:
-            self._batcher = _batcher_of(self.needed_searcher())
+            self._batcher = batcher_of(self.needed_searcher())
         began = time.perf_counter()
         try:
             hits = await self._batcher.search(parsed.content, self.topk)
@@ -236,7 +236,7 @@ class SearchEnv(gymnasium.Env[str, str]):
 _batchers: weakref.WeakValueDictionary[int, MicroBatcher] = weakref.WeakValueDictionary()
 
 
-def _batcher_of(searcher: Any) -> MicroBatcher:
+def batcher_of(searcher: Any) -> MicroBatcher:
     """One batcher per searcher, so that all environments that share a searcher share its batches.
 
     A batcher keeps its searcher alive, so an id in the table is that of the searcher.
@@ -251,7 +251,7 @@ DEFAULT_TASK = {"question": "What is the capital of Portugal?", "golden_answers"
 
 
 @lru_cache(maxsize=1)
-def _world() -> tuple[Any, list[dict[str, Any]]]:
+def own_world() -> tuple[Any, list[dict[str, Any]]]:
     """(index, questions) of the made-up encyclopedia that is played where nothing else is given."""
     from agentrl.envs.worlds.search import SearchWorld
     from agentrl.retriever.bm25 import Bm25Index

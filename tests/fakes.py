@@ -88,6 +88,44 @@ TEMPLATES: dict[str, str] = {
     ),
 }
 
+# How the templates of three families write tools, calls and results; the words around them are ours.
+_HERMES_CALLS = (
+    '{%- for c in m.tool_calls %}{{- \'\n<tool_call>\n{"name": "\' + c.function.name + \'", "arguments": \' '
+    "+ (c.function.arguments | tojson) + '}\n</tool_call>' }}{%- endfor %}"
+)
+TEMPLATES["hermes_tools"] = (
+    "{%- if tools %}{{- '<|im_start|>system\nTools:' }}{%- for t in tools %}{{- '\n' + (t | tojson) }}{%- endfor %}"
+    "{{- '<|im_end|>\n' }}{%- endif %}"
+    f"{_LOOP}{{%- if m.role == 'tool' %}}{_TOOL}{{%- elif m.tool_calls %}}"
+    f"{{{{- '<|im_start|>assistant' + ('\n' + m.content if m.content else '') }}}}{_HERMES_CALLS}"
+    "{{- '<|im_end|>\n' }}"
+    f"{{%- else %}}{_MESSAGE}{{%- endif %}}{_END}{_GENERATE}"
+)
+# Tool results only after calls; one message each; no generation prompt.
+TEMPLATES["mistral_tools"] = (
+    "{%- if tools %}{{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{%- endif %}"
+    "{%- for m in messages %}{%- if m.role == 'user' %}{{- '[INST] ' + m.content + '[/INST]' }}"
+    "{%- elif m.role == 'tool' %}"
+    "{%- if messages[loop.index0 - 1].role == 'assistant' and not messages[loop.index0 - 1].tool_calls %}"
+    "{{- raise_exception('a result without a call') }}{%- endif %}"
+    "{{- '[TOOL_RESULTS]' + m.content + '[/TOOL_RESULTS]' }}"
+    "{%- elif m.tool_calls %}{{- '[TOOL_CALLS] [' }}{%- for c in m.tool_calls %}"
+    '{{- \'{"name": "\' + c.function.name + \'", "arguments": \' + (c.function.arguments | tojson)'
+    " + ', \"id\": \"' + c.id + '\"}' + (', ' if not loop.last else '') }}{%- endfor %}{{- ']<|im_end|>' }}"
+    "{%- else %}{{- m.content + '<|im_end|>' }}{%- endif %}{%- endfor %}"
+)
+# One call a turn, results as JSON strings.
+TEMPLATES["llama_tools"] = (
+    "{%- for m in messages %}{%- if m.role == 'user' %}{{- '<|im_start|>user\n' }}{%- if tools and loop.first %}"
+    "{%- for t in tools %}{{- (t | tojson) + '\n' }}{%- endfor %}{%- endif %}{{- m.content + '<|im_end|>' }}"
+    "{%- elif m.role == 'tool' %}{{- '<|im_start|>ipython\n' + (m.content | tojson) + '<|im_end|>' }}"
+    "{%- elif m.tool_calls %}{%- set f = m.tool_calls[0].function %}"
+    '{{- \'<|im_start|>assistant\n{"name": "\' + f.name + \'", "parameters": \' + (f.arguments | tojson) '
+    "+ '}<|im_end|>' }}"
+    "{%- else %}{{- '<|im_start|>assistant\n' + m.content + '<|im_end|>' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+
 
 @cache
 def _backend() -> str:

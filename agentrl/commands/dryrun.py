@@ -32,6 +32,7 @@ def tried(config: RunConfig) -> tuple[list[str], bool]:
     need("trying the environment", "torch", "transformers")
     from agentrl.engines.shared.loading import BUILTIN, load_tokenizer
     from agentrl.rollouts.chat import ChatFormat
+    from agentrl.rollouts.tools import with_tools
     from agentrl.train.build import build_world, environment_maker, questions_of
     from agentrl.train.trial import fitting, one_step
 
@@ -50,7 +51,8 @@ def tried(config: RunConfig) -> tuple[list[str], bool]:
             lines.append(f"one step of {one_step(make_env, sets['train'][0])}")
             what = "tokenizer"
             tokenizer = world.tokenizer() if config.model.path == BUILTIN else load_tokenizer(config.model)
-            chat = ChatFormat(tokenizer, config.rollout)
+            make_env, schemas = with_tools(make_env, tokenizer, config.rollout)
+            chat = ChatFormat(tokenizer, config.rollout, schemas)
             what = "questions"
             for split, tasks in sets.items():
                 if tasks:

@@ -172,6 +172,12 @@ class RolloutConfig(Part):
     style: Literal["tag", "chat"] = Field("tag", description="tag: one raw continuation; chat: one message per turn")
     prompt: Literal["auto", "chat", "raw"] = Field("auto", description="auto: chat where the tokenizer has a template")
     stop: list[str] = Field([], description="stop strings; empty takes the environment's own")
+    tools: Literal["text", "native"] = Field(
+        "text", description="native: calls in the model's own format, tools and results by its own chat template"
+    )
+    call_format: Annotated[str, plugin_name("call format")] | None = Field(
+        None, description="of native tools; by default the one that the model's template writes"
+    )
     prompts_per_step: PositiveInt = 12
     group_size: int = Field(8, description="responses per question, at least 2")
     temperature: float = Field(1.0, ge=0)
@@ -190,6 +196,16 @@ class RolloutConfig(Part):
         if self.group_size < 2:
             raise ValueError(
                 f"group_size is {self.group_size}; a group-relative advantage needs at least 2, usual is 5 to 16"
+            )
+        if self.tools == "native" and (self.style != "chat" or self.prompt == "raw"):
+            key, value = ("style", self.style) if self.style != "chat" else ("prompt", self.prompt)
+            raise ValueError(
+                f"tools is native, which needs the model's chat template, but {key} is {value}; set style: chat and "
+                "prompt: auto, or tools: text"
+            )
+        if self.call_format is not None and self.tools == "text":
+            raise ValueError(
+                f"call_format is {self.call_format}, which is of native tools: set tools: native, or drop it"
             )
         if self.max_tokens_per_turn >= self.max_context:
             raise ValueError(

@@ -16,6 +16,7 @@ from agentrl.config import RolloutConfig
 from agentrl.errors import ConfigError, ModelError
 from agentrl.rollouts.encode import Piece, TextEncoder
 from agentrl.rollouts.template import Frame, prompt_frame, turn_frame
+from agentrl.rollouts.tools import results_frame
 from agentrl.types import Stop
 
 CACHED_CHARACTERS = 1 << 16  # longer observations are encoded anew each time, to bound the cache's memory
@@ -55,9 +56,12 @@ class PromptTooLong(ValueError):
 class ChatFormat:
     """Turns observations into the token ids to append. Deterministic; keeps a small cache of encodings."""
 
-    def __init__(self, tokenizer: Any, config: RolloutConfig) -> None:
-        """Raises ModelError where the tokenizer or its template cannot do what `config` asks, ConfigError on a context
-        that is smaller than one turn."""
+    def __init__(self, tokenizer: Any, config: RolloutConfig, schemas: list[dict[str, Any]] | None = None) -> None:
+        """`schemas` are of tools that are called natively (`agentrl.rollouts.tools`).
+
+        Raises ModelError where the tokenizer or its template cannot do what `config` asks, ConfigError on a context
+        that is smaller than one turn.
+        """
         self.tokenizer = tokenizer
         self.config = config
         self.encoder = TextEncoder(tokenizer)
@@ -73,10 +77,14 @@ class ChatFormat:
                 "rollout.style: tag and rollout.prompt: raw, or add a chat_template.jinja beside its tokenizer.json"
             )
         templated = template and config.prompt != "raw"
-        self._first = prompt_frame(tokenizer) if templated else Frame("", "")
-        self._turn = turn_frame(tokenizer) if config.style == "chat" else Frame("", "")
+        self._first = prompt_frame(tokenizer, schemas) if templated else Frame("", "")
+        self._turn = Frame("", "")
+        if config.style == "chat":
+            self._turn = turn_frame(tokenizer) if schemas is None else results_frame(tokenizer, schemas)
         self._bos = [] if templated else self._leading_tokens()
         self._end = self._end_of_action()
+        self.native = schemas is not None
+        self._results = lru_cache(maxsize=64)(self._encode_results)
         self._cached = lru_cache(maxsize=1024)(self._encode)
         self._check_room(len(self._bos) + len(self.encoder.join([(self._first.before + self._first.after, True)])))
 
@@ -93,20 +101,29 @@ class ChatFormat:
         """
         return list(self._ids(True, parts)[0])
 
-    def extend(self, action_ids: Sequence[int], stop: Stop, parts: Parts) -> list[int]:
+    def extend(self, action_ids: Sequence[int], stop: Stop, parts: Parts, results: Sequence[str] = ()) -> list[int]:
         """Token ids to append after an action: end of the assistant's turn, the observation, the generation prompt.
 
         The body is cut so that the observation stays within `max_observation_tokens`; `open` and `close` survive. Where
         the action already ends with the template's end-of-turn token, that is not repeated. `stop` tells how the
-        action ended; the ids say the same more exactly, so it is not read.
+        action ended; the ids say the same more exactly, so it is not read. `results` are the results of a turn's native
+        calls, a message each, which share the limit in equal parts and stand in place of `parts`.
         """
-        ids = self._ids(False, parts)[0]
+        ids = self._results(tuple(results))[0] if self.native and results else self._ids(False, parts)[0]
         said = next((k for k in range(len(self._end), 0, -1) if tuple(action_ids[-k:]) == self._end[:k]), 0)
         return list(ids[said:])
 
-    def shown(self, parts: Parts) -> str:
+    def shown(self, parts: Parts, results: Sequence[str] = ()) -> str:
         """The text of an observation as the model sees it, after the cut."""
-        return self._ids(False, parts)[1]
+        return (self._results(tuple(results)) if self.native and results else self._ids(False, parts))[1]
+
+    def spoken(self, text: str) -> str:
+        """An action as the environment reads it: with native tools, where a turn may be an answer, without its end."""
+        if not self.native:
+            return text
+        while end := next((t for t in self.tokenizer.all_special_tokens if text.endswith(t)), None):
+            text = text[: -len(end)]
+        return text
 
     def _ids(self, first: bool, parts: Parts) -> tuple[tuple[int, ...], str]:
         if len(parts.body) + len(parts.open) + len(parts.close) > CACHED_CHARACTERS:
@@ -134,6 +151,18 @@ class ChatFormat:
                 return tuple(whole), open + body + close
             cut_ids = self.encoder.cut(body, budget)[0]
         return (*head, *cut_ids, *tail), open + self.tokenizer.decode(cut_ids) + close
+
+    def _encode_results(self, results: tuple[str, ...]) -> tuple[tuple[int, ...], str]:
+        """(ids, text after the cut) of the results of one turn's native calls."""
+        frame, limit = self._turn, self.config.max_observation_tokens // len(results)
+        pieces: list[Piece] = [(frame.before, True)]
+        texts = []
+        for result in results:
+            ids, over = self.encoder.cut(_stripped(Parts("", result, ""), frame).body, limit)
+            texts.append(self.tokenizer.decode(ids) if over else result)
+            pieces += [(_stripped(Parts("", texts[-1], ""), frame).body, False), (frame.between, True)]
+        pieces[-1] = (frame.after, True)
+        return tuple(self.encoder.join(pieces)), "\n".join(texts)
 
     def _prompt(self, pieces: list[Piece]) -> tuple[int, ...]:
         """The first prompt's ids; a body that cannot fit is not encoded beyond what shows that."""

@@ -59,7 +59,14 @@ async def _guarded(call: Awaitable[T], timeout_s: float) -> T:
     """Await an environment's call; a failing or slow tool raises _Failed."""
     try:
         async with time_limit(timeout_s) as deadline:
-            return await call
+            result = await call
+            until = deadline.when()
+            if until is not None and asyncio.get_running_loop().time() > until:  # it never let go of the loop meanwhile
+                raise _Failed(
+                    f"timeout: the environment took longer than rollout.tool_timeout_s = {timeout_s:g} s, and held up "
+                    "every other episode: let its astep await, or drop areset and astep, so that step runs on a thread"
+                )
+            return result
     except TOOL_ERRORS as error:
         if isinstance(error, TimeoutError) and deadline.expired():
             raise _Failed(
@@ -196,7 +203,7 @@ class Player:
             }
             began = time.perf_counter()
             try:
-                answer = await _guarded(handle.step(sample.text), timeout_s)
+                answer = await _guarded(handle.step(chat.spoken(sample.text)), timeout_s)
                 latency_s = time.perf_counter() - began
                 parts_of_step = ("observation", "reward", "terminated", "truncated", "info")
                 observation, reward, terminated, truncated, info = unpacked(answer, handle, "step", parts_of_step)
@@ -213,19 +220,20 @@ class Player:
                 raise
             parts = parts_of(text_of(observation, handle), info)
             span = info.get("answer_span")
-            turn_info = {k: v for k, v in info.items() if k not in ("observation_parts", "answer_span")}
+            results = info.get("messages", ())
+            turn_info = {k: v for k, v in info.items() if k not in ("observation_parts", "answer_span", "messages")}
             turn_info.setdefault("latency_s", latency_s)
             turns.append(
                 Turn(
                     **record,
-                    observation=chat.shown(parts),
+                    observation=chat.shown(parts, results),
                     reward=reward,
                     info=turn_info,
                     answer_span=None if span is None else token_span(chat.tokenizer, sample.ids, sample.text, span),
                 )
             )
             if not (terminated or truncated):
-                new = chat.extend(sample.ids, sample.stop, parts)
+                new = chat.extend(sample.ids, sample.stop, parts, results)
                 context += new
                 truncated = len(turns) >= config.max_turns or len(context) + max_tokens > config.max_context
             if terminated or truncated:

@@ -31,21 +31,32 @@ class Frame:
     left: bool = False
     right: bool = False
     role: str = "user"
+    between: str = ""  # two results of one turn, where a message may be several
 
 
 class _Unfit(Exception):
     """The template cannot be used with this role; says why."""
 
 
-def _render(tokenizer: Any, messages: Messages) -> str:
+def render(
+    tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, *, generate: bool = True
+) -> str:
+    """The template's text for a conversation. ModelError where it refuses."""
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generate)
     except Exception as error:  # templates raise whatever Jinja and their authors like
-        raise _Unfit(f"it refuses: {type(error).__name__}: {error}") from error
+        raise ModelError(f"it refuses: {type(error).__name__}: {error}") from error
     return str(text)
 
 
-def _variants(content: str) -> list[tuple[str, bool, bool]]:
+def _render(tokenizer: Any, messages: Messages, tools: list[dict[str, Any]] | None = None) -> str:
+    try:
+        return render(tokenizer, [dict(m) for m in messages], tools)
+    except ModelError as why:
+        raise _Unfit(str(why)) from why
+
+
+def variants(content: str) -> list[tuple[str, bool, bool]]:
     """A content as it stands, or stripped on the left, the right, or both sides."""
     return [
         (content, False, False),
@@ -55,23 +66,23 @@ def _variants(content: str) -> list[tuple[str, bool, bool]]:
     ]
 
 
-def prompt_frame(tokenizer: Any) -> Frame:
+def prompt_frame(tokenizer: Any, tools: list[dict[str, Any]] | None = None) -> Frame:
     """What the template writes around the first user message, up to the first generated token."""
     try:
-        text = _render(tokenizer, [{"role": "user", "content": USER}])
+        text = _render(tokenizer, [{"role": "user", "content": USER}], tools)
         if text.count(USER) != 1:
             raise _Unfit(f"a user message's text appears {text.count(USER)} times in what it renders")
         before, after = text.split(USER)
         hostile = HOSTILE + USER + HOSTILE
-        rendered = _render(tokenizer, [{"role": "user", "content": hostile}])
-        for content, left, right in _variants(hostile):
+        rendered = _render(tokenizer, [{"role": "user", "content": hostile}], tools)
+        for content, left, right in variants(hostile):
             if rendered == before + content + after:
                 return Frame(before, after, left, right)
         raise _Unfit("it changes the text of a user message")
     except _Unfit as why:
         raise ModelError(
-            f"the chat template of {_name(tokenizer)} cannot carry a question: {why}; set rollout.prompt: raw with "
-            "rollout.style: tag, or give the tokenizer another chat_template"
+            f"the chat template of {tokenizer_name(tokenizer)} cannot carry a question: {why}; set rollout.prompt: raw "
+            "with rollout.style: tag, or give the tokenizer another chat_template"
         ) from why
 
 
@@ -88,8 +99,9 @@ def turn_frame(tokenizer: Any) -> Frame:
         except _Unfit as why:
             reasons.append(f"with role {role}, {why}")
     raise ModelError(
-        f"the chat template of {_name(tokenizer)} cannot be continued by appending tokens: {'; '.join(reasons)}. Set "
-        "rollout.style: tag (one raw continuation), or give the tokenizer another chat_template"
+        f"the chat template of {tokenizer_name(tokenizer)} cannot be continued by appending tokens: "
+        f"{'; '.join(reasons)}. Set rollout.style: tag (one raw continuation), or give the "
+        "tokenizer another chat_template"
     )
 
 
@@ -109,7 +121,7 @@ def _turn_frame(tokenizer: Any, role: str) -> Frame:
 
     hostile = HOSTILE + TOOL + HOSTILE
     text = render((ACTION,), hostile)
-    fits = [(left, right) for c, left, right in _variants(hostile) if text.endswith(ACTION + before + c + after)]
+    fits = [(left, right) for c, left, right in variants(hostile) if text.endswith(ACTION + before + c + after)]
     if not fits:
         raise _Unfit("it changes the text of the message, for example by escaping it")
     left, right = fits[0]
@@ -126,5 +138,6 @@ def _turn_frame(tokenizer: Any, role: str) -> Frame:
     return Frame(before, after, left, right, role)
 
 
-def _name(tokenizer: Any) -> str:
+def tokenizer_name(tokenizer: Any) -> str:
+    """The name of a tokenizer, for messages."""
     return repr(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)

@@ -20,6 +20,7 @@ from agentrl.engines.shared.loading import BUILTIN, is_adapter, load_tokenizer
 from agentrl.errors import ConfigError, PluginError
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool, Player
+from agentrl.rollouts.tools import with_tools
 from agentrl.runs.files import read_json
 from agentrl.runs.read import META
 from agentrl.train.trial import fitting
@@ -84,7 +85,8 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
         tokenizer = load_tokenizer(model_config)
     train, test = questions_of(config, world, say).values()
     make_env = environment_maker(config, world, work_dir, say)
-    chat = ChatFormat(tokenizer, config.rollout)
+    make_env, schemas = with_tools(make_env, tokenizer, config.rollout)
+    chat = ChatFormat(tokenizer, config.rollout, schemas)
     train = fitting(train, make_env, chat, config.rollout, "data.train", say)
     test = fitting(test, make_env, chat, config.rollout, "data.test", say) if test else []
     engine = kind.build(

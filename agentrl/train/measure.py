@@ -5,7 +5,7 @@ A signal that was not measured is absent, never 0. Means over tokens are over ac
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from agentrl.algorithms import Displacement
 from agentrl.batch import TokenBatch
 from agentrl.rewards import all_equal
-from agentrl.types import Task, Trajectory
+from agentrl.types import Task, Trajectory, Turn
 
 
 def _mean(x: Tensor) -> float | None:
@@ -61,7 +61,31 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         }
         judged = [u for u in turns if "valid" in u.info]
         out["valid_action_ratio"] = sum(bool(u.info["valid"]) for u in judged) / len(judged) if judged else None
+        out |= call_metrics(turns)
     return present(out)
+
+
+def call_metrics(turns: Sequence[Turn]) -> dict[str, float]:
+    """Calls of tools in environments that list them (`info["calls"]`), together and by tool; nothing without any.
+
+    `calls/NAME` is a share of all calls, `call_failures/NAME` the share of a tool's own calls that raised or were late,
+    `bad_calls/KIND` the share of all calls that could not be made for that reason.
+    """
+    listed = [u.info["calls"] for u in turns if "calls" in u.info]
+    calls = [call for of_turn in listed for call in of_turn]
+    if not calls:
+        return {}
+    made = [c for c in calls if "problem" not in c]
+    by_tool: dict[str, list[bool]] = defaultdict(list)
+    for call in made:
+        by_tool[call["tool"]].append(bool(call.get("failed")))
+    kinds = Counter(c["problem"] for c in calls if "problem" in c)
+    out = {"valid_call_ratio": len(made) / len(calls), "calls_per_turn": len(calls) / len(turns)}
+    if made:
+        out["call_failures"] = sum(map(sum, by_tool.values())) / len(made)
+    for name, failed in sorted(by_tool.items()):
+        out |= {f"calls/{name}": len(failed) / len(calls), f"call_failures/{name}": sum(failed) / len(failed)}
+    return out | {f"bad_calls/{kind}": n / len(calls) for kind, n in sorted(kinds.items())}
 
 
 def valid_searches(trajectories: Sequence[Trajectory]) -> float:

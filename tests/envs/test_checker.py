@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 import warnings
 
 import gymnasium
@@ -269,6 +270,18 @@ def test_half_an_async_environment_and_one_that_answers_otherwise():
             return self.step(action.upper())
 
     assert faults(Other)["error", "async"] == ["astep answers otherwise than step"]
+
+
+def test_an_astep_that_blocks_is_refused():
+    class Blocks(CalculatorEnv):
+        async def areset(self, *, seed=None, options=None):
+            return self.reset(seed=seed, options=options)
+
+        async def astep(self, action):
+            time.sleep(0.6)
+            return self.step(action)
+
+    assert "astep blocks: other episodes stood still" in faults(Blocks)["error", "async"][0]
 
 
 def test_text_that_breaks_it():

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -17,8 +16,8 @@ import pytest
 from agentrl.envs.errors import ToolFailure
 
 pytest.importorskip("mcp")
-from agentrl.envs import mcp
-from agentrl.envs.mcp import McpEnv, connection
+from agentrl.envs.mcp import McpEnv
+from agentrl.envs.mcp_servers import server_of
 
 SERVER = [sys.executable, str(Path(__file__).with_name("mcp_server.py"))]
 TASK = {"question": "2 + 3?", "golden_answers": ["5"]}
@@ -95,7 +94,7 @@ def test_asynchronous_steps_share_one_connection():
         return await asyncio.gather(*[play(env, k) for k, env in enumerate(envs)])
 
     assert [s.strip() for s in asyncio.run(all_of_them())] == [f"<result>{k + 1}</result>" for k in range(8)]
-    assert connection(SERVER, 30) is connection(SERVER, 30)
+    assert server_of(SERVER) is server_of(SERVER)
 
 
 def test_calls_in_flight_of_a_server_that_dies_all_fail_at_once_and_the_next_ones_reconnect(tmp_path):
@@ -127,33 +126,9 @@ def test_calls_in_flight_of_a_server_that_dies_all_fail_at_once_and_the_next_one
     assert threading.active_count() <= threads
 
 
-def test_a_server_that_is_away_is_tried_once_for_all_that_wait(tmp_path, monkeypatch):
-    tried = []
-
-    class Away(mcp.Connection):
-        def __init__(self, server, timeout_s):
-            tried.append(server)
-            time.sleep(0.3)
-            raise ToolFailure("away")
-
-    monkeypatch.setattr(mcp, "Connection", Away)
-
-    def ask() -> str:
-        try:
-            connection(["nobody", str(tmp_path)], 30)
-        except ToolFailure as error:
-            return str(error)
-        return "connected"
-
-    with ThreadPoolExecutor(8) as several:
-        assert set(several.map(lambda _: ask(), range(8))) == {"away"}
-    assert len(tried) == 1
-    assert ask() == "away" and len(tried) == 2  # whoever comes later tries again
-
-
 def test_what_is_wrong_at_the_start_is_said():
     with pytest.raises(ToolFailure, match="cannot be reached"):
         McpEnv(["/nonexistent/server"], timeout_s=20)
-    with pytest.raises(ValueError, match=r"no tool nothing; it has add"):
+    with pytest.raises(ValueError, match=r"no tool 'nothing'; there are add"):
         make(tools=["nothing"])
     assert set(make(tools=["add"]).tools) == {"add"}

@@ -212,6 +212,16 @@ def test_a_tool_that_is_too_slow_is_data(env):
     assert t.turns[1].info["latency_s"] >= 0.1
 
 
+def test_an_astep_that_blocks_the_loop_past_the_deadline_is_data():
+    class Blocks(Awaitable):
+        async def astep(self, action):
+            time.sleep(0.2)
+            return await super().astep(action)
+
+    t, _ = one(Blocks(), {}, tool_timeout_s=0.1)
+    assert t.error.startswith("timeout: ") and "let its astep await" in t.error
+
+
 def test_a_sum_of_tenths_reaches_a_threshold_of_one():
     """Ten times 0.1 is 0.9999999999999999, which was "wrong, reward 1"."""
     t, _ = one(Blocking(), {"reward": sum([0.1] * 10)})

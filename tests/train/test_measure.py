@@ -29,6 +29,29 @@ ANSWER = turn(kind="answer", valid=True)
 INVALID = turn(tokens=6, kind="invalid", valid=False)
 
 
+def test_calls_of_tools_are_counted_together_and_by_tool():
+    episodes = [
+        trajectory(
+            "a",
+            turn(
+                kind="tool", valid=False,
+                calls=[{"tool": "s"}, {"tool": "o", "failed": True}, {"tool": "x", "problem": "unknown"}],
+            ),
+            turn(kind="tool", valid=False, calls=[{"tool": "", "problem": "json"}]),
+            ANSWER,
+        ),
+        trajectory("b", turn(kind="tool", valid=True, calls=[{"tool": "s"}]), ANSWER, reward=1.0),
+    ]  # fmt: skip
+    got = M.rollout_metrics(episodes)
+    wanted = {
+        "valid_call_ratio": 3 / 5, "calls_per_turn": 5 / 5, "call_failures": 1 / 3, "calls/s": 2 / 5, "calls/o": 1 / 5,
+        "call_failures/s": 0.0, "call_failures/o": 1.0, "bad_calls/unknown": 1 / 5, "bad_calls/json": 1 / 5,
+    }  # fmt: skip
+    assert {k: got[k] for k in wanted} == pytest.approx(wanted)
+    assert {k for k in got if k.startswith(("calls", "call_", "bad_calls", "valid_call"))} == set(wanted)
+    assert not any("call" in k for k in M.rollout_metrics([trajectory("c", ANSWER)]))
+
+
 def test_rollout_metrics():
     episodes = [
         trajectory("a", search("q1", "d1", "d2"), ANSWER, reward=1.0),

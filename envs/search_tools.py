@@ -1,0 +1,111 @@
+"""Searching with tool calls: `agentrl/SearchTools-v0`, the questions of `agentrl/Search-v0` for native tools.
+
+Two tools: `search(query)` shows passages with their ids, `open(id)` the whole document behind one. Same reward and same
+limits as the tag form. What they return is data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentrl.envs.calls.base import BadCall, Call, CallFormat
+from agentrl.envs.errors import ToolFailure
+from agentrl.envs.functions import tool
+from agentrl.envs.protocol import passage_format
+from agentrl.envs.scoring import Reward
+from agentrl.envs.search import batcher_of
+from agentrl.envs.tools import Outcome, Step, ToolEnv
+from agentrl.retriever.base import Hit
+from agentrl.retriever.errors import RetrieverError
+from agentrl.retriever.opening import open_searcher
+
+PASSAGE = "[{id}] {title}: {text}\n"
+NOTHING_FOUND = "No passage matches."
+
+
+class SearchTools:
+    """`search` and `open` over one searcher; remembers what one turn has found."""
+
+    def __init__(self, searcher: Any, topk: int, passage: str) -> None:
+        self._searcher, self._topk = searcher, topk
+        self._show = passage_format(passage.replace("{id}", "{rank}"))
+        self.turn: list[tuple[str, Sequence[Hit]]] = []
+
+    @tool
+    async def search(self, query: str) -> str:
+        """Find passages of the encyclopedia.
+
+        Args:
+            query: what to look for, in a few words
+        """
+        try:
+            hits = await batcher_of(self._searcher).search(query, self._topk)
+        except RetrieverError as e:
+            raise ToolFailure(str(e)) from e
+        self.turn.append((query, hits))
+        return "".join(self._show(p.id, p.title, p.text) for p, _ in hits).rstrip() or NOTHING_FOUND  # type: ignore[arg-type]
+
+    @tool
+    async def open(self, id: str) -> str:
+        """Read a whole document.
+
+        Args:
+            id: as a search has shown it between [ and ]
+        """
+        searcher = self._searcher
+        try:
+            if hasattr(searcher, "adocument"):
+                found = await searcher.adocument(id)
+            elif hasattr(searcher, "document"):
+                found = await asyncio.to_thread(searcher.document, id)
+            else:
+                return "Documents cannot be opened here."
+        except RetrieverError as e:
+            raise ToolFailure(str(e)) from e
+        return f"There is no document {id[:80]!r}." if found is None else f"{found.title}\n{found.text}"
+
+
+class SearchToolsEnv(ToolEnv):
+    """Questions answered by searching, with tool calls: `agentrl/SearchTools-v0`.
+
+    retriever: a url, an index folder or an object with `search_batch`. The other parameters are those of `ToolEnv` and,
+    for `topk` and `passage_template` (with {id}, {title}, {text}), of `agentrl/Search-v0`.
+    """
+
+    def __init__(
+        self,
+        *,
+        retriever: Any = None,
+        tasks: Sequence[dict[str, Any]] = (),
+        topk: int = 3,
+        max_turns: int = 3,
+        passage_template: str = PASSAGE,
+        prompt_template: str | None = None,
+        reward: str | Reward | Mapping[str, float] = "exact_match",
+        call_format: str | CallFormat = "hermes",
+        one_call: bool = False,
+    ) -> None:
+        if topk < 1:
+            raise ValueError(f"topk is {topk}; it must be 1 or more")
+        if retriever is None and not tasks:
+            from agentrl.envs.search import own_world
+
+            retriever, tasks = own_world()
+        if retriever is None:
+            raise ValueError("the environment was made without a retriever; pass retriever=URL, index folder or object")
+        self._own = SearchTools(open_searcher(retriever), topk, passage_template)
+        super().__init__(
+            tools=[self._own], reward=reward, tasks=tasks, call_format=call_format, one_call=one_call,
+            max_turns=max_turns, prompt_template=prompt_template,
+        )  # fmt: skip
+
+    def answered(self, action: str, read: list[Call | BadCall], outcomes: Sequence[Outcome]) -> Step:
+        """The step, with what its searches were and found."""
+        step = super().answered(action, read, outcomes)
+        found, self._own.turn = self._own.turn, []
+        if found:
+            ids = [hit.passage.id for _, hits in found for hit in hits]
+            step[-1].update({"kind": "search", "query": found[0][0], "retrieved": ids})
+        return step
