@@ -134,6 +134,13 @@ def test_a_reward_and_a_tool_change_what_an_environment_gives(guests, monkeypatc
     assert "cba</result>" in out and "6</result>" in out and "The text backwards." in out and "reward 1," in out
 
 
+def test_a_call_format_of_a_package_is_how_tools_are_called(guests):
+    env = gymnasium.make("agentrl/ToolCalls-v0", call_format="shouted", disable_env_checker=True)
+    prompt, _ = env.reset()
+    assert '!tool_name({"argument":"value"})' in prompt
+    assert env.step('I count.\n!calculator({"expression": "17*23+5"})')[-1]["messages"] == ["396"]
+
+
 def test_an_environment_of_a_package_is_listed_checked_and_known_to_have_one_turn(guests, capsys):
     assert main(["env", "list"]) == 0 and "guests/Echo-v0" in capsys.readouterr().out
     main(["env", "check", "guests/Echo-v0"])
