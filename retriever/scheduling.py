@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from agentrl.retriever.base import Hit, Searcher, check_request, tidy
 from agentrl.retriever.metrics import Metrics
 
-BATCH_S = 0.05
+BATCH_S = 0.1
 """About how long one batch may take."""
 
 _IN_PLACE_S = 0.004  # a batch that takes less runs on the event loop: a thread would cost as much

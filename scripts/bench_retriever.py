@@ -8,8 +8,9 @@
     python scripts/bench_retriever.py load [--seconds 600]
 
 `serve` compares servers in one run, in turns, with the same questions: none is asked twice of one server. The naive
-server holds corpus, flat faiss index and a torch encoder in memory and answers one request at a time. `--resample N`
-makes N vectors from real ones: two of them averaged, with noise, at unit length: figures of that, not of text.
+server holds corpus, flat faiss index and a torch encoder in memory, has a thread a request and answers one at a time.
+`--resample N` makes N vectors from real ones: two of them averaged, with noise, at unit length: figures of that, not of
+text.
 CPU times are of the server's processes; wall times are of a machine that may have other work.
 """
 
@@ -70,7 +71,7 @@ def main() -> None:
     add.add_argument("--pid", type=int, action="append", default=[], help="of the process at each --against")
     add.add_argument("--seconds", type=float, default=4.0, help="of one measurement")
     add.add_argument("--rounds", type=int, default=ROUNDS)
-    add.add_argument("--threads", type=int, default=os.cpu_count(), help="of ours, that encode")
+    add.add_argument("--threads", type=int, default=1, help="of ours, that encode")
     add.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCY)
     add = commands.add_parser("bad")
     add.add_argument("index")
@@ -290,7 +291,9 @@ def compare(index: Any, servers: Sequence[Server], args: argparse.Namespace) -> 
         label = f"batches of {batch}" if batch > 1 else f"concurrency {concurrency}"
         means = {name: np.mean(values, axis=0) for name, values in rows.items()}
         for name, (speed, p99, cpu, client) in means.items():
-            ratio = f"  ours {means['ours'][0] / speed:.2f} x" if name != "ours" else ""
+            mine = means["ours"]
+            ratio = f"  ours {mine[0] / speed:.2f} x, p99 {mine[1] / p99:.3f} x, CPU {mine[2] / cpu:.2f} x"
+            ratio = "" if name == "ours" or not cpu else ratio
             print(
                 f"{label:16}{name:10}{speed:>9.1f} q/s, p99 {p99:>8.1f} ms, server CPU {cpu:>7.3f} ms/q, "
                 f"client CPU {client:.3f}{ratio}",
@@ -347,16 +350,15 @@ def ids(server: Server, queries: Sequence[str]) -> list[list[str]]:
 
 
 def naive_server(args: argparse.Namespace) -> None:
-    """The widely copied kind: everything in memory, torch, one request at a time, no deadline."""
+    """The widely copied kind: everything in memory, torch, a thread a request and one batch at a time, no deadline.
+
+    `http.server` with threads is what Flask's own server is made of; it keeps connections here, which Flask's does not.
+    """
     import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     import faiss
     import torch
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
     from transformers import AutoModel, AutoTokenizer
 
     torch.set_num_threads(1)
@@ -386,16 +388,27 @@ def naive_server(args: argparse.Namespace) -> None:
             result.append([{"document": d, "score": float(s)} for d, s in zip(contents, found[1])])
         return {"result": result}
 
-    async def retrieve(http: Request) -> JSONResponse:
-        return JSONResponse(await asyncio.to_thread(answer, await http.json()))
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1  # head and body leave together
 
-    class Announcing(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            print(f"http://127.0.0.1:{self.servers[0].sockets[0].getsockname()[1]}", flush=True)
+        def do_POST(self) -> None:
+            content = json.dumps(answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
-    app = Starlette(routes=[Route("/retrieve", retrieve, methods=["POST"])])
-    Announcing(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error")).run()
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size, daemon_threads = 256, True
+
+    server = Server(("127.0.0.1", 0), Handler)
+    print(f"http://127.0.0.1:{server.server_port}", flush=True)
+    server.serve_forever()
 
 
 # ---------------------------------------------------------------------------------------------------- bad and load
