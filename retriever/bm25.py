@@ -196,8 +196,10 @@ class Bm25Index:
         """As `_best`, of all passages that have one of `terms`."""
         rare, common, missed = self._split(terms)
         if common:
-            must = [(_MUST, self._any_of(rare)), *((_SHOULD, self._term(term)) for term in common)]
-            found = self._best(tantivy.Query.boolean_query(must), wanted)
+            query = self._any_of(rare)
+            for term in common:  # one inside the other: beside each other tantivy would read them whole
+                query = tantivy.Query.boolean_query([(_MUST, query), (_SHOULD, self._term(term))])
+            found = self._best(query, wanted)
             if len(found) >= wanted and found[wanted - 1][0] > missed * (1 + _ROUNDING):
                 return found
         return self._best(self._any_of(terms), wanted)
