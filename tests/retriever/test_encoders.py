@@ -1,7 +1,6 @@
 """Encoders: the table of families, both runtimes on a small random BERT against the formula, and MiniLM itself."""
 
 import json
-import zipfile
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from agentrl.retriever.encoders.base import _groups, encode_in_groups, open_enco
 from agentrl.retriever.encoders.spec import EncoderSpec, identity, locate, resolve
 from agentrl.retriever.errors import EncoderError
 from agentrl.retriever.opening import open_index
-from tests.retriever.helpers import tiny_encoder
+from tests.retriever.helpers import minilm, tiny_encoder
 
 TEXTS = ["who was born in torvik", "", "glass " * 40, "edda marn kiln", "who", "unknown words everywhere"]
 
@@ -182,11 +181,7 @@ def test_encoders_that_cannot_be_opened(folder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_minilm_finds_what_no_word_says(tmp_path):
     """The real all-MiniLM-L6-v2: both runtimes give one vector, and meaning is found where no word is shared."""
-    import all_minilm_l6_v2
-
-    with zipfile.ZipFile(all_minilm_l6_v2.get_model_zip_path()) as archive:
-        archive.extractall(tmp_path / "all-MiniLM-L6-v2")
-    spec = resolve(str(tmp_path / "all-MiniLM-L6-v2"))
+    spec = resolve(str(minilm(tmp_path)))
     assert (spec.pooling, spec.max_tokens) == ("mean", 256)
     passages = [
         Passage("f", "Paris", "The capital of the French republic on the Seine."),
