@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -210,15 +211,18 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def questions(index: Any, count: int, seed: int) -> list[str]:
+    """`count` of `asking`."""
+    return list(islice(asking(index, seed), count))
+
+
+def asking(index: Any, seed: int) -> Iterator[str]:
     """Questions about passages of the index, each with a number of its own so that no two are equal."""
     rng = random.Random(seed)
     forms = ("what is known of {}", "where is {}", "how many people live in {}", "tell me about {} and its time zone")
-    out = []
-    for _ in range(count):
+    while True:
         passage = index.passage(rng.randrange(len(index)))
         what = passage.title or " ".join(passage.text.split()[:4])
-        out.append(f"{rng.choice(forms).format(what)} {rng.randrange(10**6)}")
-    return out
+        yield f"{rng.choice(forms).format(what)} {rng.randrange(10**6)}"
 
 
 class Server:
@@ -275,7 +279,7 @@ def compare(index: Any, servers: Sequence[Server], args: argparse.Namespace) -> 
     print(
         f"{len(index):,} passages, kind {index.kind}; load average {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores"
     )
-    asked = iter(questions(index, 400_000, args.seed))
+    asked = asking(index, args.seed)
     for concurrency, batch in [*((c, 1) for c in args.concurrency), (1, BATCH)]:
         rows: dict[str, list[tuple[float, float, float, float]]] = {s.name: [] for s in servers}
         for _ in range(args.rounds):
