@@ -5,13 +5,16 @@ and more, lower case, fold accents, English stems (can be turned off). Languages
 
 A query is data, never a query language: its distinct terms become a disjunction. Equal scores keep the corpus order.
 With English stems, a query's function words are searched only where it has no other words: they hardly change the
-ranking, and their postings are most of the work on a large corpus (tantivy's bindings do not skip within them).
+ranking. Of the other words, those in a great many passages are looked up only in passages that have a rarer one, where
+no other passage can be among the best (MaxScore: Turtle and Flood, 1995): the lists are the same, and the long
+postings, which tantivy's bindings read whole, are most of the work.
 On disk the index is a folder `tantivy/` beside the passages. A build commits every few hundred thousand passages, and
 goes on from the last commit after it was killed.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +46,11 @@ _CACHED_TOPK = 32  # a longer list is not worth the memory
 _TIES = 8_192  # equal scores looked at, at most, to keep the corpus order across segments
 _QUICK_PASSAGES = 20_000  # up to here a query takes a few tenths of a millisecond
 _PARALLEL_PASSAGES = 200_000  # from here a query is worth a thread
-_SHOULD = tantivy.Occur.Should
+_COMMON = 1_000  # passages: the postings of a rarer term are read faster than it is thought about
+_K1 = 1.2
+_ROUNDING = 1e-4  # of a score, which tantivy sums in float32
+_KNOWN_TERMS = 65_536
+_SHOULD, _MUST = tantivy.Occur.Should, tantivy.Occur.Must
 _FUNCTION_WORDS = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
     "to was will with"
@@ -65,6 +72,7 @@ class Bm25Index:
         self._function_terms = frozenset(self._analyse(_FUNCTION_WORDS) if stemming else ())
         self._threads = os.cpu_count() or 1
         self._cached = lru_cache(maxsize=_CACHE_SIZE)(self._search)
+        self._known = lru_cache(maxsize=_KNOWN_TERMS)(self._look_up)
         if self._searcher.num_docs != len(passages):
             raise IndexOpenError(
                 f"{name}: {self._searcher.num_docs} passages are indexed, {len(passages)} stored; build the index anew"
@@ -170,13 +178,12 @@ class Bm25Index:
     def _rank(self, query: str, topk: int) -> Ranked:
         distinct = dict.fromkeys(self._analyse(_clean(query)))
         content = [term for term in distinct if term not in self._function_terms]
-        terms = islice(content or distinct, MAX_QUERY_TERMS)
-        clauses = [(_SHOULD, tantivy.Query.term_query(self._schema, "body", term, "freq")) for term in terms]
-        if not clauses:
+        terms = [term for term in islice(content or distinct, MAX_QUERY_TERMS) if self._known(term)[0]]
+        if not terms:
             return []
         wanted = min(topk, len(self))
         try:
-            found = self._best(tantivy.Query.boolean_query(clauses), wanted)
+            found = self._found(terms, wanted)
             rows = cast(list[int], self._searcher.fast_field_values("row", [address for _, address in found]))
             if None in rows or any(row >= len(self) for row in rows):
                 raise ValueError("a passage has no row")
@@ -184,6 +191,47 @@ class Bm25Index:
             return [(row, -negated) for negated, row in ranked[:wanted]]
         except BaseException as error:
             raise _damage(error, self.name) from error
+
+    def _found(self, terms: Sequence[str], wanted: int) -> list[tuple[float, tantivy.DocAddress]]:
+        """As `_best`, of all passages that have one of `terms`."""
+        rare, common, missed = self._split(terms)
+        if common:
+            query = self._any_of(rare)
+            for term in common:  # one inside the other: beside each other tantivy would read them whole
+                query = tantivy.Query.boolean_query([(_MUST, query), (_SHOULD, self._term(term))])
+            found = self._best(query, wanted)
+            if len(found) >= wanted and found[wanted - 1][0] > missed * (1 + _ROUNDING):
+                return found
+        return self._best(self._any_of(terms), wanted)
+
+    def _split(self, terms: Sequence[str]) -> tuple[list[str], list[str], float]:
+        """`terms` as rare and common ones, and what a passage without a rare one can score at most.
+
+        Common ones are in many passages and together weigh less than the rarest does in an average passage.
+        """
+        most = {term: (1 + _K1) * self._known(term)[1] for term in terms}
+        limit, missed = max(most.values()) / (1 + _K1), 0.0
+        common: list[str] = []
+        for term in sorted(most, key=lambda term: most[term]):
+            if self._known(term)[0] < _COMMON or missed + most[term] > limit:
+                break
+            common.append(term)
+            missed += most[term]
+        return [term for term in terms if term not in common], common, missed
+
+    def _look_up(self, term: str) -> tuple[int, float]:
+        """In how many passages a term is, and its idf."""
+        try:
+            passages = int(self._searcher.doc_freq("body", term))
+        except BaseException as error:
+            raise _damage(error, self.name) from error
+        return passages, math.log(1 + (len(self) - passages + 0.5) / (passages + 0.5))
+
+    def _term(self, term: str) -> tantivy.Query:
+        return tantivy.Query.term_query(self._schema, "body", term, "freq")
+
+    def _any_of(self, terms: Iterable[str]) -> tantivy.Query:
+        return tantivy.Query.boolean_query([(_SHOULD, self._term(term)) for term in terms])
 
     def _best(self, query: tantivy.Query, wanted: int) -> list[tuple[float, tantivy.DocAddress]]:
         """At least `wanted` hits, and all whose score equals the last one's: the caller chooses among those by row."""

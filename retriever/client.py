@@ -272,7 +272,7 @@ class RetrieverClient:
             ended = partial(self._endpoints.answered, seconds=time.monotonic() - begun)
             return content
         except RetrieverUnavailable as error:
-            ended = self._endpoints.failed
+            ended = partial(self._endpoints.failed, problem=str(error))
             raise self._marked(error, endpoint, call, attempt) from error.__cause__
         except RetrieverError as error:
             ended = partial(self._endpoints.answered, seconds=time.monotonic() - begun)
@@ -288,7 +288,8 @@ class RetrieverClient:
         return error
 
     def _late(self, call: _Call, what: str) -> RetrieverTimeout:
-        last = f"; last failure: {call.failures[-1]}" if call.failures else ""
+        known = str(call.failures[-1]) if call.failures else self._endpoints.why_open()
+        last = f"; last failure: {known}" if known else ""
         error = RetrieverTimeout(
             f"{self.url} did not answer {what} within {self.timeout_s:g} s{last}; "
             f"raise the timeout or look at the server's log (request {call.name})"

@@ -27,6 +27,7 @@ class Endpoint:
         self.url = url
         self.under_way = 0
         self.failures = 0
+        self.problem = ""  # of the latest failure, until it answers
         self.latency_s = 0.0
         self.open_until = 0.0
         self.trying = False  # one request tries an open circuit
@@ -64,17 +65,18 @@ class Endpoints:
         """It answered, be it with a refusal."""
         with self._lock:
             self._end(endpoint)
-            endpoint.failures = 0
+            endpoint.failures, endpoint.problem = 0, ""
             endpoint.latency_s = (
                 seconds if not endpoint.latency_s else (_MEMORY * endpoint.latency_s + (1 - _MEMORY) * seconds)
             )
             self._latencies.append(seconds)
 
-    def failed(self, endpoint: Endpoint) -> None:
-        """It could not be reached, did not answer in time, or answered 5xx."""
+    def failed(self, endpoint: Endpoint, problem: str = "") -> None:
+        """It could not be reached, did not answer in time, or answered 5xx; `problem` says which."""
         with self._lock:
             self._end(endpoint)
             endpoint.failures += 1
+            endpoint.problem = problem
             if endpoint.failures >= FAILURES:
                 pause = min(MOST_OPEN_S, OPEN_S * 2 ** (endpoint.failures - FAILURES))
                 endpoint.open_until = self._clock() + pause
@@ -83,6 +85,12 @@ class Endpoints:
         """The request was given up for reasons of ours: nothing was learnt."""
         with self._lock:
             self._end(endpoint)
+
+    def why_open(self) -> str:
+        """What is known of the urls whose circuits are open; empty where none is."""
+        with self._lock:
+            open_ones = [e for e in self.all if e.failures >= FAILURES]
+            return "; ".join(f"{e.url} failed {e.failures} times in a row, last: {e.problem}" for e in open_ones)
 
     def p95_s(self) -> float | None:
         """The 95th percentile of the latest latencies; `None` before there are enough."""

@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from agentrl.retriever.base import Hit, Searcher, check_request, tidy
 from agentrl.retriever.metrics import Metrics
 
-BATCH_S = 0.05
+BATCH_S = 0.1
 """About how long one batch may take."""
 
 _IN_PLACE_S = 0.004  # a batch that takes less runs on the event loop: a thread would cost as much
-_LEAST_BATCH = 8  # however slow: a batch of several costs some encoders hardly more than one
+_LEAST_BATCH = 16  # however slow: of fewer an encoder cannot make groups of like length
 _TURN = 8  # queries of one request in a row
 _MEMORY = 0.8  # of the running mean of a query's cost
 _CACHED_TOPK = 32

@@ -16,8 +16,9 @@ from agentrl.retriever.errors import EncoderError
 if TYPE_CHECKING:
     import numpy as np
 
-_GROUP_TOKENS = 4_096  # of one forward pass, padding included: more is no faster on a CPU
-_GROUP_ROWS = 64
+_CORE_TOKENS = 160  # of one forward pass, padding included: its activations stay in a core's cache (2.9 against 4 ms)
+_GPU_TOKENS = 16_384
+_GROUP_ROWS = 256
 _CHARS_PER_TOKEN = 32  # a longer text is cut before it is tokenised
 
 
@@ -89,7 +90,7 @@ class Tokens:
 
 
 def encode_in_groups(
-    ids: Sequence[Sequence[int]], threads: int, dimension: int, forward: Callable[[Any, Any], Any]
+    ids: Sequence[Sequence[int]], threads: int, dimension: int, forward: Callable[[Any, Any], Any], device: str = "cpu"
 ) -> np.ndarray:
     """`forward(input_ids (b, t) int64, mask (b, t) int64) -> (b, dimension)` over groups of like length, in order.
 
@@ -108,7 +109,7 @@ def encode_in_groups(
             mask[position, : len(ids[row])] = 1
         out[rows] = forward(tokens, mask)
 
-    groups = list(_groups([len(i) for i in ids], threads))
+    groups = list(_groups([len(i) for i in ids], threads, _CORE_TOKENS if device == "cpu" else _GPU_TOKENS))
     if threads > 1 and len(groups) > 1:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(run, groups))
@@ -118,11 +119,11 @@ def encode_in_groups(
     return out
 
 
-def _groups(lengths: Sequence[int], threads: int) -> Iterator[list[int]]:
+def _groups(lengths: Sequence[int], threads: int, tokens: int) -> Iterator[list[int]]:
     most = max(1, min(_GROUP_ROWS, -(-len(lengths) // threads)))
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if group and (len(group) == most or (len(group) + 1) * lengths[group[0]] > _GROUP_TOKENS):
+        if group and (len(group) == most or (len(group) + 1) * lengths[group[0]] > tokens):
             yield group
             group = []
         group.append(row)

@@ -52,7 +52,8 @@ class OnnxEncoder:
 
     def encode(self, texts: Sequence[str], prefix: str = "") -> np.ndarray:
         """(len(texts), dimension) float32."""
-        return encode_in_groups(self._tokens(texts, prefix), self._threads, self.dimension, self._forward)
+        ids = self._tokens(texts, prefix)
+        return encode_in_groups(ids, self._threads, self.dimension, self._forward, self._spec.device)
 
     def _forward(self, tokens: Any, mask: Any) -> Any:
         """(b, t) int64 twice to (b, d)."""

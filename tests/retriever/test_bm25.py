@@ -5,7 +5,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import agentrl.retriever.bm25 as bm25
@@ -36,9 +36,16 @@ def formula(documents: list[list[str]], query: list[str]) -> list[float]:
     return scores
 
 
-@settings(deadline=None, max_examples=50)
-@given(DOCUMENTS, st.lists(st.sampled_from([*WORDS, "absent"]), min_size=1, max_size=6), st.integers(1, 25))
-def test_scores_and_order_follow_the_formula(documents, query, topk):
+@pytest.mark.parametrize("common", [0, 1_000])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    documents=DOCUMENTS,
+    query=st.lists(st.sampled_from([*WORDS, "absent"]), min_size=1, max_size=6),
+    topk=st.integers(1, 25),
+)
+def test_scores_and_order_follow_the_formula(documents, query, topk, common, monkeypatch):
+    """Also where every word may count as common, and passages with rarer ones are looked at alone."""
+    monkeypatch.setattr(bm25, "_COMMON", common)
     # Titles are empty and lengths under 40, which tantivy's one-byte length norms store exactly.
     index = Bm25Index.from_passages(
         (Passage(str(i), "", " ".join(words)) for i, words in enumerate(documents)), stemming=False
@@ -73,6 +80,37 @@ def test_function_words_count_only_where_there_is_nothing_else():
     assert {hit.passage.id for hit in INDEX.search("for the in", 5)} == {"a", "b", "c", "d"}
     plain = Bm25Index.from_passages(PASSAGES, stemming=False)
     assert len(plain.search("in glass", 5)) > len(plain.search("glass", 5))  # other languages have other such words
+
+
+def test_words_in_nearly_all_passages_are_looked_up_in_the_others_only(monkeypatch):
+    """One search where the rare word decides, a second one over all words where too few passages have it."""
+    monkeypatch.setattr(bm25, "_COMMON", 10)
+    passages = [Passage(str(n), "", f"city time zone {'kiln ' if n % 20 == 7 else ''}{n}") for n in range(100)]
+    index, plain = (Bm25Index.from_passages(passages) for _ in range(2))
+    searched = []
+
+    class Spy:
+        def __init__(self, searcher):
+            self._searcher = searcher
+
+        def __getattr__(self, name):
+            return getattr(self._searcher, name)
+
+        def search(self, query, limit, count):
+            searched.append(str(query))
+            return self._searcher.search(query, limit, count=count)
+
+    index._searcher = Spy(index._searcher)
+    rows = [hit.passage.id for hit in index.search("kiln city time zone", 3)]
+    assert rows == ["7", "27", "47"] and all("Must" in query for query in searched)
+    del searched[:]
+    found = index.search("kiln city time zone", 8)  # five have a kiln
+    assert [hit.passage.id for hit in found] == ["7", "27", "47", "67", "87", "0", "1", "2"]
+    assert "Must" in searched[0] and "Must" not in searched[-1]
+    monkeypatch.setattr(bm25, "_COMMON", 1_000)
+    whole = plain.search("kiln city time zone", 8)
+    assert [h.passage for h in whole] == [h.passage for h in found]
+    assert [h.score for h in whole] == pytest.approx([h.score for h in found], rel=1e-6)
 
 
 def test_equal_scores_keep_the_corpus_order_across_segments():

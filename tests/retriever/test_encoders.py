@@ -1,7 +1,6 @@
 """Encoders: the table of families, both runtimes on a small random BERT against the formula, and MiniLM itself."""
 
 import json
-import zipfile
 
 import numpy as np
 import pytest
@@ -13,11 +12,11 @@ from agentrl.errors import PluginError
 from agentrl.retriever.building import Plan, build_index
 from agentrl.retriever.corpus import Passage
 from agentrl.retriever.encoders import base
-from agentrl.retriever.encoders.base import _groups, open_encoder
+from agentrl.retriever.encoders.base import _groups, encode_in_groups, open_encoder
 from agentrl.retriever.encoders.spec import EncoderSpec, identity, locate, resolve
 from agentrl.retriever.errors import EncoderError
 from agentrl.retriever.opening import open_index
-from tests.retriever.helpers import tiny_encoder
+from tests.retriever.helpers import minilm, tiny_encoder
 
 TEXTS = ["who was born in torvik", "", "glass " * 40, "edda marn kiln", "who", "unknown words everywhere"]
 
@@ -121,11 +120,26 @@ def test_the_export_is_made_once_and_another_model_gets_its_own(folder, tmp_path
 
 def test_groups_hold_every_row_once_and_neither_too_many_rows_nor_tokens():
     lengths = [int(n) for n in np.random.default_rng(0).integers(1, 300, 500)]
-    for threads in (1, 2, 8):
-        groups = list(_groups(lengths, threads))
+    for threads, tokens in ((1, 160), (2, 4_096), (8, 160)):
+        groups = list(_groups(lengths, threads, tokens))
         assert sorted(row for group in groups for row in group) == list(range(500))
-        assert all(len(g) <= 64 and len(g) * max(lengths[r] for r in g) <= 4096 for g in groups)
-    assert len(list(_groups([5] * 10, 2))) == 2 and len(list(_groups([5], 8))) == 1
+        assert all(len(g) == 1 or len(g) * max(lengths[r] for r in g) <= tokens for g in groups)
+        assert all(len(g) <= 256 for g in groups)
+    assert len(list(_groups([5] * 10, 2, 160))) == 2 and len(list(_groups([5], 8, 160))) == 1
+
+
+@pytest.mark.parametrize(("device", "shapes"), [("cpu", [(8, 20), (8, 20)]), ("cuda:0", [(16, 20)])])
+def test_forward_passes_fit_a_cores_cache_and_fill_a_gpu(device, shapes):
+    """Sixteen texts of 20 tokens: two passes of 160 tokens on a CPU, one on a GPU; the rows come back in order."""
+    seen = []
+
+    def forward(tokens, mask):
+        seen.append(tokens.shape)
+        return tokens[:, :1].astype(np.float32)
+
+    ids = [[n] + [1] * 19 for n in range(16)]
+    out = encode_in_groups(ids, 1, 1, forward, device)
+    assert seen == shapes and out[:, 0].tolist() == list(range(16))
 
 
 @pytest.mark.parametrize(
@@ -167,11 +181,7 @@ def test_encoders_that_cannot_be_opened(folder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_minilm_finds_what_no_word_says(tmp_path):
     """The real all-MiniLM-L6-v2: both runtimes give one vector, and meaning is found where no word is shared."""
-    import all_minilm_l6_v2
-
-    with zipfile.ZipFile(all_minilm_l6_v2.get_model_zip_path()) as archive:
-        archive.extractall(tmp_path / "all-MiniLM-L6-v2")
-    spec = resolve(str(tmp_path / "all-MiniLM-L6-v2"))
+    spec = resolve(str(minilm(tmp_path)))
     assert (spec.pooling, spec.max_tokens) == ("mean", 256)
     passages = [
         Passage("f", "Paris", "The capital of the French republic on the Seine."),

@@ -53,6 +53,31 @@ def test_the_breaker_opens_waits_longer_each_time_and_closes_after_one_answer():
     assert endpoints.take() and endpoints.take()
 
 
+def test_a_call_that_only_met_an_open_circuit_says_why_it_is_open():
+    """The failures were another call's; this one waited for the circuit, and its own error must name the cause."""
+    client = RetrieverClient("http://127.0.0.1:9", timeout_s=0.2, retries=0)
+    for _ in range(FAILURES):
+        with pytest.raises(RetrieverUnavailable):
+            client.search_batch(["q"], 1)
+    with pytest.raises(RetrieverTimeout) as caught:
+        client.search_batch(["q"], 1)
+    assert caught.value.attempt == 1  # it sent nothing
+    assert f"last failure: http://127.0.0.1:9 failed {FAILURES} times in a row, last: " in str(caught.value)
+    assert "http://127.0.0.1:9/retrieve cannot be reached (ConnectError" in str(caught.value)
+    client.close()
+
+
+def test_a_circuit_that_closed_is_no_reason():
+    endpoints = Endpoints(["a", "b"])
+    a, b = endpoints.all
+    for _ in range(FAILURES):
+        endpoints.failed(a, "refused")
+    assert endpoints.why_open() == f"a failed {FAILURES} times in a row, last: refused"
+    endpoints.answered(a, 0.1)
+    endpoints.failed(b, "one is none")
+    assert endpoints.why_open() == "" and a.problem == ""
+
+
 def test_the_idle_fast_and_healthy_one_is_asked():
     endpoints = Endpoints(["a", "b", "c"])
     first = [endpoints.take() for _ in range(3)]
