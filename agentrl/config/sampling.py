@@ -22,8 +22,6 @@ class VLLMConfig(Part):
     prefix_caching: bool = Field(True, description="a conversation's next turn feeds only its new tokens")
     enforce_eager: bool = Field(False, description="no CUDA graphs: starts sooner, samples slower")
     sync_tolerance: float | None = Field(
-        None,
-        gt=0,
-        description="mean nats to the trainer at the first hand-over; default 0.2 in bfloat16, 0.01 in float32",
+        None, gt=0, description="mean nats between vLLM and trainer; null: 2.5 times that of the run's first hand-over"
     )
     check_versions: bool = Field(True, description="refuse versions that were not tested")

@@ -15,12 +15,13 @@ from agentrl.config import LossConfig, NTHRConfig, RunConfig
 from agentrl.engines.base import ScoreResult
 from agentrl.engines.kind import Shape
 from agentrl.engines.local.engine import LocalEngine
+from agentrl.engines.shared.probe import Limit
 from agentrl.engines.shared.text import TokenText
 from agentrl.engines.vllm.card import CardLock, free_bytes, name_of
 from agentrl.engines.vllm.core import Core, Settings
 from agentrl.engines.vllm.memory import Split, sequences, split, too_little
 from agentrl.engines.vllm.preflight import rank_room
-from agentrl.engines.vllm.sampler import CONTINUED, PROMPT, Probing, VLLMSampler
+from agentrl.engines.vllm.sampler import CONTINUED, PROMPT, VLLMSampler
 from agentrl.engines.vllm.weights import base_weights, with_adapter_files
 from agentrl.errors import ConfigError
 
@@ -54,14 +55,16 @@ class VLLMEngine(LocalEngine):
             raise
         special = {*self.tokenizer.all_special_ids, *eos_ids}
         weight = self.head.module.weight.shape[0]
-        probing = Probing(
-            self._logprobs_of_texts,
-            [i for i in range(min(len(self.tokenizer), weight)) if i not in special],
-            self.config.dtype,
-            self.run.rollout.vllm.sync_tolerance,
-        )
         sampler = VLLMSampler(
-            self.core, self._hand_over, text, probing, eos_ids=eos_ids, seed=seed, context_length=positions
+            self.core,
+            self._hand_over,
+            text,
+            self._logprobs_of_texts,
+            ordinary=[i for i in range(min(len(self.tokenizer), weight)) if i not in special],
+            limit=Limit(self.config.dtype, self.run.rollout.vllm.sync_tolerance),
+            eos_ids=eos_ids,
+            seed=seed,
+            context_length=positions,
         )
         if plan.sleeps:
             sampler.rest()  # a warm start may train first
@@ -111,13 +114,13 @@ class VLLMEngine(LocalEngine):
             with_adapter_files(self.model, self.core.load_adapter)
 
     @torch.no_grad()
-    def _logprobs_of_texts(self, texts: list[list[int]], prompt: int) -> list[float]:
+    def _logprobs_of_texts(self, texts: list[list[int]], prompt: int) -> list[list[float]]:
         """log π, at temperature 1, of all tokens after the first `prompt` of each text; texts are equally long."""
         ids = torch.tensor(texts, device=self.device)
         hidden = self.hidden(ids[:, :-1], torch.ones_like(ids[:, :-1]))[:, prompt - 1 :]
         with self._autocast():
             flat = self.head.logprobs(hidden.flatten(0, 1), ids[:, prompt:].flatten())
-        return [float(x) for x in flat]
+        return flat.view(len(texts), -1).tolist()
 
     # ------------------------------------------------------------------------------------------ the trainer's turns
 
@@ -162,13 +165,13 @@ class VLLMEngine(LocalEngine):
     def save(self, path: Path) -> None:
         """As LocalEngine, and what a hand-over is compared with."""
         super().save(path)
-        (path / STATE).write_text(json.dumps({"first_gap": self.sampler.first_gap}))
+        (path / STATE).write_text(json.dumps({"first_gap": self.sampler.limit.baseline}))
 
     def load(self, path: Path) -> None:
         """The inverse of `save`; a checkpoint of a run with another sampler begins a comparison of its own."""
         super().load(path)
         if (path / STATE).is_file():
-            self.sampler.first_gap = json.loads((path / STATE).read_text())["first_gap"]
+            self.sampler.limit.baseline = json.loads((path / STATE).read_text())["first_gap"]
 
     def close(self) -> None:
         """End vLLM, and let others sample on this card."""

@@ -12,6 +12,7 @@ bit for bit.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from hashlib import blake2b
 from typing import Protocol, TypeVar
 
 from agentrl.engines.base import check_request
-from agentrl.engines.shared.probe import probe_gap
+from agentrl.engines.shared.probe import Limit, mean_gap
 from agentrl.engines.shared.text import TokenText
 from agentrl.engines.vllm.core import Token
 from agentrl.errors import AgentRLError, SamplerError
@@ -63,16 +64,6 @@ class _Request:
     logprobs: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Probing:
-    """How a hand-over is checked."""
-
-    score: Callable[[list[list[int]], int], list[float]]  # texts of one length, tokens of a prompt -> log π of the rest
-    ordinary: Sequence[int]  # ids of plain tokens, for prompts
-    dtype: str
-    tolerance: float | None = None  # of the first hand-over
-
-
 class VLLMSampler:
     """See the module docstring."""
 
@@ -81,14 +72,21 @@ class VLLMSampler:
         engine: Engine,
         hand_over: Callable[[], None],
         text: TokenText,
-        probing: Probing,
+        score: Callable[[list[list[int]], int], list[list[float]]],
         *,
+        ordinary: Sequence[int],
+        limit: Limit,
         eos_ids: Sequence[int],
         seed: int,
         context_length: int,
     ) -> None:
-        """`hand_over` puts the trainer's weights into `engine`, which is awake."""
-        self.engine, self.hand_over, self.text, self.probing = engine, hand_over, text, probing
+        """`hand_over` puts the trainer's weights into `engine`, which is awake.
+
+        `score` is the trainer's log π of what comes after the first n tokens of texts of one length, at temperature 1;
+        `ordinary` are ids of plain tokens, with which the texts of a probe begin.
+        """
+        self.engine, self.hand_over, self.text, self.score = engine, hand_over, text, score
+        self.ordinary, self.limit = ordinary, limit
         self.eos = frozenset(eos_ids)
         self.seed, self.context_length = seed, context_length
         self.policy_version = 0
@@ -96,8 +94,7 @@ class VLLMSampler:
         self.stale = True
         self.asleep = False
         self.failure: AgentRLError | None = None
-        self.first_gap: float | None = None  # of the run's first hand-over; checkpoints keep it
-        self.gap = 0.0  # of the last one, mean nats
+        self.gap: float | None = None  # of the last hand-over, mean nats
         self.hand_over_s = 0.0  # of the last one
         self.running: dict[str, _Request] = {}
         self.driver: asyncio.Task[None] | None = None
@@ -173,37 +170,37 @@ class VLLMSampler:
 
     def _check(self) -> None:
         """The probe: one retry with another seed, then SamplerError."""
+        gap, limit = math.inf, self.limit
         for attempt in (0, 1):
-            own, theirs = self._guarded("being compared with the trainer", lambda a=attempt: self._probe(a))
-            p = self.probing
-            gap, limit = probe_gap(theirs, own, self.first_gap, p.dtype, p.tolerance)
-            if gap <= limit:
+            gap = self._guarded("being compared with the trainer", lambda a=attempt: self._probe(a))
+            if gap <= limit.nats:
                 break
         else:
-            first = "this is the first hand-over" if self.first_gap is None else f"the first: {self.first_gap:.3g}"
+            first = "the first hand-over" if limit.baseline is None else f"{limit.baseline:.2g} at the first hand-over"
             self.failure = SamplerError(
-                f"vLLM does not sample from the trainer's weights of version {self.policy_version}: over {len(own)} "
-                f"tokens its log-probabilities differ from the trainer's by {gap:.3g} nats on average, in two probes, and "
-                f"the limit is {limit:.3g} ({first}). Resume the run from its last checkpoint, with rollout.sampler "
-                "torch if it comes again; rollout.vllm.sync_tolerance is the limit of the first hand-over"
+                f"vLLM does not sample from the trainer's weights of version {self.policy_version}: over {TEXTS} texts "
+                f"its log-probabilities differ by {gap:.3g} nats on average, twice with other seeds ({first}, at most "
+                f"{limit.nats:.2g}). Resume the run from its last checkpoint to hand everything over anew, with "
+                f"rollout.sampler torch if it comes again; set rollout.vllm.sync_tolerance to {2 * gap:.2g} only if "
+                "the precision explains the gap"
             )
             raise self.failure
         self.gap = gap
-        if self.first_gap is None:
-            self.first_gap = gap
+        limit.learn(gap)
 
-    def _probe(self, attempt: int) -> tuple[list[float], list[float]]:
-        """Log-probabilities of the same sampled tokens, (the trainer's, vLLM's)."""
+    def _probe(self, attempt: int) -> float:
+        """Mean gap in nats over texts that vLLM samples after random plain tokens."""
         generator = random.Random(f"{self.seed}:{self.policy_version}:{attempt}")
-        texts = {self._name(): generator.choices(self.probing.ordinary, k=PROMPT) for _ in range(TEXTS)}
-        for name, ids in texts.items():
+        prompts = {self._name(): generator.choices(self.ordinary, k=PROMPT) for _ in range(TEXTS)}
+        for name, ids in prompts.items():
             self.engine.add(name, ids, CONTINUED, 1.0, generator.getrandbits(31))
-        told: dict[str, list[Token]] = {name: [] for name in texts}
+        told: dict[str, list[Token]] = {name: [] for name in prompts}
         while any(len(tokens) < CONTINUED for tokens in told.values()):
             for token in self.engine.step():
-                told[token.request].append(token)
-        whole = [ids + [t.token for t in told[name]] for name, ids in texts.items()]
-        return self.probing.score(whole, PROMPT), [t.logprob for tokens in told.values() for t in tokens]
+                if token.request in told:  # nobody else's: whoever was sampling is forgotten
+                    told[token.request].append(token)
+        texts = [ids + [t.token for t in told[name]] for name, ids in prompts.items()]
+        return mean_gap([[t.logprob for t in tokens] for tokens in told.values()], self.score(texts, PROMPT))
 
     # ------------------------------------------------------------------------------------------------------- driving
 
