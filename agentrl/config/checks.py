@@ -152,7 +152,7 @@ def engine(run: RunConfig) -> Iterator[str]:
     if asked is not None and asked not in samplers:
         yield (
             f"rollout.sampler is {asked}, and engine {run.engine} "
-            + (f"takes {', '.join(samplers)}" if samplers else "brings its own: drop rollout.sampler")
+            + (f"takes {', '.join(samplers)}" if samplers else "brings its own: set rollout.sampler to null")
             + ", or set engine to local"
         )
 
