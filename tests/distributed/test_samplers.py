@@ -111,6 +111,19 @@ def test_a_model_that_vllm_refuses(tmp_path):
         build_job(config, tmp_path, **SILENT)
 
 
+def test_an_architecture_that_vllm_does_not_know():
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    from agentrl.engines.vllm.core import Core, Settings
+
+    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=64, n_embd=32, n_layer=1, n_head=1, n_positions=64))
+    settings = Settings(dtype="float32", positions=64, sequences=2, cache_bytes=2**26, seed=0)
+    with pytest.raises(
+        ModelError, match=r"refuses this model \(OpenAIGPTLMHeadModel, float32\).*rollout\.sampler to torch"
+    ):
+        Core(model, settings)
+
+
 def test_too_little_memory_for_both(warm_model, tmp_path):
     config = small_config(tmp_path, warm_model, rollout={"sampler": "vllm", "vllm": {"kv_cache_gb": 1e5}})
     with pytest.raises(ConfigError, match=r"needs 100\.\d TB and .* are free in main memory.*set .*max_sequences to"):

@@ -67,20 +67,29 @@ class Core:
         """`model` is the trainer's, for its config. ModelError where vLLM refuses it."""
         self.settings = settings
         self.engine: Any = None
+        self.model: Any = None
+        self._adapter: int = 0
+        self._lora: Any = None
         with tempfile.TemporaryDirectory(prefix="agentrl-vllm-") as folder:
             _write_config(model, Path(folder))
             try:
                 with undisturbed():
                     self.engine = _start(folder, settings, cpu=not torch.cuda.is_available())
+                    self._try_one_token()
             except Exception as error:
-                _leave()
+                self.close()
                 raise ModelError(
                     f"rollout.sampler is vllm, and vLLM {_version()} refuses this model "
                     f"({type(model).__name__}, {settings.dtype}): {_first_line(error)}; set rollout.sampler to torch"
                 ) from error
-        self.model: Any = self.engine.model_executor.driver_worker.model_runner.model
-        self._adapter: int = 0
-        self._lora: Any = None
+        self.model = self.engine.model_executor.driver_worker.model_runner.model
+
+    def _try_one_token(self) -> None:
+        """Some shapes are refused only when they are computed (heads that an attention kernel does not take)."""
+        self.add("start", [1, 1], 1, 1.0, 0)
+        while not self.step():
+            continue
+        self.engine.reset_prefix_cache()
 
     # ------------------------------------------------------------------------------------------------------ sampling
 
@@ -150,9 +159,10 @@ class Core:
     def close(self) -> None:
         """Give everything back, so that another one may be started in this process."""
         if self.engine is not None:
-            self.engine.engine_core.shutdown()
-            self.engine = self.model = None
-            _leave()
+            with suppress(Exception):  # of an engine that has failed
+                self.engine.engine_core.shutdown()
+        self.engine = self.model = None
+        _leave()
 
 
 def _start(folder: str, s: Settings, *, cpu: bool) -> Any:
