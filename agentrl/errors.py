@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "qdrant": ("qdrant_client",),
     "math": ("math_verify", "pebble", "sympy"),
     "cluster": ("openrlhf", "ray", "vllm", "deepspeed", "grpc", "psutil"),
+    "vllm": ("vllm",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mcp": ("mcp",),
@@ -55,6 +56,12 @@ class DataError(AgentRLError):
 
 class ModelError(AgentRLError):
     """A model or tokenizer cannot be loaded or cannot do what the config asks of it."""
+
+
+class SamplerError(AgentRLError):
+    """The program that samples has failed, or is not to be trusted; the trainer's weights are whole."""
+
+    exit_code = 3
 
 
 class AlgorithmError(AgentRLError, ValueError):

@@ -150,6 +150,7 @@ def test_ray_and_openrlhf_are_imported_in_one_place_only():
     for name, path in sources().items():
         if not name.startswith("agentrl.engines.openrlhf"):
             own = {"ray"} if name == "agentrl.retriever.ray_serve" else set()
+            own |= {"vllm"} if name == "agentrl.engines.vllm.core" else set()
             cluster = {"ray", "openrlhf", "vllm", "deepspeed"} - own
             assert not {m.split(".")[0] for m in imported(path)} & cluster, path
 

@@ -6,6 +6,7 @@ The rules are imported with the schema, so that a `RunConfig` built in Python is
 from agentrl.config import checks as checks
 from agentrl.config.cluster import OpenRLHFConfig
 from agentrl.config.monitors import MonitorsConfig
+from agentrl.config.sampling import VLLMConfig
 from agentrl.config.schema import (
     AlgorithmConfig,
     DataConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "RunConfig",
     "TinyModelConfig",
     "TrainConfig",
+    "VLLMConfig",
     "WarmStartConfig",
     "WorldConfig",
 ]

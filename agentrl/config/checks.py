@@ -148,6 +148,13 @@ def engine(run: RunConfig) -> Iterator[str]:
         yield f"engine is {run.engine!r}, a {type(kind).__name__}: it must be an agentrl.engines.kind.EngineKind"
         return
     yield from kind.rules(run)
+    samplers, asked = getattr(kind, "samplers", ()), run.rollout.sampler  # a plug-in's kind may have none
+    if asked is not None and asked not in samplers:
+        yield (
+            f"rollout.sampler is {asked}, and engine {run.engine} "
+            + (f"takes {', '.join(samplers)}" if samplers else "brings its own: set rollout.sampler to null")
+            + ", or set engine to local"
+        )
 
 
 def alarm_names(run: RunConfig) -> list[str]:

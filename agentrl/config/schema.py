@@ -18,6 +18,7 @@ from agentrl.config import advantages
 from agentrl.config.base import Part, PositiveInt, Share, plugin_name
 from agentrl.config.cluster import OpenRLHFConfig
 from agentrl.config.monitors import MonitorsConfig
+from agentrl.config.sampling import VLLMConfig
 from agentrl.errors import PluginError
 
 # ---------------------------------------------------------------------------------------------------------- model
@@ -190,6 +191,11 @@ class RolloutConfig(Part):
     outage_wait_s: float = Field(
         600.0, ge=0, description="how long to wait for a tool that most episodes have lost; 0: not at all"
     )
+    sampler: Literal["torch", "vllm", "auto"] | None = Field(
+        None,
+        description="of engine local: torch, vllm, or auto (vllm where it is installed and has a GPU); null: torch",
+    )
+    vllm: VLLMConfig = VLLMConfig()
 
     @model_validator(mode="after")
     def _sane(self) -> Self:

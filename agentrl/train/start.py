@@ -15,7 +15,7 @@ from types import FrameType
 from agentrl.config import RunConfig
 from agentrl.config.files import load_config
 from agentrl.console import Progress
-from agentrl.engines.kind import INITIAL, ready_kind
+from agentrl.engines.kind import INITIAL, engine_kind, ready_kind
 from agentrl.engines.shared.loading import BUILTIN
 from agentrl.errors import RunError, command
 from agentrl.monitors import Monitor, notices, sinks
@@ -69,6 +69,7 @@ class FinishedRun:
 def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) -> FinishedRun:
     """Train `config` from the start in a new run directory. What fails before the first step leaves no directory."""
     progress = Progress(quiet)
+    config = _settled(config, progress)
     name = config.log.name or f"{config.name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunLog.create(config.log.runs_dir, name, config, force=force, argv=sys.argv, say=progress.say)
     progress.say(f"run directory: {run.path}")
@@ -94,6 +95,17 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
             if not run.begun:
                 run.discard()
             raise
+
+
+def _settled(config: RunConfig, progress: Progress) -> RunConfig:
+    """The config with what the engine's kind decides by this machine, for the run's directory; aloud."""
+    settle = getattr(engine_kind(config.engine), "settled", None)  # a plug-in's may have none
+    if settle is None:
+        return config
+    config, why = settle(config)
+    if why is not None:
+        progress.say(why)
+    return config
 
 
 def _initial_model(config: RunConfig, engine: str, run: RunLog, progress: Progress) -> Path | None:

@@ -86,7 +86,7 @@ def test_the_distribution_has_a_name_of_its_own_everywhere():
 def test_every_module_of_an_extra_comes_with_it_and_none_with_the_base():
     for extra, modules in EXTRAS.items():
         for module in modules:
-            name = BRINGS.get(module, module)
+            name = module if module in requirements(extra) else BRINGS.get(module, module)
             assert name in requirements(extra) and name not in BASE_REQUIREMENTS, module
 
 

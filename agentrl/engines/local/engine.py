@@ -79,18 +79,22 @@ class LocalEngine:
         self.lr_scale = 1.0  # the guard's
         self.parameters = sum(p.numel() for p in model.parameters())
         eos = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))} - {None}
-        self.sampler = BatchSampler(
-            self._next_logits,
-            TokenText(tokenizer),
-            eos_ids=sorted(eos),
-            seed=seed,
-            context_length=self.context_length,
-            device=self.device,
-            dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
-        )
+        self.sampler = self._make_sampler(TokenText(tokenizer), sorted(eos), seed)
         self.sync(bump=False)
 
     # ------------------------------------------------------------------------------------------------------- sampling
+
+    def _make_sampler(self, text: TokenText, eos_ids: Sequence[int], seed: int) -> Any:
+        """What `sample` asks; everything that it needs of the engine but this is there."""
+        return BatchSampler(
+            self._next_logits,
+            text,
+            eos_ids=eos_ids,
+            seed=seed,
+            context_length=self.context_length,
+            device=self.device,
+            dtype=torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32,
+        )
 
     @property
     def policy_version(self) -> int:

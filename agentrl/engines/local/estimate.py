@@ -8,10 +8,12 @@ from __future__ import annotations
 from agentrl.config import RunConfig
 from agentrl.engines.kind import Shape, Table
 from agentrl.engines.shared.estimate import action_tokens, bytes_text, responses
+from agentrl.engines.vllm import preflight
+from agentrl.engines.vllm.memory import split
 
 
 def memory_rows(config: RunConfig, shape: Shape) -> Table:
-    """Bytes of a process, about."""
+    """Bytes of a process, about; with vLLM as the sampler its part, too."""
     m, low = shape, 2 if config.model.dtype == "bfloat16" else 4
     cache = min(config.rollout.concurrency, responses(config)) * config.rollout.max_context
     cache *= 2 * m.layers * m.kv_heads * m.head_dim * low
@@ -22,13 +24,26 @@ def memory_rows(config: RunConfig, shape: Shape) -> Table:
         "weights (fp32)": 4 * m.parameters,
         "gradients and AdamW (fp32)": 12 * m.trainable,
         "frozen reference": reference,
-        "key/value cache": cache,
+        **(_of_vllm(config, shape) or {"key/value cache": cache}),
         "activations of a micro-batch": activations,
         "logits at once": min(256e6, 4.0 * config.train.micro_batch_tokens * m.vocabulary),
     }
     rows = [["memory, about", ""], ["parameters", f"{m.parameters:,} ({m.trainable:,} trained)"]]
     rows += [[name, bytes_text(size)] for name, size in parts.items() if size]
     return [*rows, ["in all", bytes_text(sum(parts.values()))]]
+
+
+def _of_vllm(config: RunConfig, shape: Shape) -> dict[str, float]:
+    """What vLLM holds where it samples, awake; {} where it does not."""
+    if preflight.chosen(config)[0] != "vllm":
+        return {}
+    device = "cuda" if preflight.on_cuda(config) else "cpu"
+    plan = split(config, shape, device, float("inf"))
+    return {
+        f"vLLM: weights ({config.model.dtype})": plan.weights,
+        "vLLM: keys and values": plan.cache,
+        "vLLM: of its own": plan.workspace,
+    }
 
 
 def step_operations(config: RunConfig, shape: Shape) -> float:

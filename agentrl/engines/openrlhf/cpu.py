@@ -98,14 +98,11 @@ def inside_vllm() -> None:
         return
     before_import()
     import openrlhf.utils.distributed_util  # noqa: F401
-    import vllm.model_executor.layers.utils as layers
+
+    from agentrl.engines.vllm.core import unpacked_linears
 
     after_import()
-
-    def plain(layer: Any, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
-
-    layers.dispatch_cpu_unquantized_gemm = plain
+    unpacked_linears()
 
 
 class GlooGroup:

@@ -86,7 +86,7 @@ def test_every_cluster_config_says_where_it_goes_and_fits_80_gb(name, monkeypatc
         )  # fmt: skip
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", published)
-    loaded = load_config(name, ["engine=openrlhf"])
+    loaded = load_config(name, ["engine=openrlhf", "rollout.sampler=null"])
     text = report(loaded)
     rows = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in text.splitlines() if "  " in line.strip())
     assert rows["parameters"] == f"{parameters} ({parameters} trained)"
