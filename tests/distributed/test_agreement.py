@@ -156,7 +156,7 @@ def test_a_checkpoint_continues_exactly(both, rolled, tmp_path, how):
         policy(other, tmp_path / "c" / "model").load(str(tmp_path / "c"), False)
 
 
-def test_lora_trains_adapters_and_hands_over_merged_weights(rolled, warm_model, tmp_path):
+def test_lora_trains_adapters_and_hands_them_over_as_they_are(rolled, warm_model, tmp_path):
     from transformers import AutoModelForCausalLM
 
     from tests.distributed.workers import policy, update, weights
@@ -170,10 +170,15 @@ def test_lora_trains_adapters_and_hands_over_merged_weights(rolled, warm_model, 
         update(worker, batch, advantages, old, loss=LossConfig(), lr=1e-2)
     new = worker.score(batch, 1.0, None, False, False).logprobs
     assert float((new - old).abs().max()) > 0.01
-    merged_weights = weights(worker)
-    assert set(merged_weights) == set(dict(base.named_parameters()))
-    base.load_state_dict(merged_weights, strict=False)
+    assert all(torch.equal(w, dict(base.named_parameters())[n]) for n, w in weights(worker).items())  # never merged
+    adapters = dict(worker._named_adapters())
+    assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in adapters)
+    scale = config.model.lora.alpha / 4
     with torch.no_grad():
+        for name, weight in base.named_parameters():
+            prefix = f"base_model.model.{name.removesuffix('.weight')}"
+            if f"{prefix}.lora_A.weight" in adapters:
+                weight += scale * adapters[f"{prefix}.lora_B.weight"] @ adapters[f"{prefix}.lora_A.weight"]
         logits = base(batch.input_ids[:, :-1], attention_mask=batch.attention_mask[:, :-1].long()).logits
     plain = logits.log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
     assert torch.allclose(plain[batch.action_mask], new[batch.action_mask], atol=1e-4)

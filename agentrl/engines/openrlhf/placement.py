@@ -6,6 +6,7 @@ from agentrl.config import RunConfig
 from agentrl.engines.kind import Shape, Table
 
 GB = 1e9
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.29 makes room for
 
 
 def placement_rows(config: RunConfig) -> Table:
@@ -79,3 +80,8 @@ def memory_rows(config: RunConfig, shape: Shape) -> Table:
 def keeps_reference(config: RunConfig) -> bool:
     """Whether frozen workers are needed; with LoRA the base model is the reference."""
     return config.algorithm.loss.kl_coef > 0 and config.model.lora is None
+
+
+def vllm_rank(rank: int) -> int:
+    """The room that vLLM makes for LoRA adapters of this rank. StopIteration above its largest, which `rules` refuse."""
+    return next(r for r in LORA_RANKS if r >= rank)
