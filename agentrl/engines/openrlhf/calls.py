@@ -93,8 +93,8 @@ def _look(ready: list[Any], whom: str) -> None:
     except DEAD as error:
         if "creation task" in str(error):
             raise RunError(
-                f"a process could not start while the training loop waited for {whom}: {_reason(error)}. Ray's logs are "
-                "in session_latest/logs of its temporary folder"
+                f"a process could not start while the training loop waited for {whom}: {_reason(error)}. Ray's logs "
+                "are in session_latest/logs of its temporary folder"
             ) from error
         raise RunError(
             f"a worker died while the training loop waited for {whom}: {_reason(error)}. "

@@ -1,7 +1,7 @@
-"""What OpenRLHF and vLLM need on a machine without CUDA. With a GPU nothing here does anything but stand in for flash-attn.
+"""What OpenRLHF and vLLM need on a machine without CUDA. With a GPU, only flash-attn is stood in for.
 
-The driver decides once whether its workers compute on CUDA or on the CPU, and says so in their environment (`DEVICE`): a
-worker that finds no CUDA where it should have it names its node, instead of going on with the CPU in silence.
+The driver decides once whether its workers compute on CUDA or on the CPU, and says so in their environment (`DEVICE`):
+a worker that finds no CUDA where it should have it names its node, instead of going on with the CPU in silence.
 
 `before_import` and `after_import` surround the import of OpenRLHF in the driver and in policy workers, `inside_vllm`
 runs in vLLM's processes before the model is loaded. What they replace, and why:
@@ -68,8 +68,8 @@ def check_device() -> None:
     """In a worker: RunError where the driver has decided for CUDA, and this node has none."""
     if os.environ.get(DEVICE) == "cuda" and not torch.cuda.is_available():
         raise RunError(
-            f"node {socket.gethostname()} should compute on CUDA and torch {torch.__version__} sees none there: look at "
-            "nvidia-smi and at torch's build on that node, or start Ray without its GPUs (ray start --num-gpus=0)"
+            f"node {socket.gethostname()} should compute on CUDA and torch {torch.__version__} sees none there: look "
+            "at nvidia-smi and at torch's build on that node, or start Ray without its GPUs (ray start --num-gpus=0)"
         )
 
 
@@ -97,7 +97,7 @@ def before_import() -> None:
 
 def after_import() -> None:
     """Call once openrlhf's modules that this process uses are imported."""
-    for name in [n for n, m in sys.modules.items() if getattr(m, "agentrl_stub", False)]:
+    for name in [n for n, m in sys.modules.items() if "agentrl_stub" in getattr(m, "__dict__", {})]:
         del sys.modules[name]  # vLLM and transformers look whether it is there
     if not needed():
         return

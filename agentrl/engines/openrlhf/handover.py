@@ -120,7 +120,7 @@ class HandOver:
         return not (self._asleep or self._due)
 
     def engines_awake(self) -> None:
-        """Before sampling, where not `ready_to_sample`: the policy makes room, and the engines wake or are given weights.
+        """Before sampling, where not `ready_to_sample`: the policy makes room, the engines wake or are given weights.
 
         To be called from a thread: it takes as long as a hand-over.
         """

@@ -83,5 +83,5 @@ def keeps_reference(config: RunConfig) -> bool:
 
 
 def vllm_rank(rank: int) -> int:
-    """The room that vLLM makes for LoRA adapters of this rank. StopIteration above its largest, which `rules` refuse."""
+    """The room that vLLM makes for LoRA adapters of this rank; ranks above its largest are refused by `rules`."""
     return next(r for r in LORA_RANKS if r >= rank)

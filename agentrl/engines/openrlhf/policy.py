@@ -66,7 +66,7 @@ class WorkerSettings:
 
 
 class Strategy(DeepspeedStrategy):
-    """OpenRLHF's, with a deadline for collective calls, and torch's fused AdamW: DeepSpeed's needs a compiler (nvcc)."""
+    """OpenRLHF's, with a deadline for collective calls, and torch's fused AdamW: DeepSpeed's needs nvcc."""
 
     timeout_s = 3600.0
 

@@ -155,8 +155,8 @@ class _Saved:
         if numels != {piece.numel}:
             found = ", ".join(map(str, sorted(numels))) or "nothing"
             raise RunError(
-                f"{self.folder} holds {found} of {piece.name}, which has {piece.numel} weights: the model or the config "
-                "was changed since; resume with the config that the run began with"
+                f"{self.folder} holds {found} of {piece.name}, which has {piece.numel} weights: the model or the "
+                "config was changed since; resume with the config that the run began with"
             )
         return self.keys[piece.name]
 
@@ -176,14 +176,14 @@ class _Saved:
                 covered += high - low
         if covered != piece.length:
             raise RunError(
-                f"{self.folder} lacks a part of the optimiser state of {piece.name}: a worker's file is missing. Resume "
-                f"from an earlier checkpoint with --checkpoint, or {self._fresh()}"
+                f"{self.folder} lacks a part of the optimiser state of {piece.name}: a worker's file is missing. "
+                f"Resume from an earlier checkpoint with --checkpoint, or {self._fresh()}"
             )
         return out
 
 
 def _step(value: Tensor, optimizer: Any, master: Tensor) -> Any:
-    """A count of steps where the optimiser keeps it: fused and capturable ones beside the weights, others on the CPU."""
+    """A count of steps where the optimiser keeps it: fused and capturable ones beside the weights, others in memory."""
     if not value.is_floating_point():  # DeepSpeed's Adam on the CPU counts in plain integers
         return int(value)
     beside = any(optimizer.param_groups[0].get(key) for key in ("fused", "capturable"))

@@ -1,4 +1,4 @@
-"""Optimiser state of any number of workers and either ZeRO stage, read by any other: every weight once, at its place."""
+"""Optimiser state of any number of workers and either ZeRO stage, read by any other: every weight once."""
 
 from types import SimpleNamespace
 

@@ -68,7 +68,7 @@ def test_a_step_that_bf16_hardly_shows_changes_the_digest():
     assert abs(sums[0] - sums[1]) < 1e-6 * sums[0]  # which a comparison of rounded sums lets through
 
 
-# ---------------------------------------------------------------------------------- vLLM's tensor-parallel ranks, by hand
+# -------------------------------------------------------------------------------- vLLM's tensor-parallel ranks, by hand
 
 
 class Layer(torch.nn.Module):
@@ -172,7 +172,7 @@ def test_a_copy_that_is_stale_on_one_rank_is_found(stale, where):
 def test_the_mean_gap():
     assert mean_gap([[-1.0, -2.0], [-3.0]], [[-1.5, -2.0], [-3.25]]) == pytest.approx(0.25)
     assert mean_gap([], []) == 0.0
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         mean_gap([[-1.0]], [[-1.0, -2.0]])
 
 
