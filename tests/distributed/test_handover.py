@@ -52,7 +52,7 @@ class Gpu:
             case "reload":
                 self.put(state=STATE)
             case "broadcast":
-                assert "engine" in self.held and "cache" not in self.held or "state" not in self.held
+                assert ("engine" in self.held and "cache" not in self.held) or "state" not in self.held
                 return dict(self.bits)
             case "weight_digest":
                 return [{"embedding": {"": 5}}]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from agentrl.config import RunConfig
 from agentrl.engines.kind import INITIAL, Estimate, Parts, Shape, Table
-from agentrl.engines.openrlhf.placement import LORA_RANKS, batch_rows, memory_rows, placement_rows
+from agentrl.engines.openrlhf.memory import memory_rows
+from agentrl.engines.openrlhf.placement import LORA_RANKS, batch_rows, placement_rows
 
 if TYPE_CHECKING:
     from agentrl.engines.openrlhf.engine import OpenRLHFEngine
