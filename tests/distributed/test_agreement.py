@@ -155,7 +155,8 @@ def test_a_checkpoint_continues_exactly(both, rolled, tmp_path, how):
     other = policy(config, tmp_path / "c" / "model")  # a resume in the other stage
     other.load(str(tmp_path / "c"), False)
     update(other, batch, advantages, old, loss=LossConfig(), lr=LR)
-    assert all(torch.allclose(expected[n], w, atol=1e-3 * LR) for n, w in weights(other).items())
+    for name, weight in weights(other).items():
+        assert float((weight - expected[name]).abs().mean()) < 2e-2 * LR, name
 
 
 def test_lora_trains_adapters_and_hands_them_over_as_they_are(rolled, warm_model, tmp_path):
