@@ -13,6 +13,7 @@ import asyncio
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,10 +22,10 @@ from agentrl.engines.openrlhf.sync import SyncError, stale_groups
 from agentrl.train.build import build_job
 
 
-def spoil(actor, share: float) -> None:
+def spoil(actor: Any, share: float) -> None:
     """Runs in vLLM's actor, beside its event loop: every weight is multiplied by 1 + share x a normal number."""
 
-    def noise(worker) -> None:
+    def noise(worker: Any) -> None:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for weight in worker.model_runner.model.parameters():
