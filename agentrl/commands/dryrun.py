@@ -96,8 +96,9 @@ def report(loaded: LoadedConfig) -> str:
 def model_shape(run: RunConfig) -> Shape:
     """Read from the model's own config; a hub id that is not cached is fetched (the config file alone)."""
     need("an estimate", "torch", "transformers")
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from agentrl.engines.shared.shape import shape_of
 
     config = run.model
     if config.path == "builtin:tiny":
@@ -113,25 +114,7 @@ def model_shape(run: RunConfig) -> Shape:
         except Exception as e:
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise ModelError(f"the config of model.path = {config.path!r} cannot be read ({reason})") from e
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
-    parameters = sum(p.numel() for p in model.parameters())
-    trainable = parameters
-    if config.lora is not None:
-        head = model.get_output_embeddings()
-        linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
-        trainable = sum(config.lora.rank * (m.in_features + m.out_features) for m in linear)
-    c = model_config.get_text_config()
-    return Shape(
-        parameters,
-        trainable,
-        c.num_hidden_layers,
-        getattr(c, "num_key_value_heads", None) or c.num_attention_heads,
-        getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads,
-        c.hidden_size,
-        c.vocab_size,
-        int(getattr(c, "max_position_embeddings", 0) or 1_000_000),
-    )
+    return shape_of(model_config, None if config.lora is None else config.lora.rank)
 
 
 def _search_threads(config: RunConfig) -> Table:

@@ -31,7 +31,7 @@ class OpenRLHFConfig(Part):
     asynchronous: bool = Field(False, description="sample the next step while this one trains; needs loss.tis_cap")
     staleness: int = Field(1, ge=1, le=8, description="asynchronous: versions that a sample may be behind")
     sync_tolerance: float | None = Field(
-        None, gt=0, description="nats between vLLM and trainer on the probe; default 0.2 in bfloat16, 0.01 in float32"
+        None, gt=0, description="mean nats between vLLM and trainer on the probe; default 2.5 x the first hand-over's"
     )
     ray_address: str | None = Field(None, description="of a running cluster; default RAY_ADDRESS, else a local one")
     object_store_gb: float | None = Field(None, gt=0, description="of a local Ray; default a third of main memory")

@@ -32,10 +32,12 @@ sys.meta_path.insert(0, Hidden())
 CLI = HIDE + "from agentrl.cli import main\nsys.exit(main(sys.argv[1:]))"
 #: Modules of the base that are named otherwise than what is installed, or come with another package of the base.
 BASE = {"yaml": "pyyaml", "anyio": "starlette", "pydantic_core": "pydantic"}
-#: Modules of the extras, likewise. openrlhf[vllm] brings all that the cluster needs.
+#: Modules of the extras, likewise.
 BRINGS = {"math_verify": "math-verify", "pyarrow": "datasets", "faiss": "faiss-cpu", "qdrant_client": "qdrant-client"}
 BRINGS |= {"huggingface_hub": "tokenizers"}
-BRINGS |= dict.fromkeys(EXTRAS["cluster"], "openrlhf")
+BRINGS |= {"grpc": "grpcio"}
+#: Installed beside its extra, without its own requirements, which ask for flash-attn.
+BESIDE = {"openrlhf"}
 #: The program in which an alarm is raised brings its tracker.
 FROM_OUTSIDE = {"trackio"}
 
@@ -85,7 +87,7 @@ def test_the_distribution_has_a_name_of_its_own_everywhere():
 
 def test_every_module_of_an_extra_comes_with_it_and_none_with_the_base():
     for extra, modules in EXTRAS.items():
-        for module in modules:
+        for module in set(modules) - BESIDE:
             name = module if module in requirements(extra) else BRINGS.get(module, module)
             assert name in requirements(extra) and name not in BASE_REQUIREMENTS, module
 

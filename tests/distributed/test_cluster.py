@@ -174,10 +174,49 @@ def test_a_stale_output_head_is_caught_and_named(two_by_two):
         asyncio.run_coroutine_threadsafe(actor.llm.collective_rpc(corrupt), loop).result(30)
 
     ray.get(engine.cluster.engines[0].__ray_call__.remote(spoil), timeout=60)
-    with pytest.raises(SyncError, match=r"vLLM engine 0 .* (output head|embedding)"):
+    with pytest.raises(SyncError, match=r"vLLM engine 0 .* these parameters are not the trainer's: .*(head|embedding)"):
         engine.handover._compare()
     engine.sync()  # all weights anew
     assert engine.handover.gap < 1e-3
+
+
+def test_adapters_reach_vllm_as_they_are_in_bfloat16(ray_here, warm_model, tmp_path):
+    """A step far below what a merged bf16 weight could show is sampled from, and an adapter that is stale is named."""
+    import ray
+
+    from agentrl.engines.openrlhf.sync import SyncError
+
+    config = small_config(
+        tmp_path, warm_model, engine="openrlhf", model={"dtype": "bfloat16", "lora": {"rank": 4}}, optim={"lr": 1e-4}
+    )
+    job = build_job(config, tmp_path, say=lambda line: None)
+    engine = job.engine
+    try:
+        batch = pack(episodes(job, seed=1), job.chat.tokenizer.pad_token_id)
+        before = engine.handover._engines("weight_digest")[0][0]
+        old = engine.score(batch).logprobs
+        advantages = torch.randn(len(batch), 1, generator=torch.Generator().manual_seed(0)) * batch.action_mask
+        engine.update(batch, advantages, old, loss=LossConfig())
+        engine.sync()  # digest and probe pass
+        after = engine.handover._engines("weight_digest")[0][0]
+        changed = {g for g in after if after[g] != before[g]}
+        assert changed and all(g.startswith("adapter of ") for g in changed)  # the base is never touched
+        assert set(after) - changed >= {"embedding", "layer 0 attention", "layer 0 mlp"}
+
+        def corrupt(worker):
+            for lora in worker.model_runner.lora_manager._adapter_manager.get_adapter(1).loras.values():
+                for b in lora.lora_b if isinstance(lora.lora_b, list) else [lora.lora_b]:
+                    b.mul_(1.5)
+
+        def spoil(actor):  # runs beside the actor's event loop
+            loop = actor.llm.output_handler.get_loop()
+            asyncio.run_coroutine_threadsafe(actor.llm.collective_rpc(corrupt), loop).result(30)
+
+        ray.get(engine.cluster.engines[0].__ray_call__.remote(spoil), timeout=60)
+        with pytest.raises(SyncError, match=r"these parameters are not the trainer's: adapter of layer"):
+            engine.handover._compare()
+    finally:
+        engine.close()
 
 
 def test_a_policy_worker_that_hangs_is_an_error_that_says_who_waits(two_by_two):

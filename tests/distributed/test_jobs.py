@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 
+from agentrl.runs.checkpoint import latest_checkpoint
 from agentrl.runs.read import read_info, read_metrics
 from tests.distributed.processes import MARK, wait_until_gone
 
@@ -89,6 +90,33 @@ def test_a_run_starts_its_own_ray_and_leaves_nothing(ray_folder, warm_model, tmp
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     assert "1 policy workers (ZeRO-2) and 1 vLLM engines ready" in done.stdout + done.stderr
     assert finished(tmp_path / "own")
+    wait_until_gone(mark)
+
+
+def test_a_driver_that_disappears_takes_its_processes_along_and_its_run_goes_on(ray_folder, warm_model, tmp_path):
+    mark = uuid4().hex
+    environment = os.environ | {"PYTHONPATH": str(ROOT), MARK: mark, "RAY_TMPDIR": f"{ray_folder}/gone"}
+    Path(ray_folder, "gone").mkdir()
+    with Path(tmp_path, "log").open("w") as log:
+        driver = subprocess.Popen(
+            [*command(warm_model, tmp_path, "gone"), "--set", "train.steps=200", "--set", "log.checkpoint_every=1"],
+            env=environment, stdout=log, stderr=log, cwd=tmp_path,
+        )  # fmt: skip
+    end = time.monotonic() + 300
+    while not list((tmp_path / "gone").glob("checkpoints/step-000002/*")):
+        assert driver.poll() is None and time.monotonic() < end, Path(tmp_path, "log").read_text()[-4000:]
+        time.sleep(0.2)
+    driver.kill()
+    driver.wait()
+    wait_until_gone(mark)  # Ray, workers and engines, and what they hold
+    run = tmp_path / "gone"
+    config = (run / "config.yaml").read_text()
+    steps = latest_checkpoint(run)[1]["step"]
+    (run / "config.yaml").write_text(config.replace("steps: 200", f"steps: {steps + 1}"))
+    resume = [sys.executable, "-m", "agentrl", "resume", str(run)]
+    done = subprocess.run(resume, env=environment, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert read_info(run).status == "finished"
     wait_until_gone(mark)
 
 

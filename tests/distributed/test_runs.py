@@ -1,8 +1,10 @@
 """Whole runs on clusters of one machine: the same training loop and run directory, deaths in mid-step, resumes."""
 
+import json
 import os
 import signal
 import time
+from unittest.mock import patch
 
 import pytest
 
@@ -19,6 +21,19 @@ from tests.small import small_config, train_until
 pytestmark = pytest.mark.timeout(900)
 
 
+def resumed(run, note):
+    """`resume_run`, and the trainer is shown to `note` before it starts."""
+    from agentrl.train import start
+
+    class Shown(start.Trainer):
+        def train(self):
+            note(self)
+            return super().train()
+
+    with patch.object(start, "Trainer", Shown):
+        return resume_run(run, quiet=True)
+
+
 def test_a_run_outlives_an_engine_and_resumes_after_a_worker(ray_here, tmp_path):
     changes = [
         "engine=openrlhf", "train.steps=8", "train.delta_every=2", "eval.questions=100", "eval.every=0",
@@ -27,8 +42,11 @@ def test_a_run_outlives_an_engine_and_resumes_after_a_worker(ray_here, tmp_path)
     ]  # fmt: skip
     config = load_config("search_tiny", changes).config
 
+    first = {}
+
     def meddle(trainer):
         engine, step = trainer.engine, trainer.step
+        first["baseline"] = engine.handover.limit.baseline
 
         def deadly():
             if trainer.step_number == 1:
@@ -46,7 +64,19 @@ def test_a_run_outlives_an_engine_and_resumes_after_a_worker(ray_here, tmp_path)
     rows = read_metrics(run)
     assert [r["step"] for r in rows] == [0, 1, 2, 3, 4]  # it went on after step 1
     time.sleep(1.0)
-    assert resume_run(run, quiet=True).result.status == "finished"
+    text = (run / "config.yaml").read_text()  # fewer workers are left, and they go on in the other stage
+    fewer = text.replace("gpus_per_node: 2", "gpus_per_node: 1").replace("zero_stage: 2", "zero_stage: 3")
+    assert fewer != text
+    (run / "config.yaml").write_text(fewer)
+    baselines = {}
+
+    def note(trainer):
+        baselines["resumed"] = trainer.engine.handover.limit.baseline
+
+    assert resumed(run, note).result.status == "finished"
+    saved = json.loads((run / "checkpoints" / "step-000008" / "engine.json").read_text())
+    assert saved["workers"] == 1 and saved["zero_stage"] == 3
+    assert saved["probe_baseline"] == baselines["resumed"] == first["baseline"]
     rows = read_metrics(run)
     assert [r["step"] for r in rows] == list(range(8))
     for n in range(8):  # weights reach vLLM after every step

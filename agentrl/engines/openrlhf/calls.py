@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -90,7 +91,19 @@ def _look(ready: list[Any], whom: str) -> None:
             ) from error
         raise error.as_instanceof_cause() from None
     except DEAD as error:
+        if "creation task" in str(error):
+            raise RunError(
+                f"a process could not start while the training loop waited for {whom}: {_reason(error)}. Ray's logs "
+                "are in session_latest/logs of its temporary folder"
+            ) from error
         raise RunError(
-            f"a worker died while the training loop waited for {whom}: {str(error).strip().splitlines()[0]} "
+            f"a worker died while the training loop waited for {whom}: {_reason(error)}. "
             "Resume the run from its last checkpoint; Ray's logs are in session_latest/logs of its temporary folder"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Of an actor's death in one line: where it failed while it was made, the last line of its traceback."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    causes = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b.*: ", line)]
+    return (causes[-1] if len(lines) > 1 and causes else lines[0]).rstrip(".")

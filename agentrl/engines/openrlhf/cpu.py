@@ -1,9 +1,13 @@
-"""What OpenRLHF and vLLM need on a machine without CUDA. Used only there; with a GPU nothing here does anything.
+"""What OpenRLHF and vLLM need on a machine without CUDA. With a GPU, only flash-attn is stood in for.
+
+The driver decides once whether its workers compute on CUDA or on the CPU, and says so in their environment (`DEVICE`):
+a worker that finds no CUDA where it should have it names its node, instead of going on with the CPU in silence.
 
 `before_import` and `after_import` surround the import of OpenRLHF in the driver and in policy workers, `inside_vllm`
 runs in vLLM's processes before the model is loaded. What they replace, and why:
 
-- flash_attn, imported by OpenRLHF when it is loaded, cannot be built here: a stub that refuses when it is used
+- flash_attn, imported by OpenRLHF when it is loaded, on any machine where it is not installed: a stub that refuses when
+  it is used, and is taken away once OpenRLHF is loaded. With openrlhf.attention sdpa nothing uses it
 - torch.cuda.{current_device, set_device, synchronize, empty_cache, current_stream}: the CPU, or nothing
 - init_device_mesh("cuda") in the DeepSpeed strategy: "cpu"
 - the PyNccl group between trainer and vLLM: a gloo group with the same `broadcast`
@@ -22,14 +26,20 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import os
+import socket
 import sys
 import types
 from typing import Any
 
 import torch
 
+from agentrl.errors import RunError
+
+DEVICE = "AGENTRL_CLUSTER_DEVICE"  # cpu or cuda, in the environment of every worker
+
 #: for every process of a cluster without GPUs
 ENVIRONMENT = {
+    DEVICE: "cpu",
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -44,19 +54,35 @@ _WAITED = (
 )  # fmt: skip
 
 
+#: variables that `before_import` has set in this process, and that mean nothing for others
+set_here: set[str] = set()
+
+
 def needed() -> bool:
-    """Whether torch sees no CUDA device."""
-    return not torch.cuda.is_available()
+    """Whether this process computes without CUDA: as its driver has decided, and in the driver by what torch sees."""
+    decided = os.environ.get(DEVICE)
+    return decided == "cpu" if decided else not torch.cuda.is_available()
+
+
+def check_device() -> None:
+    """In a worker: RunError where the driver has decided for CUDA, and this node has none."""
+    if os.environ.get(DEVICE) == "cuda" and not torch.cuda.is_available():
+        raise RunError(
+            f"node {socket.gethostname()} should compute on CUDA and torch {torch.__version__} sees none there: look "
+            "at nvidia-smi and at torch's build on that node, or start Ray without its GPUs (ray start --num-gpus=0)"
+        )
 
 
 def before_import() -> None:
     """Call before anything of openrlhf is imported."""
-    if not needed():
-        return
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     if importlib.util.find_spec("flash_attn") is None:
         _stub_flash_attn()
+    if not needed():
+        return
+    for name in ("DS_ACCELERATOR", "TORCHDYNAMO_DISABLE"):
+        if name not in os.environ:
+            os.environ[name] = ENVIRONMENT[name]
+            set_here.add(name)
     cpu = torch.device("cpu")
     replaced: dict[str, Any] = {
         "current_device": lambda: cpu,
@@ -71,6 +97,8 @@ def before_import() -> None:
 
 def after_import() -> None:
     """Call once openrlhf's modules that this process uses are imported."""
+    for name in [n for n, m in sys.modules.items() if "agentrl_stub" in getattr(m, "__dict__", {})]:
+        del sys.modules[name]  # vLLM and transformers look whether it is there
     if not needed():
         return
     strategy: Any = sys.modules.get("openrlhf.utils.deepspeed.deepspeed")
@@ -94,15 +122,15 @@ def after_import() -> None:
 
 def inside_vllm() -> None:
     """Call in a vLLM worker's process before it loads the model."""
-    if not needed():
-        return
     before_import()
+    import openrlhf.trainer.ray.vllm_worker_wrap
     import openrlhf.utils.distributed_util  # noqa: F401
 
-    from agentrl.engines.vllm.core import unpacked_linears
-
     after_import()
-    unpacked_linears()
+    if needed():
+        from agentrl.engines.vllm.core import unpacked_linears
+
+        unpacked_linears()
 
 
 class GlooGroup:
@@ -134,12 +162,13 @@ def _waited(collective: Any) -> Any:
 
 def _stub_flash_attn() -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("flash_attn is not available on a machine without CUDA")
+        raise RuntimeError("flash_attn is not installed: set openrlhf.attention to sdpa")
 
     def stub(name: str, **attributes: Any) -> None:
         module: Any = types.ModuleType(name)
         module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
         module.__path__ = []
+        module.agentrl_stub = True
         module.__dict__.update(attributes)
         sys.modules[name] = module
 

@@ -91,14 +91,19 @@ class OpenRLHFEngine:
             raise
         say(
             f"{c.workers} policy workers (ZeRO-{c.zero_stage}) and {c.engines} vLLM engines ready after "
-            f"{time.perf_counter() - start:.0f} s; vLLM and trainer agree to {self.handover.gap:.1g} nats"
+            f"{time.perf_counter() - start:.0f} s{self._agreement()}"
         )
+
+    def _agreement(self) -> str:
+        gap = self.handover.gap
+        return "" if gap is None else f"; vLLM and trainer are {gap:.1g} nats apart on average"
 
     def _load(self, model_path: str, adapter: Path | None) -> None:
         cluster, deadline_s = self.cluster, self.config.openrlhf.start_timeout_s
         given = (cluster.arguments, cluster.settings)
         path = None if adapter is None else str(adapter)
         self.calls.all(cluster.engines, "ready", whom="vLLM to load the model", deadline_s=deadline_s)
+        self.handover.engines_to_bed()
         self.parameters = self.calls.all(
             cluster.workers, "start", *given, model_path, path, cluster.engines,
             whom="the policy workers to load the model", deadline_s=deadline_s,
@@ -137,7 +142,8 @@ class OpenRLHFEngine:
     ) -> Sample:
         """See `engines.base.Sampler.sample`."""
         check_request(ids, max_tokens, self.cluster.max_length)
-        self.handover.engines_awake()
+        if not self.handover.ready_to_sample:
+            await asyncio.to_thread(self.handover.engines_awake)
         key = f"{self.config.seed}:{self.policy_version}:{session}:{len(ids)}".encode()
         parameters = {
             "temperature": temperature,
@@ -197,7 +203,7 @@ class OpenRLHFEngine:
             ray.kill(self.cluster.engines[engine])
 
     def sync(self) -> None:
-        """New weights to every engine, dead ones started again; then vLLM is compared with the trainer."""
+        """See `HandOver.sync`."""
         self.handover.sync()
 
     # -------------------------------------------------------------------------------------------- scoring, updating
@@ -276,7 +282,7 @@ class OpenRLHFEngine:
         c = self.config.openrlhf
         state = {
             "updates": self.updates, "policy_version": self.policy_version, "engine": "openrlhf",
-            "workers": c.workers, "zero_stage": c.zero_stage,
+            "workers": c.workers, "zero_stage": c.zero_stage, "probe_baseline": self.handover.limit.baseline,
         }  # fmt: skip
         (path / "engine.json").write_text(json.dumps(state))
 
@@ -286,13 +292,14 @@ class OpenRLHFEngine:
         self.tokenizer.save_pretrained(path)
 
     def load(self, path: Path) -> None:
-        """The inverse of `save`; as many workers and the same ZeRO stage as saved."""
+        """The inverse of `save`, by any number of workers and in either ZeRO stage."""
         path = path.absolute()
         state = json.loads((path / "engine.json").read_text())
         weights = self._loaded_from != str(path / "model") or self.updates > 0
         with self.handover.lock:
             self._policy("load", str(path), weights, whom="policy workers to load a checkpoint")
             self.updates, self.handover.version = state["updates"], state["policy_version"]
+            self.handover.limit.baseline = state.get("probe_baseline", self.handover.limit.baseline)
             self.handover.sync(bump=False)
 
     def _policy(self, method: str, *arguments: Any, whom: str) -> None:

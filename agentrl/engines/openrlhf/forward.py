@@ -4,8 +4,8 @@ A hook before the output head replaces its input (B, C, d) by the rows of the to
 logits of everything else are never computed, and whatever the model does with its logits afterwards (a softcap) is
 still done. Everything goes through the wrapped model's own forward, so that ZeRO-3 fetches weights as it is used to.
 
-With packing, the rows of a batch are laid end to end in one row, with positions that begin anew: the attention masks of
-transformers keep them apart.
+With packing, the rows of a batch are laid end to end in one row, with positions that begin anew; `packed` keeps them
+apart in sdpa's attention, the masks of transformers in others.
 
 Under ZeRO-3 every forward pass is a collective call, and all ranks must make as many. `together` counts them: a rank
 that is done makes empty passes until the last one is.
@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from agentrl.batch import TokenBatch
 from agentrl.config import ModelConfig
+from agentrl.engines.openrlhf.packed import use_packed_attention
 from agentrl.engines.shared.head import CHUNK_ELEMENTS, OutputHead
 
 
@@ -43,6 +44,7 @@ class WorkerModel:
         self._hidden: Tensor | None = None
         self._in_step = False
         self.gradient = torch.zeros((), device=self.device)  # 1: a loss has had a gradient since this was set to 0
+        self._by_rows = packing and use_packed_attention(self.module)
         self.own_head.module.register_forward_pre_hook(self._before_head)
 
     # ------------------------------------------------------------------------------------------------ forward passes
@@ -97,7 +99,8 @@ class WorkerModel:
             else:
                 position = (attention_mask.long().cumsum(1) - 1)[attention_mask][None]
                 self._wanted = wanted[attention_mask][None]
-                out = self.wrapped(input_ids=ids[attention_mask][None], position_ids=position, use_cache=False)
+                cut = {"packed_lengths": attention_mask.sum(1).tolist()} if self._by_rows else {}
+                out = self.wrapped(input_ids=ids[attention_mask][None], position_ids=position, use_cache=False, **cut)
         finally:
             self._wanted = None
         return out.logits[0]

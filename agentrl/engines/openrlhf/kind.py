@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from agentrl.config import RunConfig
 from agentrl.engines.kind import INITIAL, Estimate, Parts, Shape, Table
-from agentrl.engines.openrlhf.placement import batch_rows, memory_rows, placement_rows
+from agentrl.engines.openrlhf.memory import memory_rows
+from agentrl.engines.openrlhf.placement import LORA_RANKS, batch_rows, placement_rows
 
 if TYPE_CHECKING:
     from agentrl.engines.openrlhf.engine import OpenRLHFEngine
@@ -37,6 +38,16 @@ class OpenRLHFKind:
             )
         if config.model.lora is not None and c.zero_stage == 3:
             yield "model.lora with openrlhf.zero_stage 3 is not supported: set openrlhf.zero_stage to 2"
+        if config.model.lora is not None and config.model.lora.rank > LORA_RANKS[-1]:
+            yield (
+                f"model.lora.rank = {config.model.lora.rank}, and vLLM takes adapters up to rank {LORA_RANKS[-1]}: set "
+                f"it to {LORA_RANKS[-1]} or less"
+            )
+        if c.adam_offload and c.zero_stage == 2 and config.model.dtype == "bfloat16":
+            yield (
+                "openrlhf.adam_offload with zero_stage 2 adds up micro-batches in bfloat16 (DeepSpeed 0.19): set "
+                "openrlhf.zero_stage to 3, or adam_offload to false"
+            )
         if c.adam_offload and c.colocate:
             yield "openrlhf.adam_offload is of no use with openrlhf.colocate, which offloads all: set it to false"
         if c.asynchronous and config.algorithm.loss.tis_cap is None:

@@ -16,7 +16,9 @@ from agentrl.config import RunConfig
 from agentrl.engines.openrlhf import cpu as cpu_shim
 from agentrl.engines.openrlhf import preflight
 from agentrl.engines.openrlhf.arguments import openrlhf_arguments
-from agentrl.engines.openrlhf.placement import keeps_reference
+from agentrl.engines.openrlhf.environment import worker_environment
+from agentrl.engines.openrlhf.placement import keeps_reference, vllm_rank
+from agentrl.engines.openrlhf.sync import PROBE_TOKENS
 from agentrl.errors import ConfigError, RunError
 
 cpu_shim.before_import()
@@ -29,10 +31,8 @@ from agentrl.engines.openrlhf.policy import AgentPolicy, AgentReference, WorkerS
 from agentrl.engines.openrlhf.rollout import AgentRollout  # noqa: E402
 
 SHARED = 0.2  # of a GPU, for each of several processes on it
-FORWARDED = ("VLLM_", "NCCL_", "DS_", "TORCHDYNAMO_", "GLOO_")  # environment variables that workers get; no secrets
 PLACE_TIMEOUT_S = 120.0
 ANSWER_TIMEOUT_S = 10.0
-PROBE_TOKENS = 16
 
 
 def start_ray(config: RunConfig, *, cpu: bool) -> bool:
@@ -41,8 +41,7 @@ def start_ray(config: RunConfig, *, cpu: bool) -> bool:
     Raises ConfigError where it is too small and RunError where it cannot be joined.
     """
     c = config.openrlhf
-    environment = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED) or k == "HF_HUB_OFFLINE"}
-    environment |= cpu_shim.ENVIRONMENT if cpu else {}
+    environment = worker_environment(os.environ, cpu=cpu, own=cpu_shim.set_here)
     address = preflight.cluster_address(config)
     common: dict[str, Any] = {
         "runtime_env": {"env_vars": environment},
@@ -109,6 +108,7 @@ class Cluster:
             packing=c.packing,
             zero_stage=c.zero_stage,
             timeout_s=c.step_timeout_s,
+            sharing=c.gpus_per_node if c.adam_offload and "OMP_NUM_THREADS" not in os.environ else None,
         )
         self.groups: list[Any] = []
         self.reference: Any = None
@@ -164,6 +164,8 @@ class Cluster:
             "bundle_indices": bundles,
             "num_gpus": SHARED if c.colocate else 1,
         }
+        if config.model.lora is not None:
+            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": vllm_rank(config.model.lora.rank)}
         if self.cpu:  # a prefill in parts with a seed ends vLLM there: a CPU generator has no offset to set back
             arguments["enable_chunked_prefill"] = False
         place = PlacementGroupSchedulingStrategy(

@@ -1,11 +1,11 @@
-"""Who goes where, what a step is cut into, what it needs per GPU. Pure arithmetic, for `--dry-run` and for launch."""
+"""Who goes where, and what a step is cut into. Pure arithmetic, for `--dry-run` and for launch."""
 
 from __future__ import annotations
 
 from agentrl.config import RunConfig
-from agentrl.engines.kind import Shape, Table
+from agentrl.engines.kind import Table
 
-GB = 1e9
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.29 makes room for
 
 
 def placement_rows(config: RunConfig) -> Table:
@@ -46,36 +46,11 @@ def batch_rows(config: RunConfig) -> Table:
     ]
 
 
-def memory_rows(config: RunConfig, shape: Shape) -> Table:
-    """GB per GPU, about."""
-    c, low = config.openrlhf, 2 if config.model.dtype == "bfloat16" else 4
-    world = c.workers
-    weights = low * shape.parameters / (world if c.zero_stage == 3 else 1)
-    state = 0.0 if c.adam_offload else 12 * shape.trainable / world
-    gradients = (4 + low) * shape.trainable / world
-    tokens = config.train.micro_batch_tokens
-    activations = tokens * shape.hidden * (2 if config.model.gradient_checkpointing else 34) * shape.layers * low / 2
-    logits = 2.0 * low * tokens * shape.vocabulary
-    reference = low * shape.parameters / (world if c.zero_stage == 3 else 1) if keeps_reference(config) else 0.0
-    training = {
-        "weights": weights,
-        "fp32 weights and AdamW": state,
-        "gradients": gradients,
-        "frozen reference": reference,
-        "activations of a micro-batch": activations,
-        "logits of a micro-batch, at most": logits,
-    }
-    served = low * shape.parameters / c.tensor_parallel
-    cache = 2.0 * shape.layers * shape.kv_heads * shape.head_dim * low * config.rollout.max_context
-    cache *= min(c.max_sequences, -(-config.rollout.concurrency // c.engines)) / c.tensor_parallel
-    rows = [["memory per GPU, about", ""], ["parameters", f"{shape.parameters:,} ({shape.trainable:,} trained)"]]
-    rows += [[name, f"{size / GB:.1f} GB"] for name, size in training.items() if size]
-    rows.append(["policy worker in all", f"{sum(training.values()) / GB:.1f} GB"])
-    rows.append(["vLLM: weights", f"{served / GB:.1f} GB"])
-    rows.append(["vLLM: key/value cache for all episodes", f"{cache / GB:.1f} GB (it takes what gpu_memory leaves)"])
-    return rows
-
-
 def keeps_reference(config: RunConfig) -> bool:
     """Whether frozen workers are needed; with LoRA the base model is the reference."""
     return config.algorithm.loss.kl_coef > 0 and config.model.lora is None
+
+
+def vllm_rank(rank: int) -> int:
+    """The room that vLLM makes for LoRA adapters of this rank; ranks above its largest are refused by `rules`."""
+    return next(r for r in LORA_RANKS if r >= rank)

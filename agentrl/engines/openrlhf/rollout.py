@@ -19,12 +19,16 @@ from agentrl.engines.openrlhf import cpu
 cpu.before_import()
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
+from vllm.inputs import TokensPrompt  # noqa: E402
+from vllm.lora.request import LoRARequest  # noqa: E402
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm.utils import random_uuid  # noqa: E402
 from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
 
 cpu.after_import()
 
 from agentrl.engines.openrlhf.arguments import undecorated  # noqa: E402
-from agentrl.engines.openrlhf.sync import Digest  # noqa: E402
+from agentrl.engines.openrlhf.sync import ADAPTER_ID, Shard  # noqa: E402
 
 Turn = tuple[list[int], list[float], bool]  # ids, their log-probabilities, whether a stop string or token ended it
 LOOK_S = 0.5  # between looks at the engine
@@ -35,7 +39,10 @@ class AgentRollout(undecorated(RolloutRayActor)):  # type: ignore[misc]
     """One vLLM engine."""
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
+        cpu.check_device()
         await super().__init__(*args, **kwargs)
+        # `vllm_worker` has put it there: the path is never read
+        self._adapter = LoRARequest("policy", ADAPTER_ID, "memory") if kwargs.get("enable_lora") else None
         below = [str(p.pid) for p in psutil.Process().children(recursive=True)]
         self._reaper = subprocess.Popen(
             ["/bin/sh", "-c", REAPER, "sh", *below], stdin=subprocess.PIPE, start_new_session=True
@@ -44,15 +51,25 @@ class AgentRollout(undecorated(RolloutRayActor)):  # type: ignore[misc]
 
     async def turn(self, ids: list[int], parameters: dict[str, Any]) -> Turn:
         """Continue `ids`. Every call has sampling parameters of its own, which nobody else changes."""
+        asked = SamplingParams(**parameters, logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
+        out = None
         try:
-            out = await self.generate(ids, SamplingParams(**parameters, logprobs=0))
+            async for out in self.llm.generate(  # noqa: B007  # the last one is all that comes
+                TokensPrompt(prompt_token_ids=ids), asked, request_id=random_uuid(), lora_request=self._adapter
+            ):
+                pass
         except EngineDeadError:
             os._exit(1)
+        assert out is not None
         done = out.outputs[0]
         chosen = [entry[token].logprob for token, entry in zip(done.token_ids, done.logprobs)]
         return list(done.token_ids), chosen, done.finish_reason == "stop"
 
-    async def weight_digest(self) -> list[Digest]:
+    async def receive(self, *arguments: Any) -> None:
+        """See `AgentVLLMWorker.receive`."""
+        await self.llm.collective_rpc("receive", args=arguments)
+
+    async def weight_digest(self) -> list[Shard]:
         """Of every tensor-parallel rank."""
         return await self.llm.collective_rpc("weight_digest")
 

@@ -8,7 +8,8 @@ from transformers import AutoConfig, Qwen2Config
 
 from agentrl.commands.dryrun import report
 from agentrl.config.files import load_config, shipped_configs
-from agentrl.engines.openrlhf.placement import batch_rows, keeps_reference, memory_rows, placement_rows
+from agentrl.engines.openrlhf.memory import memory_rows
+from agentrl.engines.openrlhf.placement import batch_rows, keeps_reference, placement_rows
 from tests.small import small_config
 
 SHAPE = SimpleNamespace(
@@ -98,6 +99,11 @@ def test_every_cluster_config_says_where_it_goes_and_fits_80_gb(name, monkeypatc
     sampling = float(rows["vLLM: weights"].split()[0])
     assert training < 80 and sampling < 80 * c.gpu_memory
     assert not c.colocate or training + sampling < 80  # weights are handed over where both are
+
+
+@pytest.mark.parametrize("name", [*CLUSTER, "cluster_tiny"])
+def test_every_cluster_config_weighs_tokens_by_the_sampler(name):
+    assert load_config(name).config.algorithm.loss.tis_cap == 2.0
 
 
 def test_where_the_model_cannot_be_read_the_placement_is_still_said(monkeypatch):

@@ -31,6 +31,8 @@ REFUSED = [
     ({"openrlhf": {"gpus_per_node": 8}, "algorithm": {"nthr": {"enabled": True}}}, "rollout.prompts_per_step to 8"),
     ({"openrlhf": {"zero_stage": 3}, "model": {"lora": {"rank": 4}}}, "set openrlhf.zero_stage to 2"),
     ({"openrlhf": {"adam_offload": True, "colocate": True}}, "set it to false"),
+    ({"openrlhf": {"adam_offload": True}, "model": {"dtype": "bfloat16"}}, "set openrlhf.zero_stage to 3"),
+    ({"model": {"lora": {"rank": 600}}}, "up to rank 512: set it to 512 or less"),
     (
         {
             "openrlhf": {"asynchronous": True},
@@ -68,6 +70,7 @@ def test_missing_packages_are_named_with_both_ways_to_install(tmp_path, monkeypa
     versions(monkeypatch, TESTED | {"ray": None})
     (problem,) = preflight.packages(cluster(tmp_path))
     assert "needs ray:" in problem and "[cluster]" in problem and "setup_openrlhf_cpu.sh" in problem
+    assert "pip install --no-deps openrlhf==0.11.2" in problem  # flash-attn is not among the extra's packages
 
 
 def test_untested_versions_are_refused_until_allowed(tmp_path, monkeypatch):
@@ -92,6 +95,15 @@ def test_options_that_need_cuda(tmp_path):
     config = cluster(tmp_path, openrlhf={"colocate": True, "attention": "flash_attention_2", "engines": 1})
     problems = preflight.devices(config, cpu=True)
     assert len(problems) == 2 and all("set it to" in p for p in problems)
+
+
+def test_an_allocator_that_sleep_mode_and_ipc_do_not_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    shared = cluster(tmp_path, openrlhf={"colocate": True})
+    (problem,) = preflight.devices(shared, cpu=False)
+    assert "PYTORCH_CUDA_ALLOC_CONF" in problem and "unset it" in problem
+    assert preflight.devices(cluster(tmp_path), cpu=False) == []
 
 
 def test_fewer_gpus_than_asked_for(tmp_path, monkeypatch):
