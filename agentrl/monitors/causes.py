@@ -105,10 +105,12 @@ def _jump(view: View) -> str | None:
         if one is None or one.steps[-1] != view.record.step:
             continue
         values = one.last(TIME_SPAN + 1)
+        change = values[-1] - values[-2]
+        if abs(change) < JUMP_SHARE * max(abs(values[-2]), 1e-9):
+            continue
         changes = sorted(abs(b - a) for a, b in itertools.pairwise(values[:-1]))
         usual = max(changes[int(0.9 * (len(changes) - 1))], 1e-3 * abs(values[-2]))
-        change = values[-1] - values[-2]
-        if abs(change) >= JUMP_Z / 1.645 * usual and abs(change) >= JUMP_SHARE * max(abs(values[-2]), 1e-9):
+        if abs(change) >= JUMP_Z / 1.645 * usual:
             return f"{words} jumped from {values[-2]:.3g} to {values[-1]:.3g} in one step"
     return None
 

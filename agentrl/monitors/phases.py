@@ -75,7 +75,7 @@ class PhaseClassifier:
         t = self.thresholds
         likelihood, reward = series.get("logprob_correct"), series.get("reward")
         # The end of phase III, whatever survivors say, and also where nothing correct is left to measure.
-        gone = reward is not None and reward.count >= t.warmup and reward.earned() and reward.lost() >= t.collapsed
+        gone = reward is not None and reward.count >= t.warmup and reward.lost() >= t.collapsed and reward.earned()
         if likelihood is None or not likelihood.count:
             return ("III" if gone else "warmup"), {}
         if likelihood.count < t.warmup:  # correct responses are rare, or vanished before there was a level
