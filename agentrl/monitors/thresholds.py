@@ -95,9 +95,13 @@ class PhaseThresholds:
 
     window: int = limit(20, "steps per slope: long enough that a slope of a fifth of the noise per step shows", 3)
     warmup: int = limit(10, "steps before the first judgement: half a window", 2)
-    significant: float = limit(2.0, "standard errors; a slope below that is called flat")
+    significant: float = limit(
+        2.0, "standard errors of a slope that counts, and what the largest of the run's windows owes to luck"
+    )
+    flat: float = limit(1.0, "standard errors below which a slope is flat; between the two the phase stays as it was")
     fast: float = limit(2.0, "recent slope over the slope of the whole decay that counts as acceleration")
     collapsed: float = limit(0.5, "share of the peak reward gone that counts as the collapse itself")
+    collapsed_z: float = limit(2.0, "and standard errors, where they are known")
     hold: int = limit(3, "steps that a new phase must last before it is announced")
 
 
