@@ -112,14 +112,14 @@ def stale(trainer: Any) -> None:
 
 def certain(trainer: Any) -> None:
     """The entropy bonus has the wrong sign: the policy is paid for being sure."""
-    loss = trainer.config.algorithm.loss.model_copy(update={"entropy_coef": -0.1})
+    loss = trainer.config.algorithm.loss.model_copy(update={"entropy_coef": -0.3})
     algorithm = trainer.config.algorithm.model_copy(update={"loss": loss})
     trainer.config = trainer.config.model_copy(update={"algorithm": algorithm})
 
 
 def exhausted(trainer: Any) -> None:
-    """Only questions that are solved already."""
-    trainer.stream = TaskStream(list(Switch.solved.values()), seed=0)
+    """The same few questions at every step, which are solved already."""
+    trainer.stream = TaskStream(list(Switch.solved.values())[: trainer.config.rollout.prompts_per_step], seed=0)
 
 
 def short(trainer: Any) -> None:
@@ -141,7 +141,7 @@ CAUSES: dict[str, Cause] = {
     "short_turns": (None, short),
     "stale_weights": (None, stale),
     "entropy_bonus_reversed": (None, certain),
-    "questions_solved": (None, exhausted),
+    "questions_exhausted": (None, exhausted),
 }
 
 

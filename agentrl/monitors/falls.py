@@ -28,6 +28,8 @@ PEAK_FROM = 5  # rows before an exponential mean may be a peak
 EMA_FROM = 8
 CRASH_REFERENCE = 20  # rows before a crash that it is compared with
 COARSE = 1 / 16  # lattice of rewards of 16 or fewer responses
+FORGET = 200  # rows at a lower level after which that is the run's level, and the peak before it is forgotten
+FORGOTTEN = 0.5  # share of the peak that the best of those rows lacks: more than what an alarm needs
 EARNED = 3.0  # standard errors that the best mean must be above what losses are measured from
 EARNED_ROWS = 5  # rows with any reward at all: fewer are luck
 NOISY = 0.3  # noise over peak from which a row's responses count as few
@@ -133,6 +135,7 @@ class Falls:
         self.best: dict[int, float] = {}
         self.ema = self.weight = self.weight2 = 0.0  # sums of the exponential mean
         self.ema_best = -math.inf
+        self.blocks: dict[int, list[float]] = {}  # width (0: exponential) -> the best mean of this block of rows
         self.recent = 0.0
         self.largest = 0.0
         self.earned = 0  # rows above `base`
@@ -156,15 +159,29 @@ class Falls:
         for width in WIDTHS:
             if self.count >= width:
                 mean = self._means[width] = sum(rows[-width:]) / width
-                self.best[width] = max(self.best.get(width, -math.inf), mean)
+                self.best[width] = max(self._known(width, self.best.get(width, -math.inf), mean), mean)
         if self.count >= PEAK_FROM:
-            self.ema_best = max(self.ema_best, self.ema / self.weight)
+            ema = self.ema / self.weight
+            self.ema_best = max(self._known(0, self.ema_best, ema), ema)
         self._short.push(value)
         self._long.push(value)
         self.recent = self._short.noise()
         if self.count >= SETTLED:
             self.largest = max(self.largest, self.recent)
         self._noise = None  # worked out when it is asked for
+
+    def _known(self, width: int, best: float, mean: float) -> float:
+        """The best mean so far, as far as it is remembered.
+
+        A loss that has lasted is the run's new level, and a second fall is measured from there. Rows are looked at in
+        blocks of FORGET: a peak is forgotten at the end of a block none of whose means came near it.
+        """
+        block = self.blocks.setdefault(width, [mean])
+        block[0] = max(block[0], mean)
+        if self.count % FORGET:
+            return best
+        top, block[0] = block[0], mean
+        return top if top - self.base < (1 - FORGOTTEN) * (best - self.base) else best
 
     @property
     def noise(self) -> float:
@@ -264,15 +281,21 @@ class Falls:
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         plain = {k: v for k, v in vars(self).items() if k[0] != "_" and (not isinstance(v, float) or math.isfinite(v))}
-        return {**plain, "values": list(self.values), "best": {str(k): v for k, v in self.best.items()}}
+        return {**plain, "values": list(self.values), "best": _texts(self.best), "blocks": _texts(self.blocks)}
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> Falls:
         """The inverse of `state_dict`."""
         falls = cls()
-        vars(falls).update({k: v for k, v in state.items() if k != "best"})
+        vars(falls).update({k: v for k, v in state.items() if k not in ("best", "blocks")})
         falls.values = rows = list(state["values"])
         falls.best = {int(k): v for k, v in state["best"].items()}
+        falls.blocks = {int(k): list(v) for k, v in state.get("blocks", {}).items()}
         falls._means = {width: sum(rows[-width:]) / width for width in WIDTHS if falls.count >= width}
         falls._short, falls._long = RecentNoise(SHORT, rows), RecentNoise(LONG, rows)
         return falls
+
+
+def _texts(numbered: dict[int, Any]) -> dict[str, Any]:
+    """As JSON has it."""
+    return {str(k): v for k, v in numbered.items()}

@@ -48,6 +48,7 @@ SIGNALS: dict[str, Signal] = _table(
         ("groups_all_correct", "share", "none", "reward", "groups in which every response is correct", False),
         ("groups_all_wrong", "share", "down", "reward", "groups in which every response is wrong", False),
         ("validation", "reward", "up", "reward", "mean of the held-out rewards or accuracies", False),
+        ("validation_at_zero", "count", "down", "reward", "data sets whose held-out success is near 0", False),
         ("logprob_correct", "nats/token", "up", "likelihood", "mean log π of correct responses, sampling policy", True),
         ("logprob_incorrect", "nats/token", "none", "likelihood", "the same over incorrect responses", True),
         ("logprob_correct_seq", "nats/response", "up", "likelihood", "log π of correct responses, per response", False),
@@ -89,12 +90,17 @@ SIGNALS: dict[str, Signal] = _table(
         ("truncated_share", "share", "down", "episodes", "episodes cut by turns, context or the environment", False),
         ("cut_share", "share", "down", "episodes", "responses with a turn that ends at max_tokens_per_turn", False),
         ("cut_turns", "share", "down", "episodes", "turns that end at max_tokens_per_turn", False),
+        ("answered_share", "share", "up", "episodes", "episodes that end with an answer", False),
         ("turns", "count", "none", "episodes", "actions per episode", False),
         ("valid_action_ratio", "share", "up", "episodes", "actions that the environment could read", True),
         ("valid_search_ratio", "share", "up", "episodes", "actions that are executed searches", True),
         ("distinct_queries", "count", "none", "episodes", "different queries per group", False),
         ("shared_first_retrieval", "share", "none", "episodes", "incorrect first searches like a correct one", False),
         ("answer_in_retrieved", "share", "up", "episodes", "rewarded answers that stand in what was retrieved", False),
+        ("diversity_within", "share", "none", "episodes", "distance of responses to one question", False),
+        ("diversity_between", "share", "none", "episodes", "distance of responses to different questions", False),
+        ("question_information", "nats/token", "up", "episodes", "mutual information of question and token", False),
+        ("control_tokens", "share", "down", "episodes", "control tokens sampled in the middle of turns", False),
         ("tool_latency_s", "s", "down", "tools", "mean duration of a tool call", False),
         ("tool_errors", "count", "down", "tools", "failed tool calls", False),
         ("tool_timeouts", "count", "down", "tools", "tool calls of the validation that ran out of time", False),
@@ -126,6 +132,8 @@ _VERL = {
     "kl_sampler": ("rollout_corr/kl",),
     "turns": ("num_turns/mean", "training/num_turns/mean", "env/number_of_actions/mean"),
     "valid_action_ratio": ("env/ratio_of_valid_action",),
+    "answered_share": ("env/finish_ratio",),
+    "question_information": ("collapse_first_turn_sample/mi_estimate", "collapse_trajectory_sample/mi_estimate"),
     "t_step_s": ("timing_s/step",),
     "t_rollout_s": ("timing_s/gen",),
     "t_score_s": ("timing_s/old_log_prob",),
@@ -314,9 +322,11 @@ POOLED = {
         r"(?:reward|rewards?/mean|accuracy|correct|score|pass@?1)|eval_(?:reward|accuracy|score)|"
         r"test/(?:.+/)?(?:reward/total|correct|accuracy|reward)|eval/all/avg_score|eval/all/pass_at_1)$"
     ),
+    "reward": re.compile(r"^reward/[^/]+/mean$"),  # rLLM: by the name of the agent
     "tool_timeouts": re.compile(r"^val-aux/.+/\w*timeout\w*/mean@\d+$"),
     "tool_success": re.compile(r"^val-aux/.+/\w*(?:search|tool)_success_count/mean@\d+$"),
 }
+NEAR_ZERO = 0.01  # of a held-out success
 _PERCENT = re.compile(r"%|percent|(?:^|[/_.])pct(?:$|[/_.])", re.IGNORECASE)
 
 
@@ -349,6 +359,8 @@ class SignalMap:
             values = [row[c] for c in columns if c in row]
             if values and signal not in out:
                 out[signal] = sum(values) / len(values)
+                if signal == "validation" and len(values) > 1 and len(values) == len(columns):
+                    out["validation_at_zero"] = float(sum(v <= NEAR_ZERO for v in values))
         return out
 
 

@@ -141,3 +141,28 @@ def test_state_survives_json(values, data):
         two.lost(3.0),
         two.crash(2, 0.4, 4.0),
     )
+
+
+def test_a_level_that_lasts_becomes_the_runs_own_and_a_second_fall_is_seen():
+    rng = random.Random(0)
+    noise = lambda level, n: [level + 0.01 * rng.gauss(0, 1) for _ in range(n)]  # noqa: E731
+    falls = fed(noise(0.8, 100))
+    for value in noise(0.3, 90):
+        falls.push(value)
+    assert falls.significant(0.37, 3.5) is not None
+    for value in noise(0.3, 320):  # a whole block of FORGET rows
+        falls.push(value)
+    assert falls.significant(0.37, 3.5) is None
+    for value in noise(0.1, 20):
+        falls.push(value)
+    again = falls.significant(0.37, 3.5)
+    assert again is not None and again.peak == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_slow_decline_is_not_forgotten_on_its_way():
+    rng = random.Random(0)
+    falls = Falls()
+    for row in range(2000):
+        falls.push(0.8 - 0.0002 * row + 0.01 * rng.gauss(0, 1))
+    found = falls.significant(0.45, 3.0)
+    assert found is not None and found.peak == pytest.approx(0.8, abs=0.03)
