@@ -67,7 +67,12 @@ CAUSES = {
     "sampler_differs": "train-inference mismatch",
     "hackable_reward": "reward hacking",
     "short_turns": "length explosion",
+    "stale_weights": "train-inference mismatch",
+    "entropy_bonus_reversed": "entropy collapse",
+    "questions_exhausted": "data exhausted",
 }
+#: causes that work slowly: steps after which they are named at the latest; the others after five.
+SLOW = {"entropy_bonus_reversed": 16, "questions_exhausted": 49}
 
 
 def test_every_recorded_cause_is_tried(table):
@@ -85,4 +90,4 @@ def test_the_provoked_cause_is_named(table, cause):
     if CAUSES[cause] is None:
         assert found == []
     else:
-        assert found[0].story == CAUSES[cause] and 25 <= found[0].step <= 30
+        assert found[0].story == CAUSES[cause] and 25 <= found[0].step <= 25 + SLOW.get(cause, 5)
