@@ -63,6 +63,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "wandb": "agentrl.monitors.sources.wandb:Wandb",
         "mlflow": "agentrl.monitors.sources.mlflow:Mlflow",
         "trackio": "agentrl.monitors.sources.trackio:Trackio",
+        "parquet": "agentrl.monitors.sources.parquet:Parquet",
         "verl": "agentrl.monitors.sources.verl:Verl",
         "prime_rl": "agentrl.monitors.sources.prime_rl:PrimeRL",
         "nemo_rl": "agentrl.monitors.sources.nemo_rl:NemoRL",

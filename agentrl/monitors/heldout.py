@@ -28,8 +28,8 @@ class SourceLost:
             f"Held-out success is near 0 on {now:.0f} data sets, {before:.0f} before, while the training reward holds "
             f"({reward.level():.3f})",
             {"validation_at_zero": (now, before), "reward": (reward.level(), reward.peak_mean)},
-            "Look at that data set's validation by hand: its tool, its answers, its prompt. Against it would speak: few "
-            "questions in it.",
+            "Look at that data set's validation by hand: its tool, its answers, its prompt. Against it would speak: "
+            "few questions in it.",
             by="reward",
             immediate=True,
             story="tool or data changed",

@@ -340,9 +340,13 @@ class SignalMap:
     pooled: dict[str, tuple[str, ...]] = field(default_factory=dict)  # signal -> columns whose mean it is
 
     @cached_property
-    def percent(self) -> frozenset[str]:
-        """Shares whose column says that it is in percent."""
-        return frozenset(s for s, c in self.columns.items() if SIGNALS[s].unit == "share" and _PERCENT.search(c))
+    def factors(self) -> dict[str, float]:
+        """Signal -> what its column is multiplied with: shares in percent, times in ms or minutes, as the name says."""
+        out = {s: 0.01 for s, c in self.columns.items() if SIGNALS[s].unit == "share" and _PERCENT.search(c)}
+        for signal, column in self.columns.items():
+            if SIGNALS[signal].unit == "s" and (unit := _UNIT.search(column)) and unit[1].strip().lower() in _TIMES:
+                out[signal] = _TIMES[unit[1].strip().lower()]
+        return out
 
     @property
     def clipped_in_loss(self) -> bool:
@@ -350,11 +354,11 @@ class SignalMap:
         return _bare(self.columns.get("clip_fraction", "")) in CLIPPED_IN_LOSS
 
     def apply(self, row: Mapping[str, float]) -> dict[str, float]:
-        """The row's values under canonical names; absent columns stay absent. Percentages become shares."""
+        """The row's values under canonical names; absent columns stay absent. Units in names count (`factors`)."""
         out = {}
         for signal, column in self.columns.items():
             if column in row:
-                out[signal] = row[column] / 100 if signal in self.percent else row[column]
+                out[signal] = row[column] * self.factors[signal] if signal in self.factors else row[column]
         for signal, columns in self.pooled.items():
             values = [row[c] for c in columns if c in row]
             if values and signal not in out:
@@ -364,7 +368,12 @@ class SignalMap:
         return out
 
 
+_UNIT = re.compile(r"\s*[(\[]([^()\[\]]{1,20})[)\]]\s*$")  # `entropy (nats)`, `step_time [ms]`
+_TIMES = {"ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "minutes": 60.0, "h": 3600.0}
+
+
 def _bare(column: str) -> str:
+    column = _UNIT.sub("", column)
     while (short := _PREFIX.sub("", column)) != column:
         column = short
     return column

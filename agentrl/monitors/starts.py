@@ -112,8 +112,8 @@ def no_answer() -> Ill:
     return Ill(
         "no_answer",
         "No episode ends with an answer",
-        "Raise rollout.max_turns and rollout.max_tokens_per_turn, warm-start on the protocol, and check that the prompt "
-        "says how to answer.",
+        "Raise rollout.max_turns and rollout.max_tokens_per_turn, warm-start on the protocol, and check that the "
+        "prompt says how to answer.",
         lambda view, t: _below(view, "answered_share", t.answered),
         ("answered_share",),
     )

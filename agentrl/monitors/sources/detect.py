@@ -13,9 +13,9 @@ from agentrl.monitors.sources import spool
 from agentrl.monitors.sources.base import HEAD, SURE, Look, Row, Source
 
 _KINDS = (
-    "a JSONL, JSON or CSV file, a console log (verl, TRL, OpenRLHF, SkyRL, slime, prime-rl, NeMo-RL, AReaL), a "
-    "TensorBoard event directory, a W&B run or its CSV export, an MLflow or trackio store, a trainer_state.json, "
-    "a run directory with metrics.jsonl, or - for standard input"
+    "a JSONL, JSON, CSV or Parquet file, a console log (verl, rLLM, TRL, OpenRLHF, SkyRL, slime, prime-rl, NeMo-RL, "
+    "AReaL), a TensorBoard event directory, a W&B run or its CSV export, an MLflow or trackio store, a "
+    "trainer_state.json, a run directory with metrics.jsonl, or - for standard input"
 )
 
 
