@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from difflib import get_close_matches
 from importlib.util import find_spec
 
 #: What pip calls this package; the import name and the command are `agentrl`.
@@ -93,6 +92,8 @@ def command(*words: object) -> str:
 
 def nearest(value: str, valid: list[str] | tuple[str, ...]) -> str:
     """`; did you mean 'x'?` for the closest valid name, or an empty string."""
+    from difflib import get_close_matches  # for mistakes only
+
     match = get_close_matches(value, list(valid), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 

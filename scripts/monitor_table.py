@@ -3,6 +3,7 @@
     python scripts/monitor_table.py                    # shipped thresholds, and leave-one-run-out
     python scripts/monitor_table.py --no-loo --only reward,entropy   # fewer signals
     python scripts/monitor_table.py --source new       # only the runs made after the rules were fixed
+    python scripts/monitor_table.py --logs FOLDER --labels labels.json   # other people's runs (`real_table`)
     python scripts/monitor_table.py --runs my_runs     # a folder of CSV files with canonical column names
 
 Half-fall: the first step at which the 5-step mean reward is below half its running peak (peak above 0.15) and stays
@@ -206,7 +207,15 @@ def main() -> None:
     parser.add_argument("--only", help="comma-separated signals to keep")
     parser.add_argument("--source", help="only runs of this source in runs.json: shared, own, new, unseen")
     parser.add_argument("--no-loo", action="store_true", help="skip leave-one-run-out")
+    parser.add_argument("--logs", type=Path, help="other people's runs, JSONL, with --labels")
+    parser.add_argument("--labels", type=Path, help="what happened in them")
+    parser.add_argument("--authors", action="store_true", help="and leave-one-author-out, with --logs")
     args = parser.parse_args()
+    if args.logs and args.labels:
+        import real_table
+
+        real_table.main(args.logs, args.labels, args.authors)
+        return
     runs = load(args.runs, set(args.only.split(",")) if args.only else None, args.source)
     shipped = {run.name: judge(run, Thresholds()) for run in runs}
     parts = {name: {run.name: judge(run, Thresholds(), (name,)) for run in runs} for name in EVIDENCE}

@@ -9,17 +9,20 @@ step `--at` on one thing is broken; everything before is the same in all runs. O
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
 
 from agentrl.config.files import load_config
+from agentrl.data.tasks import Task, TaskStream
+from agentrl.engines.local.qwen2 import FastQwen2
 from agentrl.envs.search import SearchEnv
 from agentrl.runs.read import read_metrics
 from agentrl.train import start
@@ -31,6 +34,7 @@ class Switch:
     """Whether the cause is on: the trainer turns it at its step, the patched parts ask."""
 
     on = False
+    solved: ClassVar[dict[str, Task]] = {}  # questions that a whole group has answered, before that step
 
 
 def empty(env: Any, query: str, hits: Any, latency: float) -> tuple[Any, float]:
@@ -99,6 +103,25 @@ def sharpened(trainer: Any) -> None:
     sampler.next_logits = lambda *a: 1.25 * real(*a)
 
 
+def stale(trainer: Any) -> None:
+    """The sampler keeps the weights of this step: it is not given new ones."""
+    frozen = FastQwen2(copy.deepcopy(trainer.engine.model))
+    frozen.refresh()
+    trainer.engine.sampler.next_logits = frozen.next_logits
+
+
+def certain(trainer: Any) -> None:
+    """The entropy bonus has the wrong sign: the policy is paid for being sure."""
+    loss = trainer.config.algorithm.loss.model_copy(update={"entropy_coef": -0.3})
+    algorithm = trainer.config.algorithm.model_copy(update={"loss": loss})
+    trainer.config = trainer.config.model_copy(update={"algorithm": algorithm})
+
+
+def exhausted(trainer: Any) -> None:
+    """The same few questions at every step, which are solved already."""
+    trainer.stream = TaskStream(list(Switch.solved.values())[: trainer.config.rollout.prompts_per_step], seed=0)
+
+
 def short(trainer: Any) -> None:
     """Six tokens a turn."""
     config = trainer.player.config.model_copy(update={"max_tokens_per_turn": 6})
@@ -116,6 +139,9 @@ CAUSES: dict[str, Cause] = {
     "answers_shuffled": (shuffled, None),
     "hackable_reward": (hackable, None),
     "short_turns": (None, short),
+    "stale_weights": (None, stale),
+    "entropy_bonus_reversed": (None, certain),
+    "questions_exhausted": (None, exhausted),
 }
 
 
@@ -126,9 +152,16 @@ def record(cause: str, start_model: Path, folder: Path, steps: int, at: int) -> 
     overrides += ["log.checkpoint_every=0", f"log.runs_dir={folder}", f"log.name={cause}", "model.threads=1"]
     overrides += ["rollout.prompts_per_step=12", "log.rollout_groups=0", "algorithm.nthr.enabled=false"]
     config = load_config("search_tiny", overrides).config
-    Switch.on = False
+    Switch.on, Switch.solved = False, {}
 
     class Disturbed(start.Trainer):
+        def rollouts(self, n: int) -> Any:
+            found = super().rollouts(n)
+            for group, task in found.task_of.items():
+                if all(t.correct for t in found.all if t.group_id == group):
+                    Switch.solved[task.id] = task
+            return found
+
         def step(self) -> Any:
             if self.step_number == at:
                 Switch.on = True

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from agentrl.commands.recording import RunRecorder
     from agentrl.types import Alarm
 
 LONGEST_S = 1e7
@@ -78,12 +79,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from contextlib import closing, nullcontext
 
-    from agentrl.commands.recording import RunRecorder
     from agentrl.monitors.bodies import about
     from agentrl.monitors.watcher import watch
 
     name, failure = _run_of(args.source)
-    recorder = RunRecorder(args.to, args.source, live=not args.once) if args.to else None
+    recorder = _recorder(args) if args.to else None
     name = args.to.name if args.to else name
     with closing(recorder) if recorder else nullcontext():
         return watch(
@@ -103,18 +103,28 @@ def run(args: argparse.Namespace) -> int:
             where=args.where,
             step=args.step,
             explain=args.explain,
-            whose=about(run=name, source=args.source),
+            whose=about(run=name, source=args.source) if args.webhook else None,
             failure=failure,
             recorder=recorder,
         )
 
 
+def _recorder(args: argparse.Namespace) -> RunRecorder:
+    """What writes the run directory; pydantic and the config come with it, so that only who records waits for them."""
+    from agentrl.commands.recording import RunRecorder
+
+    return RunRecorder(args.to, args.source, live=not args.once)
+
+
 def _run_of(source: str) -> tuple[str, Callable[[], Alarm | None]]:
     """The name of the run directory `source`, and what says that it has failed; nothing for other logs."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        return "", lambda: None
+
     from agentrl.monitors import notices
     from agentrl.runs.read import STATUS, how_to_go_on, is_run, read_info
 
-    path = Path(source).expanduser()
     if not is_run(path):
         return "", lambda: None
 

@@ -21,6 +21,7 @@ from agentrl.errors import AgentRLError
 from agentrl.monitors.causes import tool_changed
 from agentrl.monitors.phases import PhaseClassifier, PhaseState
 from agentrl.monitors.remedies import in_terms_of
+from agentrl.monitors.signals import UNJUDGED
 from agentrl.monitors.stats import Series
 from agentrl.monitors.thresholds import Thresholds
 from agentrl.monitors.view import ORDER, Finding, Rule, View
@@ -37,6 +38,7 @@ SCALES = {
 }
 JUDGED = ("reward", "validation")  # signals whose loss is an alarm
 VERSION = 2
+_NUMBER = (int, float)  # a union of types takes three times as long to ask
 
 
 def series_of(name: str) -> Series:
@@ -78,6 +80,8 @@ class Monitor:
         self.rules = list(rules) if rules is not None else default_rules()
         self.sinks = list(sinks)
         self.clipped_in_loss = False  # how the log counts clipped tokens: see `signals.CLIPPED_IN_LOSS`
+        own = all(type(rule).__module__.startswith("agentrl.monitors.") for rule in self.rules)
+        self._unjudged = UNJUDGED if own else frozenset[str]()  # no series is kept of these
         self.trainer: str | None = None  # whose run this is, where remedies should name its options too
         self._reset()
 
@@ -113,7 +117,7 @@ class Monitor:
         self.last_step = record.step
         self.seen += 1
         for name, value in record.metrics.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            if isinstance(value, _NUMBER) and math.isfinite(value) and name not in self._unjudged:
                 if name not in self.series:
                     self.series[name] = series_of(name)
                 self.series[name].push(record.step, float(value))

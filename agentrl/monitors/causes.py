@@ -94,7 +94,12 @@ def _slow(view: View) -> str | None:
 
 
 def _jump(view: View) -> str | None:
-    """Length, turns or tool calls change in one step by far more than they ever do."""
+    """Length, turns or tool calls change in one step by far more than they ever do, away from what is usual.
+
+    Back to it is no change of the world; and where the update before lowered correct responses, the policy jumped.
+    """
+    if _lowered(view):
+        return None
     for name, words in (
         ("response_length", "the response length"),
         ("turns", "the number of turns"),
@@ -105,10 +110,14 @@ def _jump(view: View) -> str | None:
         if one is None or one.steps[-1] != view.record.step:
             continue
         values = one.last(TIME_SPAN + 1)
+        change = values[-1] - values[-2]
+        level = sorted(values[:-1])[len(values[:-1]) // 2]
+        away = min(abs(change), abs(values[-1] - level))
+        if away < JUMP_SHARE * max(abs(values[-2]), 1e-9):
+            continue
         changes = sorted(abs(b - a) for a, b in itertools.pairwise(values[:-1]))
         usual = max(changes[int(0.9 * (len(changes) - 1))], 1e-3 * abs(values[-2]))
-        change = values[-1] - values[-2]
-        if abs(change) >= JUMP_Z / 1.645 * usual and abs(change) >= JUMP_SHARE * max(abs(values[-2]), 1e-9):
+        if abs(change) >= JUMP_Z / 1.645 * usual:
             return f"{words} jumped from {values[-2]:.3g} to {values[-1]:.3g} in one step"
     return None
 
@@ -119,6 +128,8 @@ def _cliff(view: View) -> str | None:
     clip, norm = view.get("clip_fraction", view.warmup), view.get("grad_norm", view.warmup)
     if falls is None or clip is None or not any(clip.values) or falls.crash(1, t.crash_kept, t.crash_z) is None:
         return None
+    if falls.values[-2] - falls.base < t.crash_kept * (max(falls.values[-TIME_SPAN:-1]) - falls.base):
+        return None  # it fell before this row
     for one, least in ((clip, t.clip_share_loss), (norm, 0.0)):
         if one is not None:
             values = one.last(TIME_SPAN + 1)

@@ -89,19 +89,19 @@ def entropy_rise(view: View) -> Signals | None:
 def degradation(view: View) -> Signals | None:
     """Entropy up, reward down, likelihood of correct responses down: combined standard errors over the threshold."""
     t = view.thresholds.collapse
+    entropy, reward = view.get("entropy", view.warmup), view.get("reward", view.warmup)
+    matters = (entropy is not None and _factor_above_lowest(view) >= t.entropy_factor) or (
+        reward is not None and reward.lost() >= t.reward_lost
+    )
+    if not matters or (reward is not None and not _below_best(view, t.gate_share, t.gate_z)):
+        return None  # the standard errors below are the costlier question
     scores: dict[str, float] = {}
     for name, up in (("entropy", True), ("reward", False), ("logprob_correct", False)):
         one = view.get(name, view.warmup)
         if one is not None:
             scores[name] = min(max(one.rise() if up else one.drop(), t.floor), t.cap)
-    if not scores:
-        return None
     total = sum(scores.values()) / len(scores) ** 0.5
-    entropy, reward = view.get("entropy", view.warmup), view.get("reward", view.warmup)
-    matters = (entropy is not None and _factor_above_lowest(view) >= t.entropy_factor) or (
-        reward is not None and reward.lost() >= t.reward_lost
-    )
-    if total < t.degradation_z or not matters or (reward is not None and not _below_best(view, t.gate_share, t.gate_z)):
+    if total < t.degradation_z:
         return None
     return {"degradation_z": (total, t.degradation_z), **{f"{k}_z": (v, t.cap) for k, v in scores.items()}}
 

@@ -9,10 +9,8 @@ again: its `id`, also sent as Idempotency-Key, tells a receiver that it is the s
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import importlib
 import json
-import logging
 import queue
 import threading
 import time
@@ -22,7 +20,6 @@ from typing import Any
 from agentrl.monitors import bodies
 from agentrl.types import Alarm
 
-log = logging.getLogger(__name__)
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 120.0, 300.0)  # the last one from then on
 PATIENCE_S = 6 * 3600.0  # how long one alarm is tried: a receiver that is down for a night is not, for good
 LONGEST_WAIT_S = 3600.0  # whatever Retry-After says
@@ -199,6 +196,8 @@ class Webhook:
 
     def _say(self, reason: str) -> None:
         """Keep the reason, and log the first one. The address is often a secret, and errors repeat it."""
+        import logging
+
         import httpx
 
         host = httpx.URL(self.url).host
@@ -208,7 +207,9 @@ class Webhook:
             self.reason = self.reason.replace(path, "/...")
         if not self._warned:
             self._warned = True
-            log.warning("webhook at %s: %s; it is tried again where that can help, silently", host, self.reason)
+            logging.getLogger(__name__).warning(
+                "webhook at %s: %s; it is tried again where that can help, silently", host, self.reason
+            )
 
 
 def seconds_of(text: str, now: float | None = None) -> float:
@@ -217,6 +218,8 @@ def seconds_of(text: str, now: float | None = None) -> float:
         return max(0.0, min(float(text), LONGEST_WAIT_S)) if text.strip() else 0.0
     except ValueError:
         pass
+    import email.utils  # a date is rare, and the package is large
+
     try:
         when = email.utils.parsedate_to_datetime(text).timestamp()
     except (TypeError, ValueError, OverflowError):

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+LAGS = (1, 3)  # rows apart
 WIDTHS = (8, 16, 32)  # rows in a window's mean
 ALPHA = 2 / 9  # of the exponential mean: as old on average as a mean of 8
 SHORT, LONG = 40, 64  # rows from which the noise is estimated
@@ -27,6 +28,8 @@ PEAK_FROM = 5  # rows before an exponential mean may be a peak
 EMA_FROM = 8
 CRASH_REFERENCE = 20  # rows before a crash that it is compared with
 COARSE = 1 / 16  # lattice of rewards of 16 or fewer responses
+FORGET = 200  # rows at a lower level after which that is the run's level, and the peak before it is forgotten
+FORGOTTEN = 0.5  # share of the peak that the best of those rows lacks: more than what an alarm needs
 EARNED = 3.0  # standard errors that the best mean must be above what losses are measured from
 EARNED_ROWS = 5  # rows with any reward at all: fewer are luck
 NOISY = 0.3  # noise over peak from which a row's responses count as few
@@ -35,9 +38,13 @@ _NORMAL = 1.2816 * math.sqrt(2)  # 80 % quantile of the absolute difference of t
 
 def quantile(values: Sequence[float], q: float) -> float:
     """The q-quantile, linear between neighbours; 0 of nothing."""
-    if not values:
+    return _at(sorted(values), q)
+
+
+def _at(ordered: Sequence[float], q: float) -> float:
+    """The same of what is in order."""
+    if not ordered:
         return 0.0
-    ordered = sorted(values)
     at = q * (len(ordered) - 1)
     low = int(at)
     high = min(low + 1, len(ordered) - 1)
@@ -51,9 +58,48 @@ def row_noise(values: Sequence[float]) -> float:
     quantile is 0, and a reward of 0 after one lucky row is no loss.
     """
     n = len(values)
-    spread = max(quantile([abs(values[i] - values[i - lag]) for i in range(lag, n)], 0.8) for lag in (1, 3)) / _NORMAL
-    squares = sum((b - a) ** 2 for a, b in itertools.pairwise(values))
-    return max(spread, math.sqrt(squares / (2 * max(n - 1, 1))) / 2)
+    differences = [sorted(abs(values[i] - values[i - lag]) for i in range(lag, n)) for lag in LAGS]
+    return _noise(differences, [(b - a) ** 2 for a, b in itertools.pairwise(values)])
+
+
+def _noise(differences: Sequence[Sequence[float]], squares: Sequence[float]) -> float:
+    """Of the absolute differences, in order of size, at each lag, and of the neighbours' squared ones."""
+    spread = max(_at(ordered, 0.8) for ordered in differences) / _NORMAL
+    return max(spread, math.sqrt(sum(squares) / (2 * max(len(squares), 1))) / 2)
+
+
+class RecentNoise:
+    """`row_noise` and `lattice` of the last `span` rows, row by row: differences stay in order of size."""
+
+    def __init__(self, span: int, rows: Iterable[float] = ()) -> None:
+        self.span = span
+        self._rows: list[float] = []  # one more, whose differences leave with it
+        self._sorted: list[list[float]] = [[] for _ in LAGS]
+        self._squares: list[float] = []
+        for row in rows:
+            self.push(row)
+
+    def push(self, row: float) -> None:
+        """Add a row."""
+        rows = self._rows
+        rows.append(row)
+        for lag, ordered in zip(LAGS, self._sorted):
+            if len(rows) > lag:
+                insort(ordered, abs(row - rows[-1 - lag]))
+            if len(ordered) > self.span - lag:
+                del ordered[bisect_left(ordered, abs(rows[lag] - rows[0]))]
+        if len(rows) > 1:
+            self._squares.append((row - rows[-2]) ** 2)
+        if len(rows) > self.span:
+            del rows[0], self._squares[0]
+
+    def noise(self) -> float:
+        """`row_noise` of these rows."""
+        return _noise(self._sorted, self._squares)
+
+    def lattice(self) -> float:
+        """`lattice` of these rows."""
+        return next((step for d in self._sorted[0] if (step := round(d, 6))), 0.0)
 
 
 def lattice(values: Iterable[float]) -> float:
@@ -83,42 +129,59 @@ class Falls:
     """The falls of one signal, row by row. Plain JSON state; nothing looks ahead."""
 
     def __init__(self) -> None:
-        self.values: deque[float] = deque(maxlen=LONG)
+        self.values: list[float] = []  # the last LONG
         self.count = 0
         self.base = 0.0  # what losses are measured from: 0, or the first value where that is below
         self.best: dict[int, float] = {}
         self.ema = self.weight = self.weight2 = 0.0  # sums of the exponential mean
         self.ema_best = -math.inf
+        self.blocks: dict[int, list[float]] = {}  # width (0: exponential) -> the best mean of this block of rows
         self.recent = 0.0
         self.largest = 0.0
-        self._noise: tuple[float, bool] | None = None  # noise and whether rows are of few responses, once asked for
         self.earned = 0  # rows above `base`
+        self._noise: tuple[float, bool] | None = None  # noise and whether rows are of few responses, once asked for
+        self._means: dict[int, float] = {}  # of the last rows, by width
+        self._short, self._long = RecentNoise(SHORT), RecentNoise(LONG)
 
     def push(self, value: float) -> None:
         """Add a finite value."""
         if not self.count:
             self.base = min(0.0, value)
-        self.values.append(value)
+        rows = self.values
+        rows.append(value)
+        del rows[:-LONG]
         self.count += 1
         self.earned += value > self.base
         keep = 1 - ALPHA
         self.ema = keep * self.ema + ALPHA * value
         self.weight = keep * self.weight + ALPHA
         self.weight2 = keep * keep * self.weight2 + ALPHA * ALPHA
-        rows = list(self.values)
         for width in WIDTHS:
             if self.count >= width:
-                self.best[width] = max(self.best.get(width, -math.inf), sum(rows[-width:]) / width)
+                mean = self._means[width] = sum(rows[-width:]) / width
+                self.best[width] = max(self._known(width, self.best.get(width, -math.inf), mean), mean)
         if self.count >= PEAK_FROM:
-            self.ema_best = max(self.ema_best, self.ema / self.weight)
-        self._estimate(rows)
-
-    def _estimate(self, rows: list[float]) -> None:
-        """The noise of the last rows; the rest is worked out when it is asked for."""
-        self.recent = row_noise(rows[-SHORT:])
+            ema = self.ema / self.weight
+            self.ema_best = max(self._known(0, self.ema_best, ema), ema)
+        self._short.push(value)
+        self._long.push(value)
+        self.recent = self._short.noise()
         if self.count >= SETTLED:
             self.largest = max(self.largest, self.recent)
-        self._noise = None
+        self._noise = None  # worked out when it is asked for
+
+    def _known(self, width: int, best: float, mean: float) -> float:
+        """The best mean so far, as far as it is remembered.
+
+        A loss that has lasted is the run's new level, and a second fall is measured from there. Rows are looked at in
+        blocks of FORGET: a peak is forgotten at the end of a block none of whose means came near it.
+        """
+        block = self.blocks.setdefault(width, [mean])
+        block[0] = max(block[0], mean)
+        if self.count % FORGET:
+            return best
+        top, block[0] = block[0], mean
+        return top if top - self.base < (1 - FORGOTTEN) * (best - self.base) else best
 
     @property
     def noise(self) -> float:
@@ -132,10 +195,9 @@ class Falls:
 
     def _judged(self) -> tuple[float, bool]:
         if self._noise is None:
-            rows = list(self.values)
-            noise = max(self.recent, row_noise(rows) if rows else 0.0)
-            best = self.ema_best if self.count >= PEAK_FROM else max(rows, default=0.0)
-            few = lattice(rows[-SHORT:]) >= COARSE - 1e-6 or noise > NOISY * max(best - self.base, 1e-9)
+            noise = max(self.recent, self._long.noise())
+            best = self.ema_best if self.count >= PEAK_FROM else max(self.values, default=0.0)
+            few = self._short.lattice() >= COARSE - 1e-6 or noise > NOISY * max(best - self.base, 1e-9)
             self._noise = (max(noise, self.largest), True) if few else (noise, False)
         return self._noise
 
@@ -150,8 +212,7 @@ class Falls:
         """The fall of the mean of `width` rows."""
         if self.count < width:
             return NONE
-        now = sum(list(self.values)[-width:]) / width
-        return self._fall(self.best[width], now, 1 / math.sqrt(width), width)
+        return self._fall(self.best[width], self._means[width], 1 / math.sqrt(width), width)
 
     def _fall(self, peak: float, now: float, scale: float, width: int) -> Fall:
         """`scale`: standard error of the mean over that of a row. What was never earned cannot be lost."""
@@ -179,7 +240,7 @@ class Falls:
         peak = self.best[width] if width else self.ema_best
         if peak <= self.base:
             return -math.inf
-        now = sum(list(self.values)[-width:]) / width if width else self.ema / self.weight
+        now = self._means[width] if width else self.ema / self.weight
         return (peak - now) / (peak - self.base)
 
     def lost(self, z: float) -> float:
@@ -189,8 +250,7 @@ class Falls:
 
     def crash(self, rows: int, kept: float, z: float) -> Fall | None:
         """The last `rows` values all below `kept` of the mean of those before, `z` standard errors; None otherwise."""
-        values = list(self.values)
-        new, old = values[-rows:], values[-rows - CRASH_REFERENCE : -rows]
+        new, old = self.values[-rows:], self.values[-rows - CRASH_REFERENCE : -rows]
         if len(old) < 3:
             return None
         before, now = sum(old) / len(old), sum(new) / rows
@@ -203,7 +263,7 @@ class Falls:
     def _lattice(self, mean: float) -> float:
         """The least noise of a share counted in the steps that the rewards show: √(p (1 - p) / n), n = 1 / step."""
         p = min(max(mean, 0.1), 0.9)
-        return math.sqrt(p * (1 - p) * lattice(self.values)) if 0 <= mean <= 1 else 0.0
+        return math.sqrt(p * (1 - p) * self._long.lattice()) if 0 <= mean <= 1 else 0.0
 
     def needs(self, share: float, z: float) -> int | None:
         """Rows in a mean from which a loss of `share` of the peak would be significant; None where it is at hand."""
@@ -220,16 +280,22 @@ class Falls:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        plain = {
-            k: v for k, v in vars(self).items() if k != "_noise" and (not isinstance(v, float) or math.isfinite(v))
-        }
-        return {**plain, "values": list(self.values), "best": {str(k): v for k, v in self.best.items()}}
+        plain = {k: v for k, v in vars(self).items() if k[0] != "_" and (not isinstance(v, float) or math.isfinite(v))}
+        return {**plain, "values": list(self.values), "best": _texts(self.best), "blocks": _texts(self.blocks)}
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> Falls:
         """The inverse of `state_dict`."""
         falls = cls()
-        vars(falls).update({k: v for k, v in state.items() if k not in ("values", "best")})
-        falls.values.extend(state["values"])
+        vars(falls).update({k: v for k, v in state.items() if k not in ("best", "blocks")})
+        falls.values = rows = list(state["values"])
         falls.best = {int(k): v for k, v in state["best"].items()}
+        falls.blocks = {int(k): list(v) for k, v in state.get("blocks", {}).items()}
+        falls._means = {width: sum(rows[-width:]) / width for width in WIDTHS if falls.count >= width}
+        falls._short, falls._long = RecentNoise(SHORT, rows), RecentNoise(LONG, rows)
         return falls
+
+
+def _texts(numbered: dict[int, Any]) -> dict[str, Any]:
+    """As JSON has it."""
+    return {str(k): v for k, v in numbered.items()}

@@ -113,7 +113,9 @@ class RewardHacking:
                 by="reward",
                 story="reward hacking",
             )
-        if reward is None or reward.trend(span)[1] <= t.rising_z:
+        found, search = (view.get(k, 2 * view.warmup) for k in ("answer_in_retrieved", "valid_search_ratio"))
+        others = (correct, found, search)
+        if reward is None or all(one is None for one in others) or reward.trend(span)[1] <= t.rising_z:
             return None
         if correct is not None and correct.trend(span)[1] < t.falling_z:
             return Finding(
@@ -143,7 +145,6 @@ class RewardHacking:
                 by="reward",
                 story="reward hacking",
             )
-        found = view.get("answer_in_retrieved", 2 * view.warmup)
         if (
             found is not None
             and found.first
@@ -159,7 +160,6 @@ class RewardHacking:
                 by="reward",
                 story="reward hacking",
             )
-        search = view.get("valid_search_ratio", 2 * view.warmup)
         if (
             search is not None
             and search.first

@@ -9,7 +9,6 @@ and a checksum of its last bytes.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import zlib
 from array import array
@@ -72,8 +71,12 @@ class Rows:
 
 def fingerprint(row: Row) -> int:
     """64 bits of a row's step and values; without NaN, which is how a new column fills older rows."""
-    values = sorted((k, v) for k, v in row.values.items() if not math.isnan(v))
-    return int.from_bytes(hashlib.blake2b(repr((row.step, values)).encode(), digest_size=8).digest(), "big")
+    values = row.values
+    names = [k for k in sorted(values) if values[k] == values[k]]
+    text = f"{row.step}\0" + "\0".join(names)
+    numbers = array("d", [values[k] for k in names]).tobytes()
+    whole = text.encode("utf-8", "surrogatepass") + b"\0\0" + numbers
+    return int.from_bytes(hashlib.blake2b(whole, digest_size=8).digest(), "big")
 
 
 class Mark:

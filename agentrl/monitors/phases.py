@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from agentrl.monitors.falls import best_by_luck
 from agentrl.monitors.stats import Series, median
 from agentrl.monitors.thresholds import PhaseThresholds, SpiralThresholds
 
@@ -75,7 +76,7 @@ class PhaseClassifier:
         t = self.thresholds
         likelihood, reward = series.get("logprob_correct"), series.get("reward")
         # The end of phase III, whatever survivors say, and also where nothing correct is left to measure.
-        gone = reward is not None and reward.count >= t.warmup and reward.earned() and reward.lost() >= t.collapsed
+        gone = reward is not None and reward.count >= t.warmup and _gone(reward, t)
         if likelihood is None or not likelihood.count:
             return ("III" if gone else "warmup"), {}
         if likelihood.count < t.warmup:  # correct responses are rare, or vanished before there was a level
@@ -83,18 +84,21 @@ class PhaseClassifier:
             return ("III" if gone else "plateau" if vanished else "warmup"), {}
         sign: dict[str, int] = {}
         slopes: dict[str, float] = {}
+        scores: dict[str, float] = {}  # in standard errors
         for name in ("logprob_correct", "reward", "entropy", "grad_norm"):
             one = series.get(name)
             if one is None or one.count < t.warmup:
                 continue
-            slope, z = one.trend(t.window)
-            slopes[name] = slope
-            sign[name] = 0 if abs(z) < t.significant else (1 if z > 0 else -1)
+            slopes[name], z = one.trend(t.window)
+            scores[name] = z
+            sign[name] = 0 if abs(z) < t.significant + best_by_luck(one.count, t.window) else (1 if z > 0 else -1)
         if gone:
             return "III", slopes
         if sign["logprob_correct"] > 0:
             return "learning", slopes
         if sign["logprob_correct"] == 0:
+            if abs(scores["logprob_correct"]) > t.flat:  # neither: what it was until it is clear, but no collapse
+                return ("plateau" if self.state.phase in ("warmup", "III") else self.state.phase), slopes
             return ("I" if sign.get("reward", 0) > 0 else "plateau"), slopes
         recent = likelihood.trend(max(t.window // 2, 5))[0]
         accelerating = recent < t.fast * slopes["logprob_correct"]
@@ -110,6 +114,13 @@ class PhaseClassifier:
         self.state = PhaseState(**state["state"])
         pending = state["pending"]
         self._pending = (pending[0], pending[1], pending[2]) if pending else None
+
+
+def _gone(reward: Series, t: PhaseThresholds) -> bool:
+    """Half of the reward is gone, significantly where the series says so."""
+    if reward.falls is not None:
+        return reward.falls.significant(t.collapsed, t.collapsed_z) is not None
+    return reward.lost() >= t.collapsed and reward.earned()
 
 
 def death_spiral(delta: Series | None, t: SpiralThresholds) -> bool:

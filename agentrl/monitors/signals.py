@@ -48,6 +48,7 @@ SIGNALS: dict[str, Signal] = _table(
         ("groups_all_correct", "share", "none", "reward", "groups in which every response is correct", False),
         ("groups_all_wrong", "share", "down", "reward", "groups in which every response is wrong", False),
         ("validation", "reward", "up", "reward", "mean of the held-out rewards or accuracies", False),
+        ("validation_at_zero", "count", "down", "reward", "data sets whose held-out success is near 0", False),
         ("logprob_correct", "nats/token", "up", "likelihood", "mean log π of correct responses, sampling policy", True),
         ("logprob_incorrect", "nats/token", "none", "likelihood", "the same over incorrect responses", True),
         ("logprob_correct_seq", "nats/response", "up", "likelihood", "log π of correct responses, per response", False),
@@ -89,6 +90,7 @@ SIGNALS: dict[str, Signal] = _table(
         ("truncated_share", "share", "down", "episodes", "episodes cut by turns, context or the environment", False),
         ("cut_share", "share", "down", "episodes", "responses with a turn cut at rollout.max_tokens_per_turn", False),
         ("cut_turns", "share", "down", "episodes", "turns cut at rollout.max_tokens_per_turn", False),
+        ("answered_share", "share", "up", "episodes", "episodes that end with an answer", False),
         ("turns", "count", "none", "episodes", "actions per episode", False),
         ("valid_action_ratio", "share", "up", "episodes", "actions that the environment could read", True),
         ("valid_call_ratio", "share", "up", "episodes", "tool calls that name a tool and arguments it takes", False),
@@ -98,6 +100,10 @@ SIGNALS: dict[str, Signal] = _table(
         ("distinct_queries", "count", "none", "episodes", "different queries per group", False),
         ("shared_first_retrieval", "share", "none", "episodes", "incorrect first searches like a correct one", False),
         ("answer_in_retrieved", "share", "up", "episodes", "rewarded answers that stand in what was retrieved", False),
+        ("diversity_within", "share", "none", "episodes", "distance of responses to one question", False),
+        ("diversity_between", "share", "none", "episodes", "distance of responses to different questions", False),
+        ("question_information", "nats/token", "up", "episodes", "mutual information of question and token", False),
+        ("control_tokens", "share", "down", "episodes", "control tokens sampled in the middle of turns", False),
         ("tool_latency_s", "s", "down", "tools", "mean duration of a tool call", False),
         ("tool_errors", "count", "down", "tools", "failed tool calls", False),
         ("tool_timeouts", "count", "down", "tools", "tool calls of the validation that ran out of time", False),
@@ -129,6 +135,8 @@ _VERL = {
     "kl_sampler": ("rollout_corr/kl",),
     "turns": ("num_turns/mean", "training/num_turns/mean", "env/number_of_actions/mean"),
     "valid_action_ratio": ("env/ratio_of_valid_action",),
+    "answered_share": ("env/finish_ratio",),
+    "question_information": ("collapse_first_turn_sample/mi_estimate", "collapse_trajectory_sample/mi_estimate"),
     "t_step_s": ("timing_s/step",),
     "t_rollout_s": ("timing_s/gen",),
     "t_score_s": ("timing_s/old_log_prob",),
@@ -306,6 +314,49 @@ CLIPPED_IN_LOSS = frozenset(
     column for trainer in ("verl", "TRL", "OpenRLHF", "SkyRL", "slime") for column in TRAINERS[trainer]["clip_fraction"]
 )
 
+#: Signals whose past no rule of agentrl looks at, only their value now: a rule of your own has all of them.
+UNJUDGED = frozenset(
+    [
+        "logprob_incorrect",
+        "logprob_correct_seq",
+        "logprob_incorrect_seq",
+        "logprob_correct_first",
+        "logprob_correct_later",
+        "logprob_incorrect_first",
+        "logprob_incorrect_later",
+        "delta_correct_seq",
+        "delta_negative_share",
+        "delta_first",
+        "delta_later",
+        "probe_logprob",
+        "clip_fraction_low",
+        "clip_fraction_high",
+        "ratio_max",
+        "mismatch_max",
+        "loss",
+        "pg_loss",
+        "lr",
+        "skipped_updates",
+        "nthr_selected",
+        "nthr_eta",
+        "nthr_agreement",
+        "llds_loss",
+        "llds_open_share",
+        "truncated_masked_share",
+        "llds_noise",
+        "context_length",
+        "distinct_queries",
+        "shared_first_retrieval",
+        "diversity_between",
+        "tool_retries",
+        "tokens_per_s",
+        "t_score_s",
+        "t_update_s",
+        "t_delta_s",
+        "t_step_s",
+    ]
+)
+
 STEP_COLUMNS = ("step", "global_step", "_step", "training/global_step", "trainer/global_step", "Step", "iteration")
 _PREFIX = re.compile(r"^(?:train|data|metrics)[/.]")  # W&B and TensorBoard integrations, nested JSON
 
@@ -317,9 +368,11 @@ POOLED = {
         r"(?:reward|rewards?/mean|accuracy|correct|score|pass@?1)|eval_(?:reward|accuracy|score)|"
         r"test/(?:.+/)?(?:reward/total|correct|accuracy|reward)|eval/all/avg_score|eval/all/pass_at_1)$"
     ),
+    "reward": re.compile(r"^reward/[^/]+/mean$"),  # rLLM: by the name of the agent
     "tool_timeouts": re.compile(r"^val-aux/.+/\w*timeout\w*/mean@\d+$"),
     "tool_success": re.compile(r"^val-aux/.+/\w*(?:search|tool)_success_count/mean@\d+$"),
 }
+NEAR_ZERO = 0.01  # of a held-out success
 _PERCENT = re.compile(r"%|percent|(?:^|[/_.])pct(?:$|[/_.])", re.IGNORECASE)
 
 
@@ -333,9 +386,13 @@ class SignalMap:
     pooled: dict[str, tuple[str, ...]] = field(default_factory=dict)  # signal -> columns whose mean it is
 
     @cached_property
-    def percent(self) -> frozenset[str]:
-        """Shares whose column says that it is in percent."""
-        return frozenset(s for s, c in self.columns.items() if SIGNALS[s].unit == "share" and _PERCENT.search(c))
+    def factors(self) -> dict[str, float]:
+        """Signal -> what its column is multiplied with: shares in percent, times in ms or minutes, as the name says."""
+        out = {s: 0.01 for s, c in self.columns.items() if SIGNALS[s].unit == "share" and _PERCENT.search(c)}
+        for signal, column in self.columns.items():
+            if SIGNALS[signal].unit == "s" and (unit := _UNIT.search(column)) and unit[1].strip().lower() in _TIMES:
+                out[signal] = _TIMES[unit[1].strip().lower()]
+        return out
 
     @property
     def clipped_in_loss(self) -> bool:
@@ -343,19 +400,26 @@ class SignalMap:
         return _bare(self.columns.get("clip_fraction", "")) in CLIPPED_IN_LOSS
 
     def apply(self, row: Mapping[str, float]) -> dict[str, float]:
-        """The row's values under canonical names; absent columns stay absent. Percentages become shares."""
+        """The row's values under canonical names; absent columns stay absent. Units in names count (`factors`)."""
         out = {}
         for signal, column in self.columns.items():
             if column in row:
-                out[signal] = row[column] / 100 if signal in self.percent else row[column]
+                out[signal] = row[column] * self.factors[signal] if signal in self.factors else row[column]
         for signal, columns in self.pooled.items():
             values = [row[c] for c in columns if c in row]
             if values and signal not in out:
                 out[signal] = sum(values) / len(values)
+                if signal == "validation" and len(values) > 1 and len(values) == len(columns):
+                    out["validation_at_zero"] = float(sum(v <= NEAR_ZERO for v in values))
         return out
 
 
+_UNIT = re.compile(r"\s*[(\[]([^()\[\]]{1,20})[)\]]\s*$")  # `entropy (nats)`, `step_time [ms]`
+_TIMES = {"ms": 1e-3, "msec": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "minutes": 60.0, "h": 3600.0}
+
+
 def _bare(column: str) -> str:
+    column = _UNIT.sub("", column)
     while (short := _PREFIX.sub("", column)) != column:
         column = short
     return column

@@ -7,7 +7,6 @@ The run directory is a sink of its own: `agentrl.runs.log.RunLog.alarm`.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -21,7 +20,6 @@ from agentrl.monitors.bodies import as_json
 from agentrl.monitors.delivery import Webhook, optional
 from agentrl.types import Alarm
 
-log = logging.getLogger(__name__)
 WEBHOOK_VARIABLE = "AGENTRL_WEBHOOK"
 Sink = Callable[[Alarm], None]
 _COLOURS = {"info": "36", "warn": "33", "critical": "31;1"}
@@ -63,7 +61,9 @@ class Guarded:
             self.sink(alarm)
         except Exception as error:
             if not self.failed:
-                log.exception("alarm sink %s failed; further failures are not shown", self.name)
+                import logging
+
+                logging.getLogger(__name__).exception("alarm sink %s failed; further failures are not shown", self.name)
             self.failed += 1
             self.reason = f"{type(error).__name__}: {error}"
 

@@ -107,6 +107,18 @@ def no_reward() -> Ill:
     )
 
 
+def no_answer() -> Ill:
+    """No episode ends with an answer."""
+    return Ill(
+        "no_answer",
+        "No episode ends with an answer",
+        "Raise rollout.max_turns and rollout.max_tokens_per_turn, warm-start on the protocol, and check that the "
+        "prompt says how to answer.",
+        lambda view, t: _below(view, "answered_share", t.answered),
+        ("answered_share",),
+    )
+
+
 def no_valid_action() -> Ill:
     """No action can be read."""
     return Ill(

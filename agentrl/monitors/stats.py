@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -39,8 +38,11 @@ def _middle(ordered: Sequence[float]) -> float:
 
 def mad(values: Sequence[float]) -> float:
     """Robust standard deviation: 1.4826 times the median absolute deviation."""
-    middle = median(values)
-    return _MAD * median(abs(v - middle) for v in values)
+    if not values:
+        raise ValueError("median of no values")
+    ordered = sorted(values)
+    middle = _middle(ordered)
+    return _MAD * _middle(sorted([abs(v - middle) for v in ordered]))  # two runs, which sort fast
 
 
 def theil_sen(x: Sequence[float], y: Sequence[float]) -> float:
@@ -76,8 +78,8 @@ class Series:
     def __init__(self, scale: str = "linear", judged: bool = False) -> None:
         self.scale = scale
         self.falls = Falls() if judged else None  # of signals whose loss is an alarm of its own
-        self.steps: deque[int] = deque(maxlen=MEMORY)
-        self.values: deque[float] = deque(maxlen=MEMORY)
+        self.steps: list[int] = []  # the last MEMORY of them, as the values
+        self.values: list[float] = []
         self.count = 0
         self.first: float | None = None  # median of the first WINDOW observations
         self.lowest = math.inf  # of the median over REFERENCE observations, in scaled units
@@ -85,28 +87,36 @@ class Series:
         self.peak_mean = -math.inf  # of the rolling mean, in the signal's own unit
         self.highest_step: int | None = None
         self._window: list[float] = []  # the last REFERENCE values, in order of size
+        self._scaled: list[float] = []  # the last values in scaled units, as far as somebody asked
+        self._scaled_count = 0  # observations that are in it or were
         self._cache: dict[str, Any] = {}  # of this observation's statistics; several rules ask for the same
 
     def push(self, step: int, value: float) -> None:
         """Add a finite observation."""
+        values, window = self.values, self._window
         self._cache.clear()
         self.steps.append(step)
-        self.values.append(value)
-        bisect.insort(self._window, value)
-        if len(self._window) > REFERENCE:
-            del self._window[bisect.bisect_left(self._window, self.values[-REFERENCE - 1])]
+        values.append(value)
+        if len(values) > MEMORY:
+            del self.steps[0], values[0]
+        bisect.insort(window, value)
+        if len(window) > REFERENCE:
+            del window[bisect.bisect_left(window, values[-REFERENCE - 1])]
         self.count += 1
         if self.falls is not None:
             self.falls.push(value)
         if self.count < WINDOW:
             return
         if self.count == WINDOW:
-            self.first = median(self.values)
+            self.first = median(values)
         if self.count >= MEAN_WINDOW:
-            self.peak_mean = max(self.peak_mean, self.mean())
+            mean = sum(values[-MEAN_WINDOW:]) / MEAN_WINDOW
+            if mean > self.peak_mean:
+                self.peak_mean = mean
         if self.count >= REFERENCE // 2:
-            reference = self.scaled(_middle(self._window))
-            self.lowest = min(self.lowest, reference)
+            reference = _middle(window) if self.scale == "linear" else self.scaled(_middle(window))
+            if reference < self.lowest:
+                self.lowest = reference
             if reference >= self.highest:
                 self.highest, self.highest_step = reference, step
 
@@ -124,7 +134,16 @@ class Series:
 
     def last(self, n: int) -> list[float]:
         """The last n observations, oldest first; fewer at the start."""
-        return list(self.values)[-n:]
+        return self.values[-n:]
+
+    def last_scaled(self, n: int) -> list[float]:
+        """The same in the unit of the drawdown statistics; each observation is worked out once."""
+        missing = min(self.count - self._scaled_count, len(self.values))
+        if missing:
+            self._scaled += [self.scaled(v) for v in self.values[-missing:]]
+            del self._scaled[:-MEMORY]
+            self._scaled_count = self.count
+        return self._scaled[-n:]
 
     def level(self, n: int = WINDOW) -> float:
         """Median of the last n observations."""
@@ -142,7 +161,7 @@ class Series:
         noise, and slow fluctuations are. `floor` keeps a signal that hardly moves from making every move look large.
         """
         if "noise" not in self._cache:
-            x = [self.scaled(v) for v in self.last(NOISE_SPAN)]
+            x = self.last_scaled(NOISE_SPAN)
             differences = [[b - a for a, b in zip(x, x[lag:])] for lag in (1, 3) if len(x) > lag + 1]
             self._cache["noise"] = max((mad(d) / math.sqrt(2) for d in differences), default=0.0)
         return max(float(self._cache["noise"]), floor)
@@ -172,7 +191,7 @@ class Series:
         """(slope per step, slope in standard errors) over the last n observations, scaled units."""
         key = f"trend {n} {floor}"
         if key not in self._cache:
-            self._cache[key] = slope_z(list(self.steps)[-n:], [self.scaled(v) for v in self.last(n)], floor)
+            self._cache[key] = slope_z(self.steps[-n:], self.last_scaled(n), floor)
         slope, z = self._cache[key]
         return slope, z
 
@@ -184,7 +203,7 @@ class Series:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        plain = {k: v for k, v in vars(self).items() if k not in ("_cache", "_window", "falls")}
+        plain = {k: v for k, v in vars(self).items() if k != "falls" and not k.startswith("_")}
         if self.falls is not None:
             plain["falls"] = self.falls.state_dict()
         state = {k: v for k, v in plain.items() if not isinstance(v, float) or math.isfinite(v)}

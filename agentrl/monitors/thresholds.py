@@ -95,9 +95,13 @@ class PhaseThresholds:
 
     window: int = limit(20, "steps per slope: long enough that a slope of a fifth of the noise per step shows", 3)
     warmup: int = limit(10, "steps before the first judgement: half a window", 2)
-    significant: float = limit(2.0, "standard errors; a slope below that is called flat")
+    significant: float = limit(
+        2.0, "standard errors of a slope that counts, and what the largest of the run's windows owes to luck"
+    )
+    flat: float = limit(1.0, "standard errors below which a slope is flat; between the two the phase stays as it was")
     fast: float = limit(2.0, "recent slope over the slope of the whole decay that counts as acceleration")
     collapsed: float = limit(0.5, "share of the peak reward gone that counts as the collapse itself")
+    collapsed_z: float = limit(2.0, "and standard errors, where they are known")
     hold: int = limit(3, "steps that a new phase must last before it is announced")
 
 
@@ -200,6 +204,7 @@ class StartThresholds:
     equal: float = limit(0.99, "share of groups with equal rewards")
     valid: float = limit(0.01, "share of actions that can be read")
     entropy: float = limit(0.01, "nats per token")
+    answered: float = limit(0.01, "share of episodes that end with an answer")
 
 
 @dataclass(frozen=True)
@@ -208,6 +213,19 @@ class ValidationThresholds:
 
     lost: float = limit(0.2, "share of the best held-out reward gone in the last two validations")
     least: int = limit(3, "validations before one is judged", 3)
+
+
+@dataclass(frozen=True)
+class DiversityThresholds:
+    """Responses that lose their difference, and control tokens among them."""
+
+    information: float = limit(0.5, "share of the starting mutual information of question and response, or less")
+    within: float = limit(0.2, "share of the starting distance of two responses to one question, or less")
+    z: float = limit(4.0, "and standard errors below the best level")
+    unsolved: float = limit(0.5, "share of correct answers up to which alike responses are a warning")
+    control: float = limit(0.01, "share of the sampled tokens that are control tokens, and")
+    control_factor: float = limit(5.0, "times the most of the 20 rows before")
+    control_rows: int = limit(2, "rows in a row that must be so")
 
 
 @dataclass(frozen=True)
@@ -229,6 +247,7 @@ class Thresholds:
     no_signal: NoSignalThresholds = NoSignalThresholds()
     validation: ValidationThresholds = ValidationThresholds()
     starts: StartThresholds = StartThresholds()
+    diversity: DiversityThresholds = DiversityThresholds()
 
     def changed(self, values: Mapping[str, Any]) -> Thresholds:
         """A copy with `values` (names as in the module's docstring, or a mapping of a part's names) set.

@@ -58,6 +58,8 @@ class View:
         one = self.series.get(name)
         if one is None or one.count < max(at_least, 1):
             return None
+        if one.steps[-1] == self.record.step:
+            return one
         spacing = max(1, (one.steps[-1] - one.steps[0]) // max(1, len(one.steps) - 1))
         return one if self.record.step - one.steps[-1] <= 3 * spacing + 3 else None
 

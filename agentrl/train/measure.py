@@ -48,6 +48,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
             "correct_rate": sum(t.correct for t in good) / len(good),
             "response_length": sum(t.action_tokens for t in good) / len(good),
             "context_length": sum(len(u.prompt_ids) + len(u.action_ids) for u in turns) / len(good),
+            "answered_share": _answered(good),
             "truncated_share": sum(t.truncated for t in good) / len(good),
             "cut_share": sum(any(u.stop == "length" for u in t.turns) for t in good) / len(good),
             "cut_turns": sum(u.stop == "length" for u in turns) / len(turns),
@@ -100,6 +101,14 @@ def valid_searches(trajectories: Sequence[Trajectory]) -> float:
             search = u.info["kind"] not in ("answer", "invalid") if "kind" in u.info else u is not t.turns[-1]
             count += search and bool(u.info.get("valid", True))
     return count / len(trajectories)
+
+
+def _answered(good: Sequence[Trajectory]) -> float | None:
+    """Share of the episodes with an answer, of environments that say what kind of action a turn was."""
+    kinds = [{u.info.get("kind") for u in t.turns} for t in good]
+    if not any(k - {None} for k in kinds):
+        return None
+    return sum("answer" in k for k in kinds) / len(good)
 
 
 def _distinct_queries(good: Sequence[Trajectory]) -> float | None:

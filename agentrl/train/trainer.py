@@ -38,6 +38,7 @@ from agentrl.runs.log import RunLog, Status
 from agentrl.runs.read import beats_best, how_to_go_on, read_evals
 from agentrl.train import measure as M
 from agentrl.train.build import Job
+from agentrl.train.diversity import control_tokens, diversity
 from agentrl.train.evaluate import evaluate, failures_alarm, in_words
 from agentrl.train.guard import Guarding
 from agentrl.train.patience import Patience, Stopped
@@ -101,6 +102,7 @@ class Trainer:
     ) -> None:
         self.job, self.run, self.config, self.engine = job, run, job.config, job.engine
         self.stream = TaskStream(job.train_tasks, self.config.seed)
+        self._special = frozenset(getattr(self.engine.tokenizer, "all_special_ids", ()))
         self.pool = EnvPool(job.make_env)
         self.player = job.player(self.pool, seed=self.config.seed)
         self.monitor = monitor  # saved with the run, so that a resumed run raises the same alarms
@@ -397,7 +399,8 @@ class Trainer:
         """Write the step down, show it to the monitors and the guard, and count it."""
         rollouts, batch, scores = step.rollouts, step.batch, step.scores
         self.tokens += step.sampled
-        values = M.rollout_metrics(rollouts.all) | M.group_metrics(batch) | scores.metrics | step.updates
+        values = M.rollout_metrics(rollouts.all) | diversity(rollouts.all) | control_tokens(rollouts.all, self._special)
+        values |= M.group_metrics(batch) | scores.metrics | step.updates
         if self.config.algorithm.needs_correct:
             values |= M.out_of_reach(batch)
             self._warn_out_of_reach(step)

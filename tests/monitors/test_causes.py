@@ -137,3 +137,31 @@ def test_held_out_reward_that_falls_while_training_holds_is_reward_hacking():
         found += monitor.observe(StepRecord(step, metrics))
     [alarm] = [a for a in found if a.rule == "validation"]
     assert (alarm.step, alarm.level, alarm.story) == (99, "warn", "reward hacking")
+
+
+def test_a_length_that_jumps_back_to_its_usual_is_the_policys():
+    """Two long steps of a policy that was pushed too far, then its usual length again: nothing outside has changed."""
+
+    def back(step, metrics):
+        metrics["response_length"] = 42.0 if step in (60, 61) else 23.0 + 0.5 * (step % 3)
+        metrics["entropy"] = 0.25 if step not in (60, 61) else 0.57
+        metrics["reward"] = 0.8 if step < 60 else 0.4 + 0.01 * (step % 3)
+        metrics["clip_fraction"] = 0.004 if step < 58 else 0.08
+
+    _, alarms = watched(back)
+    found = [a for a in alarms if a.rule == "collapse"]
+    assert found and "tool or data changed" not in {a.story for a in found}
+
+
+def test_a_length_that_jumps_after_an_update_that_lowered_correct_responses_is_the_policys():
+    def jump(lowered):
+        def change(step, metrics):
+            outage(step, metrics)
+            metrics["t_rollout_s"] = 4.6
+            if lowered:
+                metrics["delta_correct"] = -0.2 if step in (OUTAGE - 1, OUTAGE) else 0.004
+
+        return {a.story for a in watched(change)[1] if a.rule == "collapse"}
+
+    assert "tool or data changed" in jump(False)
+    assert "tool or data changed" not in jump(True)

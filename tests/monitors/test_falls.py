@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrl.monitors.falls import Falls, best_by_luck, lattice, quantile, row_noise
+from agentrl.monitors.falls import LONG, SHORT, Falls, RecentNoise, best_by_luck, lattice, quantile, row_noise
 
 
 def fed(values):
@@ -113,6 +113,20 @@ def test_the_lattice_is_the_smallest_step():
 
 
 @settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 0.125, 0.25, 1.0]) | st.floats(-2, 2), min_size=1, max_size=150),
+    st.sampled_from([4, SHORT, LONG]),
+)
+def test_the_noise_kept_from_row_to_row_is_that_of_the_last_rows_to_the_bit(values, span):
+    recent = RecentNoise(span)
+    for end, value in enumerate(values, 1):
+        recent.push(value)
+        rows = values[:end][-span:]
+        assert recent.noise() == row_noise(rows) and recent.lattice() == lattice(rows)
+        assert RecentNoise(span, rows).noise() == recent.noise()
+
+
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-2, 2), min_size=1, max_size=90), st.data())
 def test_state_survives_json(values, data):
     cut = data.draw(st.integers(0, len(values)))
@@ -121,9 +135,34 @@ def test_state_survives_json(values, data):
     for value in values[cut:]:
         one.push(value)
         two.push(value)
-    assert vars(one) | {"values": list(one.values)} == vars(two) | {"values": list(two.values)}
+    assert one.state_dict() == two.state_dict() and (one.noise, one.few) == (two.noise, two.few)
     assert (one.exponential(), one.lost(3.0), one.crash(2, 0.4, 4.0)) == (
         two.exponential(),
         two.lost(3.0),
         two.crash(2, 0.4, 4.0),
     )
+
+
+def test_a_level_that_lasts_becomes_the_runs_own_and_a_second_fall_is_seen():
+    rng = random.Random(0)
+    noise = lambda level, n: [level + 0.01 * rng.gauss(0, 1) for _ in range(n)]  # noqa: E731
+    falls = fed(noise(0.8, 100))
+    for value in noise(0.3, 90):
+        falls.push(value)
+    assert falls.significant(0.37, 3.5) is not None
+    for value in noise(0.3, 320):  # a whole block of FORGET rows
+        falls.push(value)
+    assert falls.significant(0.37, 3.5) is None
+    for value in noise(0.1, 20):
+        falls.push(value)
+    again = falls.significant(0.37, 3.5)
+    assert again is not None and again.peak == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_slow_decline_is_not_forgotten_on_its_way():
+    rng = random.Random(0)
+    falls = Falls()
+    for row in range(2000):
+        falls.push(0.8 - 0.0002 * row + 0.01 * rng.gauss(0, 1))
+    found = falls.significant(0.45, 3.0)
+    assert found is not None and found.peak == pytest.approx(0.8, abs=0.03)

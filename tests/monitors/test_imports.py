@@ -40,3 +40,19 @@ def test_watching_a_file_runs_on_the_standard_library(tmp_path):
         "from agentrl.monitors.watcher import watch\nwatch(sys.argv[1], columns=[], once=True)", str(file)
     )
     assert "collapse: Collapse ahead" in done.stdout and "30 steps" in done.stderr
+
+
+HEAVY = ("torch", "numpy", "orjson", "pydantic", "yaml", "httpx", "sqlite3", "importlib.metadata", "email", "tempfile")
+
+
+def test_watching_a_file_loads_nothing_that_it_does_not_need(tmp_path):
+    file = tmp_path / "m.csv"
+    file.write_text("step,reward\n" + "".join(f"{s},0.5\n" for s in range(30)))
+    code = (
+        "import sys\nfrom agentrl.cli import main\nmain(sys.argv[1:])\n"
+        f"print([n for n in {HEAVY} if n in sys.modules], len(sys.modules))"
+    )
+    argv = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"]
+    done = subprocess.run([*argv, "watch", str(file), "--once"], capture_output=True, text=True, check=True)
+    loaded, count = done.stdout.splitlines()[-1].rsplit(" ", 1)
+    assert loaded == "[]" and int(count) < 190

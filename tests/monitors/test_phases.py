@@ -1,7 +1,11 @@
+import csv
 import itertools
 import json
+import math
 import random
+from pathlib import Path
 
+from agentrl.monitors import Monitor, StepRecord
 from agentrl.monitors.phases import PhaseClassifier, death_spiral
 from agentrl.monitors.stats import Series
 from agentrl.monitors.thresholds import SpiralThresholds
@@ -167,3 +171,44 @@ def test_state_survives_json():
     two.load_state_dict(json.loads(json.dumps(one.state_dict(), allow_nan=False)))
     series["logprob_correct"].push(30, -0.6)
     assert one.observe(30, series) == two.observe(30, series)
+
+
+def test_a_healthy_quickstart_shows_no_phase_one():
+    """Recorded; between learning and plateau its likelihood is neither flat nor rising for some steps."""
+    with open(Path(__file__).parent / "data" / "phases" / "quickstart.csv", newline="") as handle:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(handle)]
+    monitor, phases = Monitor(rules=[]), []
+    for row in rows:
+        monitor.observe(StepRecord(int(row.pop("step")), row))
+        phases.append(monitor.phase.phase)
+    assert len(phases) == 90 and "learning" in phases
+    assert "I" not in phases and "III" not in phases
+
+
+def test_what_is_neither_flat_nor_rising_stays_what_it_was():
+    """Learning slows down: with the slope between one and two standard errors it is not called flat yet."""
+    rng = random.Random(3)
+    likelihood = Series("neglog")
+    reward = Series()
+    classifier, seen = PhaseClassifier(), []
+    for step in range(70):
+        likelihood.push(step, -0.5 * math.exp(-0.03 * min(step, 30)) * (1 + 0.02 * rng.gauss(0, 1)))
+        reward.push(step, 0.2 + 0.01 * step + 0.01 * rng.gauss(0, 1))
+        state = classifier.observe(step, {"logprob_correct": likelihood, "reward": reward})
+        z = likelihood.trend(20)[1] if step > 20 else 0.0
+        if 1.0 < abs(z) < 2.0 and seen[-1] == "learning":
+            assert state.phase == "learning"
+        seen.append(state.phase)
+    assert "learning" in seen and seen[-1] == "I"
+
+
+def test_a_loss_of_half_counts_as_the_end_only_where_it_is_more_than_noise():
+    for noise, expected in ((0.02, "III"), (0.6, "plateau")):
+        rng = random.Random(1)
+        series = {"logprob_correct": Series("neglog"), "reward": Series(judged=True)}
+        classifier = PhaseClassifier()
+        for step in range(60):
+            series["logprob_correct"].push(step, -0.2 * (1 + 0.05 * rng.gauss(0, 1)))
+            series["reward"].push(step, (0.6 if step < 45 else 0.2) + noise * rng.gauss(0, 1))
+            state = classifier.observe(step, series)
+        assert state.phase == expected

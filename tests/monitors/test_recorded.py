@@ -2,13 +2,17 @@
 
 import csv
 import importlib.util
+import json
+import random
 import statistics
 import sys
 from pathlib import Path
 
 import pytest
 
-from agentrl.monitors import Monitor, StepRecord
+from agentrl.monitors import SIGNALS, Monitor, StepRecord
+from agentrl.monitors.alarms import default_rules
+from agentrl.monitors.signals import UNJUDGED
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "monitor_table.py"
 
@@ -67,7 +71,12 @@ CAUSES = {
     "sampler_differs": "train-inference mismatch",
     "hackable_reward": "reward hacking",
     "short_turns": "length explosion",
+    "stale_weights": "train-inference mismatch",
+    "entropy_bonus_reversed": "entropy collapse",
+    "questions_exhausted": "data exhausted",
 }
+#: causes that work slowly: steps after which they are named at the latest; the others after five.
+SLOW = {"entropy_bonus_reversed": 16, "questions_exhausted": 49}
 
 
 def test_every_recorded_cause_is_tried(table):
@@ -85,4 +94,83 @@ def test_the_provoked_cause_is_named(table, cause):
     if CAUSES[cause] is None:
         assert found == []
     else:
-        assert found[0].story == CAUSES[cause] and 25 <= found[0].step <= 30
+        assert found[0].story == CAUSES[cause] and 25 <= found[0].step <= 25 + SLOW.get(cause, 5)
+
+
+def test_no_rule_asks_for_the_past_of_what_is_not_kept(table):
+    """`UNJUDGED` saves a third of the time; a rule that comes to need one of them must take it off the list."""
+
+    class Asked(dict):
+        names: set[str] = set()  # noqa: RUF012
+
+        def get(self, name, default=None):
+            self.names.add(name)
+            return super().get(name, default)
+
+        def __getitem__(self, name):
+            self.names.add(name)
+            return super().__getitem__(name)
+
+    records = [r for run in table.load(table.DATA) for r in run.records]
+    for file in sorted((table.DATA / "causes").glob("*.csv")):
+        with open(file, newline="") as handle:
+            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(handle)]
+        records += [StepRecord(int(row.pop("step")), row) for row in rows]
+    monitor = Monitor()
+    reset = monitor._reset
+
+    def watched():
+        reset()
+        monitor.series = Asked()
+
+    monitor._reset = watched
+    watched()
+    for record in records:
+        if monitor.last_step is not None and record.step <= monitor.last_step:
+            watched()
+        monitor.observe(record)
+    assert len(Asked.names) > 20 and not Asked.names & UNJUDGED and SIGNALS.keys() >= UNJUDGED
+    assert not set(monitor.series) & UNJUDGED
+
+
+def test_a_rule_of_ones_own_has_every_signal():
+    class Mine:
+        name = "mine"
+
+        def __call__(self, view):
+            assert view.get("lr") is not None
+
+    monitor = Monitor(rules=[*default_rules(), Mine()])
+    monitor.observe(StepRecord(0, {"reward": 0.5, "lr": 1e-4}))
+    assert "lr" in monitor.series
+
+
+def test_the_table_of_other_peoples_runs_counts_by_responses_and_leaves_authors_out(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import real_table
+
+    labels, rng = {}, random.Random(0)
+    for name, kind, fell, responses in (
+        ("a-1", "healthy", None, 64),
+        ("a-2", "fell", 40, 64),
+        ("b-1", "healthy", None, 4),
+    ):
+        level = lambda s, f=fell: 0.6 if f is None or s < f else 0.05  # noqa: E731
+        rows = [{"step": s, "critic/score/mean": level(s) + 0.01 * rng.gauss(0, 1)} for s in range(70)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        labels[name] = {"kind": kind, "fell_row": fell, "responses_per_row": responses, "trainer": "verl"}
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    runs = real_table.load(tmp_path, tmp_path / "labels.json")
+    assert [r.author for r in runs] == ["a / verl", "a / verl", "b / verl"] and [r.many for r in runs] == [
+        True,
+        True,
+        False,
+    ]
+    judged = {r.name: real_table.judge(r, real_table.Thresholds()) for r in runs}
+    assert judged["a-1"] == judged["b-1"] == (None, None) and 40 <= judged["a-2"][0] <= judged["a-2"][1] <= 44
+    first, second, *_ = real_table.lines(runs, judged)
+    assert "critical at most 4 rows after 1; healthy warned 0, critical 0 of 1" in first and "0 of 1" in second
+    monkeypatch.setattr(real_table, "GRID", {"decline_z": (3.5, 9.0), "collapse_lost": (0.45, 0.99)})
+    chosen, without = real_table.leave_one_author_out(runs)
+    assert chosen["b / verl"] == {"decline_z": 3.5, "collapse_lost": 0.45}  # chosen on a's fall
+    assert set(without) == set(labels)

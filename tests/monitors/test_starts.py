@@ -12,6 +12,7 @@ ILLS = {
     "cut_from_start": {"truncated_share": 0.8},
     "equal_from_start": {"groups_equal": 1.0},
     "no_reward": {"reward": 0.0},
+    "no_answer": {"answered_share": 0.0},
     "no_valid_action": {"valid_action_ratio": 0.0},
     "no_entropy": {"entropy": 0.001},
     "no_gradient": {"grad_norm": 0.0},

@@ -67,6 +67,7 @@ def test_rollout_metrics():
             "correct_rate": 1 / 3,
             "response_length": (4 + 10 + 2) / 3,
             "context_length": (10 + 19 + 5) / 3,
+            "answered_share": 2 / 3,
             "truncated_share": 1 / 3,
             "cut_share": 0.0,
             "cut_turns": 0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ from agentrl import plugins
 from agentrl.errors import RunError
 from agentrl.monitors.signals import STEP_COLUMNS
 from agentrl.monitors.sources import spool
-from agentrl.monitors.sources.base import HEAD, Look, Row, Source
+from agentrl.monitors.sources.base import HEAD, SURE, Look, Row, Source
 
 _KINDS = (
-    "a JSONL, JSON or CSV file, a console log (verl, TRL, OpenRLHF, SkyRL, slime, prime-rl, NeMo-RL, AReaL), a "
-    "TensorBoard event directory, a W&B run or its CSV export, an MLflow or trackio store, a trainer_state.json, "
-    "a run directory with metrics.jsonl, or - for standard input"
+    "a JSONL, JSON, CSV or Parquet file, a console log (verl, rLLM, TRL, OpenRLHF, SkyRL, slime, prime-rl, NeMo-RL, "
+    "AReaL), a TensorBoard event directory, a W&B run or its CSV export, an MLflow or trackio store, a "
+    "trainer_state.json, a run directory with metrics.jsonl, or - for standard input"
 )
 
 
@@ -108,14 +108,25 @@ class Undecided(Source):
 
 
 def _surest(path: Path) -> Any:
-    """The format that is surest of `path` (of equals the one that comes with agentrl), or None."""
+    """The format that is surest of `path` (of equals the one that comes with agentrl), or None.
+
+    Whoever is sure ends the search: the others would be imported, and look through megabytes, for nothing.
+    """
     look = Look(path, b"" if path.is_dir() else _head(path), path.is_dir())
     found, best = None, 0
-    for plugin in plugins.available("log source"):
-        reader = plugins.find("log source", plugin.name)
+    for name in _formats():
+        reader = plugins.find("log source", name)
         if (sure := reader.recognises(look)) > best:
             found, best = reader, sure
+        if best >= SURE:
+            break
     return found
+
+
+def _formats() -> Iterator[str]:
+    """Names of all formats, our own first; other installed packages are asked for only if none of those is sure."""
+    yield from plugins.BUILTIN["log source"]
+    yield from (p.name for p in plugins.available("log source") if p.origin != plugins.OWN)
 
 
 def _head(path: Path) -> bytes:

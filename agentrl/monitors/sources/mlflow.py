@@ -5,7 +5,6 @@ File store: `metrics/NAME`, lines of `TIME VALUE STEP`. Database: the table `met
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 from agentrl.errors import RunError
@@ -26,7 +25,7 @@ class Mlflow(Source):
         """A folder with `metrics/` and `meta.yaml`, or a database with MLflow's tables."""
         if look.is_dir:
             return SURE if (look.path / "metrics").is_dir() and (look.path / "meta.yaml").is_file() else NO
-        return SURE + 1 if look.head.startswith(b"SQLite format 3\0") and _is_store(look.path) else NO
+        return SURE if look.head.startswith(b"SQLite format 3\0") and _is_store(look.path) else NO
 
     def poll(self, final: bool = False) -> list[Row]:
         """See `Source.poll`."""
@@ -53,6 +52,8 @@ class Mlflow(Source):
         return steps
 
     def _database(self) -> dict[int, dict[str, float]]:
+        import sqlite3
+
         steps: dict[int, dict[str, float]] = {}
         try:
             with sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=2) as db:
@@ -78,6 +79,8 @@ class Mlflow(Source):
 
 
 def _is_store(path: Path) -> bool:
+    import sqlite3
+
     try:
         with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=2) as db:
             return bool(db.execute("SELECT 1 FROM pragma_table_info('metrics') WHERE name = 'run_uuid'").fetchone())

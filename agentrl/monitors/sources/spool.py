@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import sys
-import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
@@ -22,6 +20,8 @@ class Spool:
     """Copies a stream to a file. `close` removes the file."""
 
     def __init__(self, suffix: str = "") -> None:
+        import tempfile  # a plain file needs none
+
         self._file = tempfile.NamedTemporaryFile(prefix="agentrl-watch-", suffix=suffix)  # noqa: SIM115  closed by `close`
         self.path = Path(self._file.name)
         self._ended = threading.Event()
@@ -76,6 +76,8 @@ def standard_input() -> Spool:
 
 def unpacked(path: Path) -> Spool:
     """The content of a gzip file. RunError where nothing of it can be unpacked."""
+    import gzip
+
     spool = Spool(Path(path.stem).suffix)
     with gzip.open(path, "rb") as stream:
         spool.copy(stream, LARGEST)  # type: ignore[arg-type]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentrl.errors import RunError
 from agentrl.monitors.sources.base import NO, SURE, Look, Row, Source
+
+if TYPE_CHECKING:
+    import sqlite3
 
 
 class Trackio(Source):
@@ -34,6 +37,8 @@ class Trackio(Source):
 
     def poll(self, final: bool = False) -> list[Row]:
         """See `Source.poll`; a database that is locked at this moment gives no rows."""
+        import sqlite3  # every format is imported when a log is looked at, few are databases
+
         try:
             with sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, timeout=2) as db:
                 self._check(db)

@@ -27,11 +27,16 @@ class Verl(Console):
         values = {}
         for part in line[found.end() :].split(" - "):
             key, colon, text = part.rpartition(":")
-            number = plain_number(text) if colon else None
-            if number is not None:
-                values[key.strip()] = number
-            elif colon and not key.strip():
-                self.problem("field without a name")
+            if not colon:
+                continue
+            try:
+                values[key.strip()] = float(text)
+            except ValueError:
+                number = plain_number(text)
+                if number is not None:
+                    values[key.strip()] = number
+                elif not key.strip():
+                    self.problem("field without a name")
         if not values:
             self.problem("step line without numbers")
             return None
