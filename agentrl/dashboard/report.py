@@ -186,7 +186,8 @@ def _episodes(library: Library, run_id: str, alarms: Sequence[dict[str, Any]]) -
 
 def _episode(row: Row) -> str:
     brief, whole = episodes.summary(row), episodes.conversation(row)
-    verdict = "failed" if brief["error"] else "correct" if brief["correct"] else "incorrect"
+    verdict = {True: "correct", False: "incorrect", None: "not judged"}[brief["correct"]]
+    verdict = "failed" if brief["error"] else verdict
     turns = [f'<div class="ask">{_e(brief["question"])}</div>']
     for turn in whole["turns"]:
         turns.append(f'<div class="agent">{_e(turn["action"] or "")}</div>')

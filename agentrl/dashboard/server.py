@@ -99,6 +99,7 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
         Route("/api/metrics", json(_metrics)),
         Route("/api/config", json(lambda lib, r: lib.config(_run(r)))),
         Route("/api/rollouts", json(_rollouts)),
+        Route("/api/search", json(_search)),
         Route("/api/rollout", json(_rollout)),
         Route("/api/group", json(_group)),
         Route("/api/events", events),
@@ -247,6 +248,11 @@ def _rollouts(library: Library, request: Request) -> Any:
         "rows": [episodes.summary(r) for r in rows],
         "steps": library.steps(run_id)[kind],
     }
+
+
+def _search(library: Library, request: Request) -> Any:
+    text, prompt = request.query_params.get("q", "")[:500], request.query_params.get("prompt")
+    return library.search(_run(request), _kind(request), text, prompt and prompt[:500])
 
 
 def _rollout(library: Library, request: Request) -> Any:

@@ -51,6 +51,7 @@ from agentrl.runs.read import (
     ROLLOUTS,
     STATUS,
     find_run,
+    grades_file,
     how_to_go_on,
     read_metrics,
     rollout_files,
@@ -269,6 +270,7 @@ class RunLog:
         for kind, step, path in rollout_files(self.path):
             if step >= steps + (kind == "eval"):
                 path.unlink()
+                grades_file(self.path, step, kind).unlink(missing_ok=True)
         if dropped:
             self._say(f"{self.path}: {dropped} steps after the checkpoint of step {steps} will be made again")
 
