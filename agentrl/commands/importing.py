@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
     to: Path = args.to or Path("runs") / _name(source)
     if not is_log:
         assert rollouts is not None
-        code = _only_rollouts(to, rollouts)
+        code = _only_rollouts(to, rollouts, args.gpus)
     else:
-        recorder = RunRecorder(to, args.source, live=False, rollouts=rollouts)
+        recorder = RunRecorder(to, args.source, live=False, rollouts=rollouts, gpus=args.gpus)
         with closing(recorder), redirect_stdout(stderr):
             code = watch(
                 args.source, columns=args.map, run=args.run, step=args.step, form=args.format, once=True,
@@ -77,7 +77,7 @@ def _what(args: argparse.Namespace, source: Path) -> tuple[Path | None, bool]:
     return source, True
 
 
-def _only_rollouts(to: Path, rollouts: RolloutImport) -> int:
+def _only_rollouts(to: Path, rollouts: RolloutImport, gpus: int | None) -> int:
     """The charts are the steps' means of reward, correct answers, length and entropy, as far as they are known."""
     from contextlib import closing
 
@@ -86,7 +86,7 @@ def _only_rollouts(to: Path, rollouts: RolloutImport) -> int:
     with closing(ForeignLog.at(to, str(rollouts.source.absolute()))) as log:
         rollouts.refresh(to)
         trained = sorted((step, means) for (kind, step), means in rollouts.steps.items() if kind == "step")
-        log.begin(str(rollouts.source.absolute()), "rollouts: " + ", ".join(rollouts.formats), None, live=False)
+        log.begin(str(rollouts.source.absolute()), "rollouts: " + ", ".join(rollouts.formats), None, False, gpus)
         for step, means in trained:
             log.row(step, means.metrics(), {})
         log.state("finished", trained[-1][0] + 1 if trained else 0)

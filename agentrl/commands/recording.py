@@ -18,14 +18,16 @@ ROLLOUTS_S = 5.0  # how often others' rollouts are looked for
 class RunRecorder:
     """A `watcher.Recorder` over `agentrl.runs.foreign`. `live`: the log is followed, so the run is running."""
 
-    def __init__(self, path: Path, source: str, live: bool, rollouts: RolloutImport | None = None) -> None:
+    def __init__(
+        self, path: Path, source: str, live: bool, rollouts: RolloutImport | None = None, gpus: int | None = None
+    ) -> None:
         if path.name in ("", ".", ".."):
             raise AgentRLError(f"--to {path}: name the run directory to write, for example runs/NAME")
         self.path, self.source, self.live = path, str(Path(source).expanduser().absolute()), live
         self.log: ForeignLog = ForeignLog.at(path, self.source)
         self._watcher: Watcher | None = None
         self._runs, self._told, self._steps = 0, 0.0, -1
-        self.rollouts, self._looked = rollouts, 0.0
+        self.rollouts, self.gpus, self._looked = rollouts, gpus, 0.0
 
     def begin(self, run: str, watcher: Watcher) -> None:
         """See `Recorder`."""
@@ -33,7 +35,7 @@ class RunRecorder:
         if self._runs > 1:
             self._end("finished")
             self.log = ForeignLog.at(self.path.with_name(f"{self.path.name}-{self._runs}"), self.source)
-        self.log.begin(self.source, watcher.source.kind, watcher.mapping.trainer, self.live)
+        self.log.begin(self.source, watcher.source.kind, watcher.mapping.trainer, self.live, self.gpus)
 
     def again(self) -> None:
         """See `Recorder`."""

@@ -59,7 +59,15 @@ def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
     """The options for others' rollouts, of `watch` and `import`."""
     parser.add_argument("--rollouts", type=Path, metavar="PATH", help="others' rollouts, into the run directory")
     parser.add_argument("--rollout-format", metavar="NAME", help="their format, where it is not found out")
+    parser.add_argument("--gpus", type=gpus, metavar="N", help="that the run uses: the dashboard counts GPU-hours")
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="a tokenizer.json: the text of rollouts' tokens")
+
+
+def gpus(text: str) -> int:
+    """A number of GPUs."""
+    if not text.isdecimal() or not 0 < int(text) < 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GPUs: give 1 or more")
+    return int(text)
 
 
 def seconds(text: str) -> float:
@@ -97,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
     rollouts = rollouts_of(args, args.rollouts)
     if rollouts is not None and args.to is None:
         raise AgentRLError(f"--rollouts {args.rollouts} needs --to RUN, the run directory that they are kept in")
-    recorder = RunRecorder(args.to, args.source, live=not args.once, rollouts=rollouts) if args.to else None
+    recorder = (
+        RunRecorder(args.to, args.source, live=not args.once, rollouts=rollouts, gpus=args.gpus) if args.to else None
+    )
     name = args.to.name if args.to else name
     with closing(recorder) if recorder else nullcontext():
         code = watch(

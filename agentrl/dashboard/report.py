@@ -151,6 +151,7 @@ def _alarm(a: dict[str, Any]) -> str:
     )
     return (
         f'<div class="alarm {_e(a.get("level"))}"><b>{_e(a.get("level"))} · {_e(a.get("rule"))} · step {a["step"]}</b> '
+        f"{'cause: ' + _e(a['story']) + '. ' if a.get('story') else ''}"
         f"{_e(a.get('message', ''))}<br><small>{shown}</small><br><small>{_e(a.get('remedy', ''))}</small></div>"
     )
 

@@ -52,7 +52,6 @@ from agentrl.runs.read import (
     STATUS,
     find_run,
     grades_file,
-    how_to_go_on,
     read_metrics,
     rollout_files,
 )
@@ -240,8 +239,6 @@ class RunLog:
             "updated": round(time.time(), 3),
             "message": message or "",
         }
-        if status in ("stopped", "failed"):
-            row["resume"] = how_to_go_on(self.path)
         atomic_write(self.path / STATUS, json.dumps(row), durable=durable)
 
     def status(self) -> dict[str, Any]:

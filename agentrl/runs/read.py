@@ -208,11 +208,15 @@ def read_info(path: str | Path) -> RunInfo:
 
 
 def how_to_go_on(path: str | Path) -> str:
-    """The command that goes on with a run: `resume` where it has a checkpoint, and else the one that starts again."""
+    """The command that goes on with a run: `resume` where it has a checkpoint, and else the one that starts again.
+
+    It names the place where the run is now: none is kept in the run, which may be moved.
+    """
     path = Path(path)
     imported = read_json(path / META).get("imported")
     if isinstance(imported, dict):
-        return command("watch", imported.get("source", "LOG"), "--to", path)
+        how = "import" if str(imported.get("kind", "")).startswith("rollouts") else "watch"
+        return command(how, imported.get("source", "LOG"), "--to", path)
     if list_checkpoints(path):
         return command("resume", path)
     into = ("--set", f"log.runs_dir={path.parent}", "--set", f"log.name={path.name}")
