@@ -103,6 +103,7 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
         Route("/api/rollout", json(_rollout)),
         Route("/api/group", json(_group)),
         Route("/api/events", events),
+        Route("/api/poll", json(lambda lib, r: live.look(lib, _run(r), r.query_params.get("after", "")))),
         Route("/api/acknowledge", acknowledge, methods=["POST"]),
         Route("/api/report", report),
         Route("/metrics", metrics),

@@ -8,6 +8,7 @@ import pytest
 from agentrl.cli import main
 from tests.dashboard.conftest import serving
 from tests.dashboard.payloads import PAYLOADS
+from tests.dashboard.test_browser import until
 
 DATA = Path(__file__).parent.parent / "runs" / "data" / "rollouts"
 
@@ -61,11 +62,11 @@ def test_worst_and_best_come_first(page, site):
     page.goto(f"{site}/run?run=verl&tab=rollouts&step=1")
     rows(page).first.wait_for()
     page.get_by_label("Order").select_option("worst")
-    page.wait_for_function("document.querySelector('tr.pick td.num').textContent === '0'")
+    until(page, "document.querySelector('tr.pick td.num').textContent === '0'")
     rewards = [float(t) for t in page.locator("tr.pick td:nth-child(2)").all_inner_texts()]
     assert rewards == sorted(rewards) and len(rewards) == 8
     page.get_by_label("Order").select_option("best")
-    page.wait_for_function("document.querySelector('tr.pick td.num').textContent === '1'")
+    until(page, "document.querySelector('tr.pick td.num').textContent === '1'")
     assert "order=best" in page.url
 
 
@@ -79,21 +80,21 @@ def test_a_search_through_all_steps(page, site):
     steps = page.locator("tr.pick td:nth-child(2)").all_inner_texts()
     assert {*steps} == {"1", "2", "3"}
     page.locator("tr.pick[data-step='2']").first.click()
-    page.wait_for_function("document.querySelector('.detail')?.textContent.includes('Old Keld')")
+    until(page, "document.querySelector('.detail')?.textContent.includes('Old Keld')")
     page.reload()  # the address says it all
     page.get_by_text("All 3 stored steps searched.").wait_for()
     assert rows(page).count() == 8
     page.get_by_label("all steps").uncheck()
-    page.wait_for_function("document.querySelectorAll('tr.pick').length < 8")
+    until(page, "document.querySelectorAll('tr.pick').length < 8")
 
 
 def test_all_rollouts_of_one_prompt(page, site):
     page.goto(f"{site}/run?run=verl&tab=rollouts&step=3")
     rows(page).first.click()
     page.get_by_role("button", name="All of this prompt").click()
-    page.wait_for_function("document.querySelectorAll('tr.pick').length === 12")
+    until(page, "document.querySelectorAll('tr.pick').length === 12")
     page.get_by_role("button", name="One prompt").click()
-    page.wait_for_function("document.querySelectorAll('tr.pick').length === 8")
+    until(page, "document.querySelectorAll('tr.pick').length === 8")
 
 
 def test_another_grader_stands_beside_the_reward_and_can_be_filtered(page, site):
@@ -103,7 +104,7 @@ def test_another_grader_stands_beside_the_reward_and_can_be_filtered(page, site)
     assert any(h.endswith("never") for h in heads)
     assert page.locator("td.differs").count() == 6
     page.get_by_label("Outcome").select_option("differs")
-    page.wait_for_function("document.querySelectorAll('tr.pick').length === 6")
+    until(page, "document.querySelectorAll('tr.pick').length === 6")
 
 
 def test_the_token_map_of_prime_rls_exports(page, site):
@@ -126,7 +127,7 @@ def test_the_logprobs_of_verifiers_are_on_its_tokens(page, site):
     page.goto(f"{site}/run?run=verifiers&tab=rollouts&sample=trace1&look=tokens")
     page.wait_for_selector(".map .t")
     page.locator(".map .t").nth(3).hover()
-    page.wait_for_function("document.querySelector('.readout').textContent.includes('Surprise (−log π) 0.5')")
+    until(page, "document.querySelector('.readout').textContent.includes('Surprise (−log π) 0.5')")
 
 
 def test_hostile_rollouts_of_others_stay_text(page, site):
