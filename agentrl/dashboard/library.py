@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import yaml
 from pydantic import ValidationError
 
 from agentrl.config import RunConfig
+from agentrl.dashboard import thin
 from agentrl.dashboard.episodes import summary
-from agentrl.dashboard.history import History
+from agentrl.dashboard.history import WHOLE, History
 from agentrl.errors import AgentRLError, nearest
 from agentrl.runs.files import read_json
 from agentrl.runs.read import (
@@ -49,6 +51,8 @@ KEPT = 12  # runs whose rows stay in memory
 KEPT_STEPS = 4  # rollout files that stay in memory
 SEARCH_S = 3.0  # a search through all steps
 HITS = 500
+PREFETCHED = 4  # large runs that are looked through when the server starts
+PREFETCH_S = 60.0  # for each at most
 CONFIG_BYTES = 1 << 20
 _REWARD = re.compile(rb'"reward":\s*(-?\d[\d.eE+-]*)')
 
@@ -187,6 +191,17 @@ class Library:
         with lock:
             history.refresh(phases)
         return history, lock
+
+    def prefetch(self) -> None:
+        """Look through the large files of the runs that were updated last, before somebody waits for it."""
+        thin.warm()
+        sizes = {run_id: _stamp(self.root / run_id / METRICS) for run_id in self.ids()}
+        large = {run_id: stamp[2] for run_id, stamp in sizes.items() if stamp is not None and stamp[1] > WHOLE}
+        for run_id in sorted(large, key=lambda r: -large[r])[:PREFETCHED]:
+            until = time.monotonic() + PREFETCH_S
+            with suppress(AgentRLError, OSError, ValueError):  # whoever opens it is told
+                while self.history(run_id, phases=False)[0].unseen_bytes and time.monotonic() < until:
+                    time.sleep(0.05)  # a page's request comes first
 
     def rollouts(self, run_id: str, step: int, kind: str) -> list[dict[str, Any]]:
         """Trajectories of one step. RunError where they are not stored or damaged."""

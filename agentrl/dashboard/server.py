@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -111,7 +112,7 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
         Mount("/static", _Static(directory=STATIC)),
     ]
     prefix = checked_prefix(root_path, [r.path for r in routes if isinstance(r, Route | Mount)])
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[
             Middleware(Prefix, prefix=prefix),
@@ -120,6 +121,8 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
         ],
         exception_handlers={AgentRLError: _explain, OSError: _unreadable, HTTPException: _http, Exception: _bug},
     )
+    app.state.library = library
+    return app
 
 
 def serve(
@@ -143,6 +146,7 @@ def serve(
         )
     app = create_app(runs_dir, token, [host, *hosts], root_path)
     listening = _listen(host, port)
+    threading.Thread(target=app.state.library.prefetch, daemon=True).start()
     shown = f"[{host}]" if ":" in host else host
     ready(f"http://{shown}:{listening.getsockname()[1]}/")
     # No access log: the token is in the first request's address.
