@@ -69,7 +69,7 @@ def _columns(block: bytes, starts: Any, ends: Any) -> _Table:
 def warm() -> None:
     """Load pyarrow where it is installed, before somebody waits for it."""
     with suppress(ImportError):
-        import pyarrow.json
+        pass
 
 
 def _with_pyarrow(block: bytes, starts: Any, ends: Any) -> _Table:
@@ -95,7 +95,7 @@ def _with_pyarrow(block: bytes, starts: Any, ends: Any) -> _Table:
 
 
 def _values(column: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A column of numbers, NaN where it has none. pyarrow's own `to_numpy` would import pandas for it, half a second."""
+    """A column of numbers, NaN where it has none. pyarrow's own `to_numpy` imports pandas for that: half a second."""
     import pyarrow
 
     parts = []
