@@ -82,9 +82,9 @@ def pages(runs: Path) -> dict[str, tuple[str, str]]:
     return {
         "runs": ("", "table tbody tr"),
         "run": (f"run?{at}&smooth=0.6", ".chart canvas"),
-        "alarm": (f"run?{at}&{urlencode({'alarm': alarms[0] if alarms else ''})}", ".chart canvas"),
+        "alarm": (f"run?{at}&{urlencode({'alarm': alarms[0] if alarms else ''})}", "article.alarm"),
         "alarms": (f"run?{at}&tab=alarms", "#panel-alarms article"),
-        "config": (f"run?{at}&tab=config", "#panel-config *"),
+        "config": (f"run?{at}&tab=config", "#panel-config table"),
         "rollouts": (f"run?{group}", ".detail .turn"),
         "worst": (f"run?{group}&order=worst", ".detail .turn"),
         "all-steps": (f"run?{group}&all=1&q=a", "tr.pick"),
@@ -107,7 +107,7 @@ def shoot_pages(browser: Browser, runs: Path, out: Path) -> None:
                 page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
                 for name, (address, ready) in found.items():
                     page.goto(base + address)
-                    page.wait_for_selector(ready, timeout=60_000)
+                    page.wait_for_selector(ready)
                     page.wait_for_timeout(600)
                     size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
                     wide, tall = page.evaluate(size)

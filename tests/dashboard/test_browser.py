@@ -271,6 +271,26 @@ def test_compare(page, server):
     page.problems.clear()  # the browser logs each 404
 
 
+def test_a_tie_at_the_end_of_a_comparison_names_no_winner(page, server):
+    page.goto(f"{server}/compare?runs=collapse,healthy")
+    page.get_by_text("At the end all 0.64.").wait_for()
+    assert "At the end highest: healthy" in page.locator("section.chart[aria-label=reward] .says").inner_text()
+
+
+@pytest.mark.parametrize("width", [375, 1400])
+@pytest.mark.parametrize(
+    "address", ["", "run?run=collapse", "run?run=collapse&tab=rollouts", "compare?runs=collapse,healthy"]
+)
+def test_no_page_is_wider_than_its_window_and_no_tab_is_broken(page, server, width, address):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"{server}/{address}")
+    page.wait_for_selector("table, .chart, .turn")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    heights = page.evaluate("[...document.querySelectorAll('.tabs button')].map((b) => b.offsetHeight)")
+    assert not heights or max(heights) < 50
+
+
 def test_keyboard_help_and_theme(page, server):
     page.goto(url_of(server, run="collapse"))
     page.wait_for_selector(".chart canvas")
