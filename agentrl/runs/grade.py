@@ -51,7 +51,8 @@ def grade_step(path: Path, step: int, kind: str, name: str) -> Told:
         raise RunError(f"{path} has no rollouts of {kind} {step}: stored are {steps[0]} to {steps[-1]}")
     grader: Grader = plugins.find("reward", name)
     whole = "row" in inspect.signature(grader).parameters
-    told, values = Told(name), {}
+    told = Told(name)
+    values: dict[str, float | None] = {}
     for row in iter_rollouts(path, step, kind):
         if row.get("error"):
             continue

@@ -289,6 +289,6 @@ def row_of(
     if turns and not more.get("error"):
         said = turns[-1]["action"] or ""
         turns[-1]["info"] = {"answer": answer if answer is not None else answer_in(said), **turns[-1]["info"]}
-    row = {"sample_id": sample_id, "group_id": group_id, "env_id": "", "policy_version": None, "reward": reward}
+    row: Row = {"sample_id": sample_id, "group_id": group_id, "env_id": "", "policy_version": None, "reward": reward}
     row |= {"correct": correct, "terminated": True, "truncated": False, "error": None, "task": task, "turns": turns}
     return row | more

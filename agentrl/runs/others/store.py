@@ -131,7 +131,7 @@ class StepFiles:
 
     def __init__(self, folder: Path, problem: Callable[[str], None]) -> None:
         self.folder, self.problem = folder, problem
-        self._open: OrderedDict[Step, BinaryIO] = OrderedDict()
+        self._open: OrderedDict[Step, _Gzip] = OrderedDict()
         self._bytes: dict[Step, int] = {}
 
     def __enter__(self) -> StepFiles:
@@ -169,7 +169,7 @@ class StepFiles:
                 os.replace(self._temporary(step), self.folder / _name(step))
                 del self._bytes[step]
 
-    def _file(self, step: Step) -> BinaryIO:
+    def _file(self, step: Step) -> _Gzip:
         if step not in self._open:
             while len(self._open) >= OPEN:
                 self._open.popitem(last=False)[1].close()
