@@ -82,6 +82,13 @@ BUILTIN: dict[str, dict[str, str]] = {
         "jsonl": "agentrl.monitors.sources.jsonl:JsonLines",
         "dicts": "agentrl.monitors.sources.dicts:Dicts",
     },
+    "rollout source": {
+        "verl": "agentrl.runs.others.verl:Verl",
+        "trl": "agentrl.runs.others.trl:Trl",
+        "prime_rl": "agentrl.runs.others.prime_rl:TokenExport",
+        "verifiers": "agentrl.runs.others.verifiers:Verifiers",
+        "slime": "agentrl.runs.others.slime:Slime",
+    },
     "monitor rule": {
         "collapse": "agentrl.monitors.collapse:Collapse",
         "death_spiral": "agentrl.monitors.health:DeathSpiral",

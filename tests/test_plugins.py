@@ -221,6 +221,13 @@ def test_a_dialect_of_a_package_answers(guests, corpus, tmp_path):
     assert "result" in answers[0] and answers[1] == ["T3"]
 
 
+def test_a_format_of_rollouts_of_a_package_is_imported(guests, tmp_path, capsys):
+    (tmp_path / "run.said").write_text("3 0.5 hello there\n")
+    assert main(["import", str(tmp_path / "run.said"), "--to", str(tmp_path / "r")]) == 0
+    (row,) = read_rollouts(tmp_path / "r", 3)
+    assert row["reward"] == 0.5 and row["turns"][0]["action"] == "hello there"
+
+
 def test_the_guard_may_name_a_rule_of_a_package_that_runs(guests):
     named = {"guard": {"rules": ["low_reward"]}}
     with pytest.raises(ValidationError, match="no alarm is called 'low_reward'"):

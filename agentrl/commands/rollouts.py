@@ -1,9 +1,11 @@
-"""`agentrl rollouts show RUN`: stored episodes as conversations."""
+"""`agentrl rollouts show RUN`: stored episodes as conversations; `grade RUN`: with a grader of one's own."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _VALUES = {"logprobs": "log π", "advantages": "advantage", "entropy": "entropy", "nthr_scores": "NTHR", "delta_logprobs": "Δ log π"}  # fmt: skip # noqa: E501
@@ -13,25 +15,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Subcommands and their options."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     show = commands.add_parser("show", help="print episodes", description="Print episodes as conversations.")
-    show.add_argument("run", help="a run directory")
-    show.add_argument("--step", type=int, metavar="N", help="of this step (default: the last one stored)")
-    show.add_argument(
-        "--eval", action="store_true", help="held-out episodes; --step N: of the evaluation after N steps"
-    )
+    _which(show)
     show.add_argument("--worst", type=int, metavar="K", help="the K episodes with the lowest reward")
+    show.add_argument("--best", type=int, metavar="K", help="the K episodes with the highest reward")
     show.add_argument("--group", metavar="ID", help="only the responses to one question")
+    show.add_argument(
+        "--prompt", metavar="TEXT", help="of one prompt (its id, or a part of the question), of all steps"
+    )
+    show.add_argument("--search", metavar="TEXT", help="those in which this is said, of all steps")
     show.add_argument("--limit", type=int, default=5, metavar="N", help="print N at most (default: 5; 0: all)")
     show.add_argument(
         "--tokens", action="store_true", help="every sampled token with its log-probability and advantage"
     )
     show.add_argument("--json", action="store_true", help="one JSON object per episode")
+    show.set_defaults(do=_show)
+    about = "Grade stored episodes again; what they got is kept beside it, and the dashboard shows both."
+    grade = commands.add_parser("grade", help="grade episodes again with a reward of your own", description=about)
+    _which(grade)
+    grade.add_argument(
+        "--grader",
+        required=True,
+        metavar="NAME",
+        help="a reward: exact_match, f1, equal, or module:function of (answer, golden answers[, row])",
+    )
+    grade.set_defaults(do=_grade)
+
+
+def _which(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run directory")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="of this step (default: the last one stored; to grade or search: all)"
+    )
+    parser.add_argument(
+        "--eval", action="store_true", help="held-out episodes; --step N: of the evaluation after N steps"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Choose and print."""
+    """What the subcommand does."""
+    do: Callable[[argparse.Namespace], int] = args.do
+    return do(args)
+
+
+def _show(args: argparse.Namespace) -> int:
     from agentrl.console import print_json
-    from agentrl.errors import RunError, command, nearest
-    from agentrl.runs.read import find_run, read_rollouts, rollout_steps
+    from agentrl.errors import RunError, nearest
+    from agentrl.runs.read import read_rollouts
+
+    path, kind, steps = _stored(args)
+    if args.prompt is not None or args.search is not None:
+        rows, what = _found(args, path, kind, steps)
+    else:
+        step = steps[-1] if args.step is None else args.step
+        rows = read_rollouts(path, step, kind)  # type: ignore[arg-type]
+        what = f"evaluation after {step} steps" if args.eval else f"step {step}"
+    if args.group is not None:
+        groups = sorted({str(r["group_id"]) for r in rows})
+        rows = [r for r in rows if str(r["group_id"]) == args.group]
+        if not rows:
+            raise RunError(f"{what} has no group {args.group!r}{nearest(args.group, groups)}; it has {groups[:8]}")
+    shown = _ranked(rows, args.worst, args.best, args.limit)
+    if args.json:
+        for row in shown:
+            print_json(row)
+        return 0
+    print(f"{path}, {what}: {len(shown)} of {len(rows)} episodes\n")
+    for row in shown:
+        print(conversation(row, tokens=args.tokens))
+    return 0
+
+
+def _stored(args: argparse.Namespace) -> tuple[Path, str, list[int]]:
+    """The run, the kind of its rollouts that is asked for, and the steps that have them. RunError where none has."""
+    from agentrl.errors import RunError, command
+    from agentrl.runs.read import find_run, rollout_steps
 
     path, kind = find_run(args.run), "eval" if args.eval else "step"
     steps = rollout_steps(path, kind)  # type: ignore[arg-type]
@@ -40,24 +97,39 @@ def run(args: argparse.Namespace) -> int:
         raise RunError(
             f"{path} has no stored episodes of any {what} yet; `{command('runs', path.parent)}` shows how far it is"
         )
-    step = steps[-1] if args.step is None else args.step
-    rows = read_rollouts(path, step, kind)  # type: ignore[arg-type]
-    if args.group is not None:
-        groups = sorted({str(r["group_id"]) for r in rows})
-        rows = [r for r in rows if str(r["group_id"]) == args.group]
-        if not rows:
-            raise RunError(f"step {step} has no group {args.group!r}{nearest(args.group, groups)}; it has {groups[:8]}")
-    limit = args.limit or len(rows) if args.worst is None else args.worst
-    shown = rows[:limit] if args.worst is None else sorted(rows, key=_badness)[:limit]
-    if args.json:
-        for row in shown:
-            print_json(row)
-        return 0
-    what = f"evaluation after {step} steps" if args.eval else f"step {step}"
-    print(f"{path}, {what}: {len(shown)} of {len(rows)} episodes\n")
-    for row in shown:
-        print(conversation(row, tokens=args.tokens))
-    return 0
+    return path, kind, steps
+
+
+def _found(args: argparse.Namespace, path: Path, kind: str, steps: list[int]) -> tuple[list[dict[str, Any]], str]:
+    from agentrl.runs.read import search_rollouts
+
+    where = steps if args.step is None else [args.step]
+    hits = search_rollouts(path, where, kind, text=args.search or "", prompt=args.prompt)
+    rows = [row | {"step": step} for step, row in hits if row is not None]
+    return rows, "all stored steps" if args.step is None else f"step {args.step}"
+
+
+def _ranked(rows: list[dict[str, Any]], worst: int | None, best: int | None, limit: int) -> list[dict[str, Any]]:
+    """The first `limit` (0: all), or those with the lowest or the highest reward; an unknown reward comes last."""
+    if worst is not None:
+        return sorted(rows, key=_badness)[:worst]
+    if best is not None:
+        return sorted(rows, key=lambda row: (_badness(row)[0], -_badness(row)[1]))[:best]
+    return rows[: limit or len(rows)]
+
+
+def _grade(args: argparse.Namespace) -> int:
+    """Exit code 1 where the grader failed on an episode."""
+    from agentrl.console import printable
+    from agentrl.runs.grade import grade_step
+
+    path, kind, steps = _stored(args)
+    failed = 0
+    for step in steps if args.step is None else [args.step]:
+        told = grade_step(path, step, kind, args.grader)
+        failed += told.failed
+        print(printable(f"{'evaluation after' if args.eval else 'step'} {step}: {told}"))
+    return 1 if failed else 0
 
 
 def conversation(row: dict[str, Any], *, tokens: bool = False) -> str:
@@ -68,8 +140,14 @@ def conversation(row: dict[str, Any], *, tokens: bool = False) -> str:
     if row.get("error"):
         verdict = color(f"failed: {printable(str(row['error']))}", "yellow")
     else:
-        verdict = color("correct", "green") if row["correct"] else color("wrong", "red")
-        verdict += f", reward {row['reward']:g}" + (", truncated" if row.get("truncated") else "")
+        said = {True: color("correct", "green"), False: color("wrong", "red"), None: "not judged"}
+        verdict = said[None if row.get("correct") is None else bool(row["correct"])]
+        reward = row.get("reward")
+        verdict += f", reward {reward:g}" if isinstance(reward, int | float) else ""
+        verdict += ", truncated" if row.get("truncated") else ""
+    verdict += f", step {row['step']}" if "step" in row else ""
+    for name, grade in (row.get("grades") or {}).items():
+        verdict += f", {printable(name)} {'failed' if grade is None else f'{grade:g}'}"
     lines = [f"{color('── ' + printable(str(row['sample_id'])), 'bold')}  {verdict}"]
     if task.get("question"):
         lines.append(f"{color('question', 'cyan')}  {printable(str(task['question']))}")
@@ -77,18 +155,18 @@ def conversation(row: dict[str, Any], *, tokens: bool = False) -> str:
         lines.append(f"{color('expected', 'cyan')}  {printable(' | '.join(map(str, task['golden_answers'])))}")
     for turn in row["turns"]:
         cut = "  (cut at the token limit)" if turn.get("stop") == "length" else ""
-        lines.append(f"{color('   model', 'green')}  {_indented(printable(turn['action'].strip()))}{cut}")
+        lines.append(f"{color('   model', 'green')}  {_indented(printable(str(turn['action'] or '').strip()))}{cut}")
         if tokens and turn.get("action_tokens"):
             lines.append(_token_table(turn))
-        if turn["observation"].strip():
-            said = _indented(printable(turn["observation"].strip()))
-            lines.append("\n".join(color(line, "dim") for line in f"    tool  {said}".split("\n")))
+        if (turn["observation"] or "").strip():
+            tool = _indented(printable(turn["observation"].strip()))
+            lines.append("\n".join(color(line, "dim") for line in f"    tool  {tool}".split("\n")))
     return "\n".join(lines) + "\n"
 
 
 def _badness(row: dict[str, Any]) -> tuple[bool, float]:
-    """Lowest reward first; failed episodes, which have none, last."""
-    reward = row.get("reward")
+    """Lowest reward first (the advantage, where no reward is stored); failed episodes, which have none, last."""
+    reward = row.get("reward") if row.get("reward") is not None else row.get("advantage")
     known = isinstance(reward, int | float) and math.isfinite(reward) and not row.get("error")
     return (not known, float(reward) if known and reward is not None else 0.0)
 

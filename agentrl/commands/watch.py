@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agentrl.commands.recording import RunRecorder
+    from agentrl.runs.others.store import RolloutImport
     from agentrl.types import Alarm
 
 LONGEST_S = 1e7
@@ -51,6 +53,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--webhook", metavar="URL", help="also POST each alarm as JSON")
     parser.add_argument("--to", type=Path, metavar="RUN", help="also keep it as this run directory, for the dashboard")
+    add_rollout_arguments(parser)
+
+
+def add_rollout_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options for others' rollouts, of `watch` and `import`."""
+    parser.add_argument("--rollouts", type=Path, metavar="PATH", help="others' rollouts, into the run directory")
+    parser.add_argument("--rollout-format", metavar="NAME", help="their format, where it is not found out")
+    parser.add_argument("--gpus", type=gpus, metavar="N", help="that the run uses: the dashboard counts GPU-hours")
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="a tokenizer.json: the text of rollouts' tokens")
+
+
+def gpus(text: str) -> int:
+    """A number of GPUs."""
+    if not text.isdecimal() or not 0 < int(text) < 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GPUs: give 1 or more")
+    return int(text)
 
 
 def seconds(text: str) -> float:
@@ -79,14 +97,18 @@ def run(args: argparse.Namespace) -> int:
     """
     from contextlib import closing, nullcontext
 
+    from agentrl.errors import AgentRLError
     from agentrl.monitors.bodies import about
     from agentrl.monitors.watcher import watch
 
     name, failure = _run_of(args.source)
-    recorder = _recorder(args) if args.to else None
+    rollouts = rollouts_of(args, args.rollouts)
+    if rollouts is not None and args.to is None:
+        raise AgentRLError(f"--rollouts {args.rollouts} needs --to RUN, the run directory that they are kept in")
+    recorder = _recorder(args, rollouts) if args.to else None
     name = args.to.name if args.to else name
     with closing(recorder) if recorder else nullcontext():
-        return watch(
+        code = watch(
             args.source,
             columns=args.map,
             run=args.run,
@@ -107,13 +129,32 @@ def run(args: argparse.Namespace) -> int:
             failure=failure,
             recorder=recorder,
         )
+    tell_rollouts(rollouts)
+    return code
 
 
-def _recorder(args: argparse.Namespace) -> RunRecorder:
+def rollouts_of(args: argparse.Namespace, path: Path | None) -> RolloutImport | None:
+    """The importer that the options ask for; None where there is no `path`."""
+    if path is None:
+        return None
+    from agentrl.runs.others.store import RolloutImport
+
+    return RolloutImport(path, args.rollout_format, args.tokenizer)
+
+
+def tell_rollouts(rollouts: RolloutImport | None) -> None:
+    """What was read of them, on stderr, control characters shown."""
+    from agentrl.console import printable
+
+    for line in rollouts.summary() if rollouts is not None else ():
+        print(printable(line), file=sys.stderr)
+
+
+def _recorder(args: argparse.Namespace, rollouts: RolloutImport | None) -> RunRecorder:
     """What writes the run directory; pydantic and the config come with it, so that only who records waits for them."""
     from agentrl.commands.recording import RunRecorder
 
-    return RunRecorder(args.to, args.source, live=not args.once)
+    return RunRecorder(args.to, args.source, live=not args.once, rollouts=rollouts, gpus=args.gpus)
 
 
 def _run_of(source: str) -> tuple[str, Callable[[], Alarm | None]]:

@@ -11,23 +11,27 @@ Row = dict[str, Any]
 
 
 def summary(row: Row) -> Row:
-    """One line of the table."""
+    """One line of the table. What is not known is None: no verdict, no tokens."""
     turns = _turns(row)
     task = row["task"] if isinstance(row.get("task"), dict) else {}
     infos = [t["info"] for t in turns if isinstance(t.get("info"), dict)]
+    sampled = [t["action_ids"] for t in turns if isinstance(t.get("action_ids"), list)]
     answers = [i["answer"] for i in infos if isinstance(i.get("answer"), str)]
     return {
         "sample_id": str(row.get("sample_id")),
         "group_id": str(row.get("group_id")),
         "reward": row.get("reward"),
-        "correct": bool(row.get("correct")),
+        "correct": None if row.get("correct") is None else bool(row["correct"]),
         "truncated": bool(row.get("truncated")),
         "error": str(row["error"]) if row.get("error") else None,
         "tool_error": any(i.get("error") for i in infos),
         "question": str(task.get("question", ""))[:500],
         "answer": answers[-1][:200] if answers else None,
         "turns": len(turns),
-        "tokens": sum(len(t.get("action_ids") or ()) for t in turns),
+        "tokens": sum(map(len, sampled)) if sampled else None,
+        "prompt": str(task.get("id", "")),
+        "advantage": row.get("advantage"),
+        "grades": row["grades"] if isinstance(row.get("grades"), dict) else {},
     }
 
 

@@ -16,6 +16,7 @@ import os
 import time
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,17 @@ from agentrl.runs.files import parse_line
 from agentrl.runs.read import METRICS, read_guard
 
 WHOLE = 24 << 20  # bytes: about 12 000 steps; reading and sending them takes about a second
-TAIL = 6 << 20  # bytes at the end of a larger file that are read whole
+TAIL = 3 << 20  # bytes at the end of a larger file that are read whole
 SAMPLES = 3000  # rows taken evenly from what is before
 STRETCHES = 48  # parts of which the extremes are kept
 STRETCH = 16 << 20  # bytes of a part at most
-BUDGET_S = 1.2  # seconds a refresh
+WORKERS = 4  # threads that look at parts
+BUDGET_S = 1.4  # seconds a refresh
 ANCHOR = 256  # bytes under the checksum of a cursor
 LINE = 1 << 16  # longest line looked for when sampling
-AT_ONCE = 1000  # rows classified per refresh
+AT_ONCE = 1000  # rows classified per refresh, at most
+AT_LEAST = 200  # and at least: about 0.1 s
+CLASSIFY_S = 0.15  # and for so long
 PHASE_SIGNALS = ("logprob_correct", "reward", "entropy", "grad_norm", "delta_correct")
 
 Row = dict[str, Any]
@@ -43,8 +47,8 @@ Row = dict[str, Any]
 class History:
     """`rows` are plain: step, time, tokens, signals as float or None (not finite). Not thread-safe.
 
-    Classifying phases costs about half a millisecond per row, so that a refresh does at most `AT_ONCE` of them and the
-    next ones go on: `bands` may end before the rows do.
+    Classifying phases costs up to half a millisecond per row, so that a refresh does `AT_LEAST` of them, and more up to
+    `AT_ONCE` in `CLASSIFY_S`, and the next ones go on: `bands` may end before the rows do.
     """
 
     def __init__(self, run: Path) -> None:
@@ -156,12 +160,16 @@ class History:
         """Choose the rows of further parts, as far as the time allows; the largest gaps are filled by a sample."""
         until = time.monotonic() + BUDGET_S
         each = max(1, SAMPLES // len(self._parts))
-        for part in self._parts:
-            if part.chosen:
-                continue
+
+        def choose(part: _Part) -> None:
             if time.monotonic() < until:
                 part.choose(os.pread(fd, part.stop - part.start, part.start), each)
-            elif not part.rows:
+
+        left = [part for part in self._parts if not part.chosen]
+        with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:  # reading JSON with pyarrow needs no lock
+            list(pool.map(choose, left))
+        for part in left:
+            if not part.chosen and not part.rows:
                 part.sample(fd, each)
         self.unseen_bytes = sum(p.stop - p.start for p in self._parts if not p.chosen)
         self._join()
@@ -218,9 +226,12 @@ class History:
     def classify(self, most: int | None = None) -> None:
         """Go on with the phases; all that are missing, or `most` of them."""
         end = len(self.rows) if most is None else min(len(self.rows), self.classified + most)
-        for i in range(self.classified, end):
+        until = math.inf if most is None else time.monotonic() + CLASSIFY_S
+        least = self.classified + AT_LEAST
+        while self.classified < end and (self.classified < least or time.monotonic() < until):
+            i = self.classified
             self._classify(self.rows[i], self.rows[i - 1]["step"] if i else None)
-        self.classified = max(self.classified, end)
+            self.classified += 1
 
     def _classify(self, row: Row, before: int | None) -> None:
         if before is not None and any(before <= step < row["step"] for step in self._rollbacks):
@@ -288,7 +299,9 @@ def clean_row(raw: Mapping[str, Any]) -> Row:
     bad = {n for n in named if isinstance(n, str)} if isinstance(named, list) else set()
     row: Row = {"step": raw["step"]}
     for name, value in raw.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
+        if type(value) is float:  # nearly all are: asked first, and quickly
+            row[name] = value if math.isfinite(value) else None
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
             try:
                 row[name] = float(value) if math.isfinite(value) else None
             except OverflowError:  # an integer that no float holds

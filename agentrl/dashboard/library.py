@@ -6,8 +6,10 @@ import os
 import re
 import stat
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import yaml
 from pydantic import ValidationError
 
 from agentrl.config import RunConfig
-from agentrl.dashboard.history import History
+from agentrl.dashboard import thin
+from agentrl.dashboard.episodes import summary
+from agentrl.dashboard.history import WHOLE, History
 from agentrl.errors import AgentRLError, nearest
 from agentrl.runs.files import read_json
 from agentrl.runs.read import (
@@ -29,6 +33,7 @@ from agentrl.runs.read import (
     ROLLOUTS,
     STATUS,
     RunInfo,
+    grades_file,
     how_to_go_on,
     read_alarms,
     read_evals,
@@ -36,6 +41,7 @@ from agentrl.runs.read import (
     read_info,
     read_rollouts,
     rollout_steps,
+    search_rollouts,
 )  # fmt: skip
 
 FILES = (CONFIG, META, STATUS, LOCK, METRICS, EVALS, ALARMS, GUARD, ROLLOUTS)
@@ -43,6 +49,10 @@ SPARK = 40  # points of a spark line
 WINDOW = 1 << 13  # bytes read per point: a row of all signals has about 2 kB
 KEPT = 12  # runs whose rows stay in memory
 KEPT_STEPS = 4  # rollout files that stay in memory
+SEARCH_S = 3.0  # a search through all steps
+HITS = 500
+PREFETCHED = 4  # large runs that are looked through when the server starts
+PREFETCH_S = 60.0  # for each at most
 CONFIG_BYTES = 1 << 20
 _REWARD = re.compile(rb'"reward":\s*(-?\d[\d.eE+-]*)')
 
@@ -182,13 +192,26 @@ class Library:
             history.refresh(phases)
         return history, lock
 
+    def prefetch(self) -> None:
+        """Look through the large files of the runs that were updated last, before somebody waits for it."""
+        thin.warm()
+        sizes = {run_id: _stamp(self.root / run_id / METRICS) for run_id in self.ids()}
+        large = {run_id: stamp[2] for run_id, stamp in sizes.items() if stamp is not None and stamp[1] > WHOLE}
+        for run_id in sorted(large, key=lambda r: -large[r])[:PREFETCHED]:
+            until = time.monotonic() + PREFETCH_S
+            with suppress(AgentRLError, OSError, ValueError):  # whoever opens it is told
+                while self.history(run_id, phases=False)[0].unseen_bytes and time.monotonic() < until:
+                    time.sleep(0.05)  # a page's request comes first
+
     def rollouts(self, run_id: str, step: int, kind: str) -> list[dict[str, Any]]:
         """Trajectories of one step. RunError where they are not stored or damaged."""
         path = self.path(run_id)
         which: Any = "eval" if kind == "eval" else "step"
         file = path / ROLLOUTS / f"{which}-{step:06d}.jsonl.gz"
+        graded = grades_file(path, step, which)
         self._check(run_id, str(file))
-        key, stamp = (run_id, which, step), _stamp(file)
+        self._check(run_id, str(graded))
+        key, stamp = (run_id, which, step), (_stamp(file), _stamp(graded))
         with self._lock:
             known = self._rollouts.get(key)
         if known is None or known[0] != stamp:
@@ -198,6 +221,26 @@ class Library:
                 while len(self._rollouts) > KEPT_STEPS:
                     self._rollouts.popitem(last=False)
         return known[1]
+
+    def search(self, run_id: str, kind: str, text: str, prompt: str | None) -> dict[str, Any]:
+        """Lines about the rollouts of all stored steps that hold `text` and are of `prompt`, the last steps first.
+
+        Stops after `SEARCH_S` seconds or `HITS` of them: `looked` says how many of the steps were looked at.
+        """
+        path = self.path(run_id)
+        steps = self.steps(run_id)["eval" if kind == "eval" else "step"]
+        for step in steps:
+            self._check(run_id, str(path / ROLLOUTS / f"{kind}-{step:06d}.jsonl.gz"))
+            self._check(run_id, str(grades_file(path, step, kind)))
+        until, rows, looked = time.monotonic() + SEARCH_S, [], 0
+        for step, row in search_rollouts(path, steps[::-1], kind, text=text, prompt=prompt):
+            if row is None:
+                looked += 1
+            else:
+                rows.append(summary(row) | {"step": step})
+            if time.monotonic() > until or len(rows) >= HITS:
+                break
+        return {"rows": rows, "steps": steps, "looked": looked}
 
     def steps(self, run_id: str) -> dict[str, list[int]]:
         """Steps whose rollouts are stored, by kind."""

@@ -1,7 +1,8 @@
 """Server-sent events of one run: new rows, alarms, status. A client that comes back goes on where it was.
 
 Each `rows` event has the cursor after its rows as its id, so `Last-Event-ID` after a lost connection gives neither a
-gap nor a duplicate. `reset` says that the file is another one now: fetch everything again.
+gap nor a duplicate. `reset` says that the file is another one now: fetch everything again. A page that has no stream
+asks `look` now and then: browsers open few connections to one host.
 """
 
 from __future__ import annotations
@@ -63,6 +64,21 @@ async def stream(library: Library, run_id: str, cursor: str) -> AsyncIterator[st
             beat = time.monotonic()
             yield ": beat\n\n"
         await asyncio.sleep(POLL_S)
+
+
+def look(library: Library, run_id: str, cursor: str) -> dict[str, Any]:
+    """The same once, for a page that has no stream. UnknownRun where the run is gone."""
+    rows, cursor, reset, bands, phase = _rows(library, run_id, cursor)
+    state, marks = _state(library, run_id)
+    return {
+        "rows": rows,
+        "cursor": cursor,
+        "reset": reset,
+        "bands": bands,
+        "phase": phase,
+        "state": state,
+        "marks": marks,
+    }
 
 
 def _rows(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ def render(library: Library, now: float | None = None) -> str:
             add("agentrl_run_alarms", len(matching), run=run_id, level=level)
             unseen = sum(not a["acknowledged"] for a in matching)
             add("agentrl_run_alarms_unacknowledged", unseen, run=run_id, level=level)
+        causes = Counter((str(a.get("level")), str(a["story"])) for a in alarms if a.get("story"))
+        for (level, cause), count in sorted(causes.items()):
+            add("agentrl_run_alarms_by_cause", count, run=run_id, level=level, cause=cause)
         bad = info.metrics.get("nonfinite") or []
         for name in SIGNALS:
             value = info.metrics.get(name)
@@ -75,6 +79,7 @@ _HELP: dict[str, Any] = {
     "agentrl_run_status": "1 for the status the run has",
     "agentrl_run_alarms": "alarms raised so far",
     "agentrl_run_alarms_unacknowledged": "alarms that nobody has acknowledged",
+    "agentrl_run_alarms_by_cause": "alarms raised so far that name a cause",
     "agentrl_dashboard_unreadable_runs": "run directories that could not be read",
 }
 

@@ -151,6 +151,7 @@ def _alarm(a: dict[str, Any]) -> str:
     )
     return (
         f'<div class="alarm {_e(a.get("level"))}"><b>{_e(a.get("level"))} · {_e(a.get("rule"))} · step {a["step"]}</b> '
+        f"{'cause: ' + _e(a['story']) + '. ' if a.get('story') else ''}"
         f"{_e(a.get('message', ''))}<br><small>{shown}</small><br><small>{_e(a.get('remedy', ''))}</small></div>"
     )
 
@@ -186,7 +187,8 @@ def _episodes(library: Library, run_id: str, alarms: Sequence[dict[str, Any]]) -
 
 def _episode(row: Row) -> str:
     brief, whole = episodes.summary(row), episodes.conversation(row)
-    verdict = "failed" if brief["error"] else "correct" if brief["correct"] else "incorrect"
+    verdict = {True: "correct", False: "incorrect", None: "not judged"}[brief["correct"]]
+    verdict = "failed" if brief["error"] else verdict
     turns = [f'<div class="ask">{_e(brief["question"])}</div>']
     for turn in whole["turns"]:
         turns.append(f'<div class="agent">{_e(turn["action"] or "")}</div>')

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -99,9 +100,11 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
         Route("/api/metrics", json(_metrics)),
         Route("/api/config", json(lambda lib, r: lib.config(_run(r)))),
         Route("/api/rollouts", json(_rollouts)),
+        Route("/api/search", json(_search)),
         Route("/api/rollout", json(_rollout)),
         Route("/api/group", json(_group)),
         Route("/api/events", events),
+        Route("/api/poll", json(lambda lib, r: live.look(lib, _run(r), r.query_params.get("after", "")))),
         Route("/api/acknowledge", acknowledge, methods=["POST"]),
         Route("/api/report", report),
         Route("/metrics", metrics),
@@ -109,7 +112,7 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
         Mount("/static", _Static(directory=STATIC)),
     ]
     prefix = checked_prefix(root_path, [r.path for r in routes if isinstance(r, Route | Mount)])
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[
             Middleware(Prefix, prefix=prefix),
@@ -118,6 +121,8 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: Iterable[str] = 
         ],
         exception_handlers={AgentRLError: _explain, OSError: _unreadable, HTTPException: _http, Exception: _bug},
     )
+    app.state.library = library
+    return app
 
 
 def serve(
@@ -141,6 +146,7 @@ def serve(
         )
     app = create_app(runs_dir, token, [host, *hosts], root_path)
     listening = _listen(host, port)
+    threading.Thread(target=app.state.library.prefetch, daemon=True).start()
     shown = f"[{host}]" if ":" in host else host
     ready(f"http://{shown}:{listening.getsockname()[1]}/")
     # No access log: the token is in the first request's address.
@@ -247,6 +253,11 @@ def _rollouts(library: Library, request: Request) -> Any:
         "rows": [episodes.summary(r) for r in rows],
         "steps": library.steps(run_id)[kind],
     }
+
+
+def _search(library: Library, request: Request) -> Any:
+    text, prompt = request.query_params.get("q", "")[:500], request.query_params.get("prompt")
+    return library.search(_run(request), _kind(request), text, prompt and prompt[:500])
 
 
 def _rollout(library: Library, request: Request) -> Any:

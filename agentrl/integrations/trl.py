@@ -16,9 +16,8 @@ from typing import Any, Literal, TextIO
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from agentrl.monitors import Alarm, Monitor, StepRecord, guess_mapping, sinks
+from agentrl.monitors import Alarm, LoopMonitor, Monitor, sinks
 from agentrl.monitors.signals import SignalMap
-from agentrl.monitors.sources.base import flatten
 
 _TRACKERS = {"wandb": sinks.wandb, "trackio": sinks.trackio}
 
@@ -41,14 +40,16 @@ class MonitorCallback(TrainerCallback):
     ) -> None:
         if on_critical not in ("continue", "stop"):
             raise ValueError(f"on_critical is {on_critical!r}; it is 'continue' or 'stop'")
-        self.monitor = monitor or Monitor()
+        self.watch = LoopMonitor(monitor, columns=columns, outputs=())
+        self.monitor = self.watch.monitor
         self.on_critical, self.stream = on_critical, stream
         self.alarms: list[Alarm] = []
-        self._columns = dict(columns or {})
-        self._seen: set[str] = set()
-        self.mapping: SignalMap = guess_mapping([], self._columns)
-        self._sinks: list[sinks.Sink] = []
         self._told = False
+
+    @property
+    def mapping(self) -> SignalMap:
+        """Which of the trainer's names feeds which signal."""
+        return self.watch.mapping
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -56,15 +57,15 @@ class MonitorCallback(TrainerCallback):
         """Open the sinks; a resumed run's earlier logs are watched again in silence, so that it needs no warm-up."""
         if not state.is_world_process_zero:
             return
-        self._sinks = []
+        self.watch.sinks = []
         for entry in state.log_history:
             step = entry.get("step")
             if isinstance(step, int | float) and step <= state.global_step:
                 self._observe(int(step), entry)
-        self._sinks = [sinks.console(self.stream)] if self.stream is not None else []
+        self.watch.sinks = [sinks.console(self.stream)] if self.stream is not None else []
         if args.output_dir:
-            self._sinks.append(sinks.jsonl(Path(args.output_dir) / "alarms.jsonl"))
-        self._sinks += [_TRACKERS[name]() for name in args.report_to or [] if name in _TRACKERS]
+            self.watch.sinks.append(sinks.jsonl(Path(args.output_dir) / "alarms.jsonl"))
+        self.watch.sinks += [_TRACKERS[name]() for name in args.report_to or [] if name in _TRACKERS]
 
     def on_log(
         self,
@@ -86,26 +87,12 @@ class MonitorCallback(TrainerCallback):
             self._tell()
 
     def _observe(self, step: int, logs: Mapping[str, Any]) -> Sequence[Alarm]:
-        values = {k: v for k, v in flatten(logs).items() if not k.startswith("eval_")}
-        if step == self.monitor.last_step:  # a second log of one step, as at the end of training
-            return []
-        if not values.keys() <= self._seen:
-            self._seen |= values.keys()
-            self.mapping = guess_mapping(self._seen, self._columns)
-            self.monitor.trainer, self.monitor.clipped_in_loss = self.mapping.trainer, self.mapping.clipped_in_loss
-        metrics = self.mapping.apply(values)
-        if "loss" not in metrics and "reward" not in metrics:  # the summary at the end of training
-            return []
-        alarms = self.monitor.observe(StepRecord(step, metrics))
-        for alarm in alarms:
-            for sink in self._sinks:
-                sink(alarm)
-        return alarms
+        return self.watch(step, {k: v for k, v in logs.items() if not k.startswith("eval_")})
 
     def _tell(self) -> None:
         """Once: which signals there are and which are missing."""
         if self.stream is None:
             return
-        used = ", ".join(s if s == c else f"{s}={c}" for s, c in self.mapping.columns.items() if c in self._seen)
+        used = ", ".join(s if s == c else f"{s}={c}" for s, c in self.mapping.columns.items() if c in self.watch.seen)
         missing = f"; missing {', '.join(self.mapping.missing)}" if self.mapping.missing else ""
         print(f"agentrl monitors: using {used}{missing}", file=self.stream, flush=True)

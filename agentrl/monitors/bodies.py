@@ -59,9 +59,16 @@ def text(fields: Mapping[str, Any]) -> str:
         f"{str(fields['level']).upper()} {fields['rule']} at step {fields['step']}{where}{host} ({fields['time']})",
         str(fields["message"]),
     ]
+    lines += cause(fields)
     lines += [str(fields[name]) for name in ("remedy", "url") if fields.get(name)]
     whole = "\n".join(map(_visible, lines))
     return whole if len(whole) <= LONGEST else whole[: LONGEST - 1] + "…"
+
+
+def cause(fields: Mapping[str, Any]) -> list[str]:
+    """The line that names the cause that fits; none where no cause is named, or the message does."""
+    story = str(fields.get("story") or "")
+    return [f"Cause: {story}"] if story and story not in str(fields.get("message")) else []
 
 
 def body(url: str, fields: Mapping[str, Any]) -> dict[str, Any]:

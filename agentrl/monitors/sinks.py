@@ -177,4 +177,4 @@ def trackio() -> Sink:
 
 
 def _text(alarm: Alarm) -> str:
-    return f"{alarm.message}\n{alarm.remedy}"
+    return "\n".join([alarm.message, *bodies.cause({"story": alarm.story, "message": alarm.message}), alarm.remedy])

@@ -47,12 +47,12 @@ class ForeignLog(RunLog):
 
     _old: set[str]
 
-    def begin(self, source: str, kind: str, trainer: str | None, live: bool) -> None:
-        """The first row of the log comes: the rows that were here before are read again."""
+    def begin(self, source: str, kind: str, trainer: str | None, live: bool, gpus: int | None = None) -> None:
+        """The first row of the log comes: the rows that were here before are read again. `gpus`: that the run uses."""
         self.live = live
         imported = {"source": source, "kind": kind, "trainer": trainer, "host": socket.gethostname()}
         meta = {"name": self.path.name, "imported": imported, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        atomic_write(self.path / META, strict_json(meta))
+        atomic_write(self.path / META, strict_json(meta | ({} if gpus is None else {"gpus": gpus})))
         self.again()
         self.state("running" if live else "finished", 0)
 

@@ -51,7 +51,7 @@ from agentrl.runs.read import (
     ROLLOUTS,
     STATUS,
     find_run,
-    how_to_go_on,
+    grades_file,
     read_metrics,
     rollout_files,
 )
@@ -239,8 +239,6 @@ class RunLog:
             "updated": round(time.time(), 3),
             "message": message or "",
         }
-        if status in ("stopped", "failed"):
-            row["resume"] = how_to_go_on(self.path)
         atomic_write(self.path / STATUS, json.dumps(row), durable=durable)
 
     def status(self) -> dict[str, Any]:
@@ -269,6 +267,7 @@ class RunLog:
         for kind, step, path in rollout_files(self.path):
             if step >= steps + (kind == "eval"):
                 path.unlink()
+                grades_file(self.path, step, kind).unlink(missing_ok=True)
         if dropped:
             self._say(f"{self.path}: {dropped} steps after the checkpoint of step {steps} will be made again")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import gzip
 import re
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +84,80 @@ def read_rollouts(path: str | Path, step: int, kind: Literal["step", "eval"] = "
         raise RunError(f"{path} has no rollouts of {kind} {step}: {known}") from None
     except (OSError, EOFError) as error:
         raise RunError(f"{file} is damaged ({error}); other steps are not affected") from error
-    return [row for row in map(parse_line, data.split(b"\n")) if row is not None]
+    rows = [row for row in map(parse_line, data.split(b"\n")) if row is not None]
+    return with_grades(rows, read_grades(path, step, kind))
+
+
+def grades_file(path: str | Path, step: int, kind: str = "step") -> Path:
+    """Beside a step's rollouts: what other graders say of them."""
+    return Path(path) / ROLLOUTS / f"{kind}-{step:06d}.grades.json"
+
+
+def read_grades(path: str | Path, step: int, kind: str = "step") -> dict[str, dict[str, float | None]]:
+    """Grader -> sample id -> its number, None where it failed. Empty where nothing was graded again."""
+    found = read_json(grades_file(path, step, kind))
+    return {name: values for name, values in found.items() if isinstance(values, dict)}
+
+
+def with_grades(rows: list[dict[str, Any]], grades: dict[str, dict[str, float | None]]) -> list[dict[str, Any]]:
+    """The rows, `grades` added to those that were graded."""
+    for row in rows if grades else ():
+        told = {name: values[row["sample_id"]] for name, values in grades.items() if row.get("sample_id") in values}
+        if told:
+            row["grades"] = told
+    return rows
+
+
+def iter_rollouts(path: str | Path, step: int, kind: str = "step") -> Iterator[dict[str, Any]]:
+    """The same one at a time, so that a large step needs little memory. RunError where the file is damaged."""
+    file = Path(path) / ROLLOUTS / f"{kind}-{step:06d}.jsonl.gz"
+    grades = read_grades(path, step, kind)
+    try:
+        with gzip.open(file, "rb") as lines:
+            for line in lines:
+                if (row := parse_line(line)) is not None:
+                    yield from with_grades([row], grades)
+    except FileNotFoundError:
+        return
+    except (OSError, EOFError, zlib.error) as error:
+        raise RunError(f"{file} is damaged ({error}); other steps are not affected") from error
+
+
+def search_rollouts(
+    path: str | Path, steps: Iterable[int], kind: str = "step", *, text: str = "", prompt: str | None = None
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Step and row of the rollouts of `steps` that hold `text` and are of `prompt`; (step, None) after each step.
+
+    `text`: in the question, answers, turns, error or id, in any case. `prompt`: the id of a row's task, or a text that
+    its question holds. A damaged step is passed over.
+    """
+    wanted = text.casefold()
+    for step in steps:
+        try:
+            for row in iter_rollouts(path, step, kind):
+                if of_prompt(row, prompt) and (not wanted or wanted in text_of(row).casefold()):
+                    yield step, row
+        except RunError:
+            pass
+        yield step, None
+
+
+def of_prompt(row: Mapping[str, Any], prompt: str | None) -> bool:
+    """See `search_rollouts`."""
+    task = row["task"] if isinstance(row.get("task"), dict) else {}
+    return prompt is None or str(task.get("id")) == prompt or prompt.casefold() in str(task.get("question")).casefold()
+
+
+def text_of(row: Mapping[str, Any]) -> str:
+    """All that is said in a rollout."""
+    task = row["task"] if isinstance(row.get("task"), dict) else {}
+    turns = row["turns"] if isinstance(row.get("turns"), list) else []
+    said = [str(t.get(k) or "") for t in turns if isinstance(t, dict) for k in ("action", "observation")]
+    golden = task.get("golden_answers")
+    expected = [str(g) for g in golden] if isinstance(golden, list) else []
+    return "\n".join(
+        [str(row.get("sample_id")), str(task.get("question") or ""), *expected, *said, str(row.get("error") or "")]
+    )
 
 
 def read_eval_rollouts(path: str | Path, step: int | None = None) -> list[dict[str, Any]]:
@@ -134,11 +208,15 @@ def read_info(path: str | Path) -> RunInfo:
 
 
 def how_to_go_on(path: str | Path) -> str:
-    """The command that goes on with a run: `resume` where it has a checkpoint, and else the one that starts again."""
+    """The command that goes on with a run: `resume` where it has a checkpoint, and else the one that starts again.
+
+    It names the place where the run is now: none is kept in the run, which may be moved.
+    """
     path = Path(path)
     imported = read_json(path / META).get("imported")
     if isinstance(imported, dict):
-        return command("watch", imported.get("source", "LOG"), "--to", path)
+        how = "import" if str(imported.get("kind", "")).startswith("rollouts") else "watch"
+        return command(how, imported.get("source", "LOG"), "--to", path)
     if list_checkpoints(path):
         return command("resume", path)
     into = ("--set", f"log.runs_dir={path.parent}", "--set", f"log.name={path.name}")

@@ -78,7 +78,7 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
             kind = ready_kind(config)  # what would stop it here is said before a model is made or warmed up
             model = None if kind.warms_up_with is None else _initial_model(config, kind.warms_up_with, run, progress)
             job = build_job(config, run.path, model_path=model, say=progress.say)
-            run.update_meta({"questions": job.questions()})
+            run.update_meta({"questions": job.questions(), **_gpus(job)})
             with closing(job.engine):
                 progress.say(
                     f"{len(job.train_tasks)} training and {len(job.test_tasks)} held-out questions; "
@@ -106,6 +106,12 @@ def _settled(config: RunConfig, progress: Progress) -> RunConfig:
     if why is not None:
         progress.say(why)
     return config
+
+
+def _gpus(job: Job) -> dict[str, int]:
+    """For meta.json: the GPUs that the run uses, by which its time is counted; nothing where it uses none."""
+    gpus = getattr(job.engine, "gpus", 0)  # a plug-in's engine may not say
+    return {"gpus": gpus} if gpus else {}
 
 
 def _initial_model(config: RunConfig, engine: str, run: RunLog, progress: Progress) -> Path | None:
@@ -163,6 +169,7 @@ def resume_run(run_dir: Path, *, checkpoint: int | str | None = None, quiet: boo
             def begin(trainer: Trainer) -> None:
                 trainer.restore(path, state)
                 run.truncate_after(state["step"])
+                run.update_meta(_gpus(job))
                 trainer.tell("resume", state["step"])
                 for row in (r for r in read_evals(run.path) if r["step"] == state["step"]):
                     trainer.tell("evaluation", row)  # of this very step, which is kept

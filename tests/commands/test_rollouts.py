@@ -1,11 +1,13 @@
 """`rollouts show` on a real run, and on hostile text."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from agentrl.cli import main
 from agentrl.commands.rollouts import conversation
+from agentrl.runs.others.store import RolloutImport
 from agentrl.runs.read import read_rollouts
 
 
@@ -69,3 +71,73 @@ def test_hostile_text_cannot_drive_the_terminal_and_failures_are_told_apart():
     assert not {"\x1b", "\x07", "\x00", "\u202e"} & set(text)
     assert "wrong, reward 0" in text and "cut at the token limit" in text
     assert "failed: timeout" in conversation(row | {"error": "timeout", "reward": None})
+
+
+# --------------------------------------------------------------------------------------------- others' rollouts, graded
+
+OTHERS = Path(__file__).parent.parent / "runs" / "data" / "rollouts"
+
+
+@pytest.fixture
+def others(tmp_path):
+    """A run directory with the rollouts of verl."""
+    RolloutImport(OTHERS / "verl").refresh(tmp_path / "verl")
+    (tmp_path / "verl" / "meta.json").write_text('{"imported": {}}')
+    return tmp_path / "verl"
+
+
+def contrary(answer, golden):
+    """A grader that finds Old Keld right, and cannot take one answer."""
+    return float(answer == "Old Keld")
+
+
+def by_length(answer, golden, row):
+    if row["sample_id"] == "1.3":
+        raise ValueError("no such length")
+    return float(len(row["turns"]))
+
+
+def test_best_and_worst_search_and_one_prompt(others, capsys):
+    assert main(["rollouts", "show", str(others), "--step", "1", "--best", "2", "--json"]) == 0
+    assert [r["reward"] for r in shown(capsys)] == [1.0, 1.0]
+    assert main(["rollouts", "show", str(others), "--search", "OLD keld", "--limit", "0", "--json"]) == 0
+    found = shown(capsys)
+    assert len(found) == 8 and {r["step"] for r in found} == {1, 2, 3} and not any(r["correct"] for r in found)
+    assert main(["rollouts", "show", str(others), "--prompt", "ada rowan", "--limit", "0", "--json"]) == 0
+    found = shown(capsys)
+    assert len(found) == 12 and len({r["task"]["id"] for r in found}) == 1
+    assert main(["rollouts", "show", str(others), "--prompt", found[0]["task"]["id"], "--step", "2", "--json"]) == 0
+    assert [r["step"] for r in shown(capsys)] == [2] * 4
+
+
+def test_a_grader_of_ones_own_is_kept_beside_what_the_trainer_gave(others, capsys):
+    assert main(["rollouts", "grade", str(others), "--grader", "exact_match"]) == 0
+    assert "step 1: 8 graded, exact_match 0.75 on average; 0 of 8 differ" in capsys.readouterr().out
+    grader = "tests.commands.test_rollouts:contrary"
+    assert main(["rollouts", "grade", str(others), "--step", "1", "--grader", grader]) == 0
+    assert "8 of 8 differ from what is stored" in capsys.readouterr().out
+    rows = read_rollouts(others, 1)
+    assert all(r["grades"] == {"exact_match": r["reward"], grader: 1 - r["reward"]} for r in rows)
+    assert "grades" in read_rollouts(others, 2)[0] and grader not in read_rollouts(others, 2)[0]["grades"]
+    assert main(["rollouts", "show", str(others), "--step", "1", "--worst", "1"]) == 0
+    assert f"wrong, reward 0, exact_match 0, {grader} 1" in capsys.readouterr().out
+
+
+def test_a_grader_that_fails_on_one_episode_grades_the_others(others, capsys):
+    grader = "tests.commands.test_rollouts:by_length"
+    assert main(["rollouts", "grade", str(others), "--step", "1", "--grader", grader]) == 1
+    assert "7 graded" in (out := capsys.readouterr().out) and "failed on 1 (first: 1.3: ValueError" in out
+    assert {r["sample_id"]: r["grades"][grader] for r in read_rollouts(others, 1)}["1.3"] is None
+
+
+def test_grading_what_is_not_there(others, capsys):
+    assert main(["rollouts", "grade", str(others), "--grader", "exact_mach"]) == 2
+    assert "did you mean 'exact_match'" in capsys.readouterr().err
+    assert main(["rollouts", "grade", str(others), "--grader", "f1", "--step", "9"]) == 2
+    assert "stored are 1 to 3" in capsys.readouterr().err
+
+
+def test_episodes_without_expected_answers_are_counted(others, tmp_path, capsys):
+    RolloutImport(OTHERS / "prime_rl").refresh(others)
+    assert main(["rollouts", "grade", str(others), "--step", "4", "--grader", "f1"]) == 0
+    assert "0 graded, f1 on none; 8 have no expected answers" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from agentrl.runs.log import RunLog
 from agentrl.runs.read import read_alarms, read_rollouts
 from tests.dashboard.conftest import serving
 from tests.dashboard.payloads import PAYLOADS
-from tests.dashboard.runs import append_rows, long_trajectory, make_run, trajectories
+from tests.dashboard.runs import START, append_rows, config, long_trajectory, make_run, trajectories
 
 pytestmark = pytest.mark.browser
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
@@ -271,6 +271,26 @@ def test_compare(page, server):
     page.problems.clear()  # the browser logs each 404
 
 
+def test_a_tie_at_the_end_of_a_comparison_names_no_winner(page, server):
+    page.goto(f"{server}/compare?runs=collapse,healthy")
+    page.get_by_text("At the end all 0.64.").wait_for()
+    assert "At the end highest: healthy" in page.locator("section.chart[aria-label=reward] .says").inner_text()
+
+
+@pytest.mark.parametrize("width", [375, 1400])
+@pytest.mark.parametrize(
+    "address", ["", "run?run=collapse", "run?run=collapse&tab=rollouts", "compare?runs=collapse,healthy"]
+)
+def test_no_page_is_wider_than_its_window_and_no_tab_is_broken(page, server, width, address):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"{server}/{address}")
+    page.wait_for_selector("table, .chart, .turn")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    heights = page.evaluate("[...document.querySelectorAll('.tabs button')].map((b) => b.offsetHeight)")
+    assert not heights or max(heights) < 50
+
+
 def test_keyboard_help_and_theme(page, server):
     page.goto(url_of(server, run="collapse"))
     page.wait_for_selector(".chart canvas")
@@ -313,6 +333,40 @@ def test_live_update_without_gap_or_duplicate_when_the_server_comes_back(page, t
         append_rows(run, [row(23)])
         until(page, "document.querySelector('section.chart').chart.lines[0].store.length === 24")
         assert steps_in_table(page) == list(range(24))
+
+
+def test_nine_windows_of_a_running_run_load_and_all_of_them_grow(page, tmp_path):
+    with RunLog.create(tmp_path, "live", config()) as log, serving(tmp_path) as url:
+        append_rows(log.path, [{"step": s, "time": START + s, "reward": 0.1} for s in range(20)])
+        asked = []
+        page.context.on("request", lambda r: asked.append(r.url) if "/api/" in r.url else None)
+        windows = [page, *(page.context.new_page() for _ in range(8))]
+        for window in windows:
+            window.goto(f"{url}/run?run=live")
+            window.wait_for_selector(".chart canvas")
+        append_rows(log.path, [{"step": 20, "time": START + 20, "reward": 0.75}])
+        for window in windows:
+            window.get_by_text("highest 0.75 at step 20").wait_for()
+        assert sum("/api/events" in u for u in asked) == 3 and any("/api/poll" in u for u in asked)
+        for window in windows[1:]:
+            window.close()
+
+
+def test_a_finished_run_has_no_stream_and_still_hears_of_a_resume(page, tmp_path):
+    run = make_run(tmp_path, "done", steps=12, every=0)
+    with serving(tmp_path) as url:
+        asked = []
+        page.on("request", lambda r: asked.append(r.url) if "/api/" in r.url else None)
+        page.goto(f"{url}/run?run=done")
+        page.wait_for_selector(".chart canvas")
+        page.wait_for_timeout(500)
+        assert not any("/api/events" in u for u in asked)
+        with RunLog.open(run) as log:
+            log.set_status("running", step=12, steps=40)
+            page.wait_for_selector("#live[data-state=live]", timeout=PATIENT)
+            append_rows(log.path, [{"step": 12, "time": START + 12, "reward": 0.875}])
+            page.get_by_text("highest 0.875 at step 12").wait_for()
+        assert any("/api/events" in u for u in asked)
 
 
 def test_a_run_that_has_only_begun_grows_its_charts(page, tmp_path):

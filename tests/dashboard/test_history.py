@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from agentrl.dashboard import history as H
 from agentrl.dashboard.history import History, clean_row, columns, nonfinite_steps
+from agentrl.dashboard.library import Library
 from agentrl.monitors.phases import PhaseClassifier
 from agentrl.monitors.stats import Series
 from tests.dashboard.runs import COLLAPSE, recorded
@@ -179,5 +182,38 @@ def test_a_rollback_of_the_guard_restarts_the_phases(history, tmp_path):
     (tmp_path / "guard.jsonl").write_text('{"step": 89, "kind": "rollback"}\n{"step": 20, "kind": "protect"}\n')
     write(tmp_path, "".join(json.dumps(r | {"step": int(r["step"])}) + "\n" for r in recordings))
     history.refresh()
+    history.classify()
     first = next(b for b in history.bands if b["from"] >= 89)
     assert first["phase"] == "warmup" and first["from"] == 90
+
+
+def test_large_files_are_looked_through_when_the_server_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("agentrl.dashboard.history.WHOLE", 20_000)
+    monkeypatch.setattr("agentrl.dashboard.library.WHOLE", 20_000)
+    monkeypatch.setattr("agentrl.dashboard.history.TAIL", 5_000)
+    monkeypatch.setattr("agentrl.dashboard.history.BUDGET_S", 0.0)  # nothing is looked at in a request
+    for name in ("large", "small"):
+        run = tmp_path / name
+        run.mkdir()
+        (run / "config.yaml").write_text("")
+        rows = [{"step": s, "grad_norm": 1e6 if s == 77 else 1.0} for s in range(2000 if name == "large" else 20)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    library = Library(tmp_path)
+    assert library.history("large")[0].unseen_bytes
+    monkeypatch.setattr("agentrl.dashboard.history.BUDGET_S", 10.0)
+    library = Library(tmp_path)
+    library.prefetch()
+    assert list(library._histories) == ["large"]
+    found = library.history("large")[0]
+    assert not found.unseen_bytes and max(r["grad_norm"] for r in found.rows) == 1e6
+
+
+def test_reading_json_with_pyarrow_loads_no_pandas():
+    pytest.importorskip("pyarrow")
+    code = (
+        "import sys, json\nfrom agentrl.dashboard.thin import choose\n"
+        "rows = [{'step': i, 'a': 1.5 * i, 'b': i if i % 3 else None, 'c': None} for i in range(50)]\n"
+        "kept, _ = choose(''.join(json.dumps(r) + chr(10) for r in rows).encode(), 5)\n"
+        "assert 'pyarrow' in sys.modules and 'pandas' not in sys.modules and len(kept) >= 5\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

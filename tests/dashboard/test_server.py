@@ -11,6 +11,7 @@ from agentrl.dashboard.server import create_app
 from agentrl.monitors.signals import SIGNALS
 from agentrl.runs.log import RunLog
 from agentrl.runs.read import read_alarms
+from agentrl.types import Alarm
 from tests.dashboard.runs import append_rows, config, make_run, trajectories
 
 TOKEN = "a-token-of-some-length"
@@ -386,6 +387,32 @@ def test_prometheus(folder):
     assert found["agentrl_run_status", label + ',status="running"'] == 1
     assert ("agentrl_entropy", label) not in found  # not measured
     assert text.count("# TYPE agentrl_reward gauge") == 1
+
+
+def test_the_resume_command_of_a_moved_run_names_its_present_place(folder, tmp_path):
+    run = make_run(folder, "here", steps=3, status="stopped")
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    row = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(row | {"resume": f"agentrl resume {run}"}))  # an older version's
+    client = over(folder)
+    assert client.get("/api/run?run=here").json()["state"]["resume"] == f"agentrl resume {run}"
+    (folder / "sweep").mkdir()
+    run.rename(folder / "sweep" / "there")
+    wanted = f"agentrl resume {folder / 'sweep' / 'there'}"
+    assert client.get("/api/run?run=sweep/there").json()["state"]["resume"] == wanted
+    lines = {r["id"]: r["resume"] for r in client.get("/api/runs").json()["runs"]}
+    assert lines["sweep/there"] == wanted
+    assert wanted in client.get("/api/report?run=sweep/there").text
+
+
+def test_prometheus_counts_alarms_by_cause(folder):
+    with RunLog.create(folder, "x", config()) as log:
+        append_rows(log.path, [{"step": 6, "time": 2e9, "reward": 0.25}])
+        for i, story in enumerate(["length explosion", "length explosion", ""]):
+            log.alarm(Alarm(f"r-{i}", i, "r", "warn", "m", story=story))
+        found = samples(over(folder).get("/metrics").text)
+    by_cause = {labels: n for (name, labels), n in found.items() if name == "agentrl_run_alarms_by_cause"}
+    assert by_cause == {'run="x",level="warn",cause="length explosion"': 2}
 
 
 def test_old_runs_leave_the_scrape(folder):

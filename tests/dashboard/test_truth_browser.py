@@ -43,6 +43,7 @@ def told(tmp_path_factory):
     log = root / "verl.jsonl"
     foreign(log, ROWS)
     assert main(["import", str(log), "--to", str(root / "verl")]) == 0
+    assert main(["import", str(log), "--to", str(root / "verl-72"), "--gpus", "72"]) == 0  # 50 s on 72 GPUs: an hour
     with serving(root) as url:
         yield url
 
@@ -87,6 +88,11 @@ def test_an_imported_run_has_charts_alarms_and_what_was_spent_after_the_first(pa
     page.get_by_role("tab", name="Config").click()
     page.wait_for_timeout(300)
     assert "cannot be read" not in page.locator("main").inner_text()
+
+
+def test_gpu_hours_after_the_first_alarm_where_the_run_says_its_gpus(page, told):
+    opened(page, told, "verl-72")
+    assert "50 steps and 1 GPU-hours after the first alarm" in page.locator(".runhead").inner_text()
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "a\nb", "العربية", "tab\there"])

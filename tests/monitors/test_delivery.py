@@ -7,6 +7,7 @@ import math
 import socket
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -191,6 +192,14 @@ def fields(message="is <bad> & @everyone", run="r"):
 def test_the_text():
     lines = bodies.text(fields("x")).split("\n")
     assert lines == ["WARN r at step 7 of r on h (1970-01-01T00:00:00Z)", "x", "Set a=b."]
+
+
+def test_the_cause_is_posted_as_a_field_and_in_the_text():
+    named = replace(alarm(), story="length explosion")
+    fields = bodies.facts(named, {})
+    assert fields["story"] == "length explosion" and "\nCause: length explosion\n" in bodies.text(fields)
+    said = bodies.facts(replace(named, message="Story: length explosion: 9 times"), {})
+    assert bodies.text(said).count("length explosion") == 1
 
 
 def test_slack_and_google_chat_get_a_text_and_nothing_else():

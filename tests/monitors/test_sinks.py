@@ -1,7 +1,9 @@
 import io
 import json
 import math
+import sqlite3
 import types
+from dataclasses import replace
 
 import pytest
 
@@ -79,6 +81,29 @@ def test_tracker_alerts(monkeypatch, name):
     sink = getattr(sinks, name)()
     sink(alarm("critical"))
     assert calls == [{"title": "r at step 7", "text": "message\nSet a=b.", "level": "error"}]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_tracker_alerts_name_the_cause_once(monkeypatch, name):
+    _, calls = fake_tracker(monkeypatch, name)
+    sink = getattr(sinks, name)()
+    sink(replace(alarm(), story="length explosion"))
+    sink(replace(alarm(), story="length explosion", message="Story: length explosion: 9 times as long"))
+    assert [c["text"] for c in calls] == [
+        "message\nCause: length explosion\nSet a=b.",
+        "Story: length explosion: 9 times as long\nSet a=b.",
+    ]
+
+
+def test_the_cause_is_in_trackios_own_store(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    trackio = pytest.importorskip("trackio", reason="make test-trackio runs it")
+    trackio.init(project="causes", name="r")
+    sinks.trackio()(replace(alarm("critical"), story="length explosion"))
+    trackio.finish()
+    with sqlite3.connect(tmp_path / "causes.db") as store:
+        (row,) = store.execute("select title, text, level from alerts").fetchall()
+    assert row == ("r at step 7", "message\nCause: length explosion\nSet a=b.", "error")
 
 
 def test_a_tracker_that_fails_does_not_stop_the_monitor(monkeypatch, caplog):

@@ -208,7 +208,7 @@ def test_a_pipe_a_circle_and_what_may_not_be_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    for name, word in (("pipe", "is a pipe"), ("a", "does not exist"), ("none", "does not exist")):
+    for name, word in (("pipe", "is a pipe"), ("a", "leads to nothing, or in a circle"), ("none", "does not exist")):
         with watching(tmp_path / name, "--once") as process:
             assert process.finish() == 2
         said = "".join(process.err)

@@ -339,6 +339,18 @@ def test_the_command_that_goes_on_with_a_run_can_be_copied(tmp_path):
     )
 
 
+def test_a_run_that_is_moved_names_its_new_place(create, tmp_path):
+    with create() as run:
+        (run.path / "checkpoints" / "step-000001").mkdir(parents=True)
+        run.set_status("stopped", message="interrupted")
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    run.path.rename(moved)
+    assert how_to_go_on(moved) == f"agentrl resume {moved}"
+    for file in ("status.json", "meta.json"):  # no file keeps the command with the old place
+        assert str(run.path) not in (moved / file).read_text()
+
+
 @pytest.mark.parametrize(("value", "better"), [(0.3, False), (0.4, False), (0.5, True)])
 def test_what_beats_the_best_checkpoint(create, value, better):
     with create() as run:

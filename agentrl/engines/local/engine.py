@@ -97,6 +97,11 @@ class LocalEngine:
         )
 
     @property
+    def gpus(self) -> int:
+        """GPUs that it uses: one process, one device."""
+        return int(self.device.type == "cuda")
+
+    @property
     def policy_version(self) -> int:
         """Number of times the sampler was given new weights."""
         return self.sampler.policy_version

@@ -116,6 +116,11 @@ class OpenRLHFEngine:
     # ------------------------------------------------------------------------------------------------------- sampling
 
     @property
+    def gpus(self) -> int:
+        """GPUs of the policy's workers and of vLLM; 0 on a CPU."""
+        return self.config.openrlhf.gpus if self.device.type == "cuda" else 0
+
+    @property
     def policy_version(self) -> int:
         """Number of times the engines were given new weights."""
         return self.handover.version

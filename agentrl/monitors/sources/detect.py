@@ -40,7 +40,8 @@ def open_source(
         return _set(Undecided(spool.standard_input(), run, reader, "standard input"), settings)
     target = Path(path).expanduser()
     if not target.exists():
-        raise RunError(f"{target} does not exist; give {_KINDS}")
+        what = "is a link that leads to nothing, or in a circle" if target.is_symlink() else "does not exist"
+        raise RunError(f"{target} {what}; give {_KINDS}")
     if target.is_file() and _head(target)[:2] == b"\x1f\x8b":
         return _set(Undecided(spool.unpacked(target), run, reader, str(path)), settings)
     if reader is None:

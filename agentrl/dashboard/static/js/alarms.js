@@ -18,6 +18,7 @@ export function alarmCard(run, alarm, { onrollouts, onclose, onseen, compact = f
   return h("article", { class: "card alarm", data: { level: alarm.level }, "aria-label": `${alarm.level} alarm at step ${alarm.step}` },
     h("div", { class: "row" }, h("span", { class: "level", data: { level: alarm.level } }, alarm.level), h("h3", {}, alarm.rule.replaceAll("_", " ")), h("span", { class: "muted" }, `step ${alarm.step}`),
       h("span", { class: "grow" }), show, seen, onclose ? h("button", { class: "quiet", type: "button", onclick: onclose, "aria-label": "Close the alarm" }, "✕") : null),
+    alarm.story ? h("p", { class: "small" }, h("b", {}, "Cause: "), String(alarm.story)) : null,
     h("p", {}, alarm.message),
     h("dl", {}, Object.entries(alarm.signals ?? {}).map(([name, s]) => h("div", {}, h("dt", {}, name), h("dd", {}, h("b", {}, number(s.value)), h("span", { class: "muted" }, ` against ${number(s.threshold)}`))))),
     alarm.remedy ? h("p", {}, h("b", {}, "What to do: "), alarm.remedy) : null,

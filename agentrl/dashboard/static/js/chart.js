@@ -211,6 +211,7 @@ export class Chart {
   ends() {
     const last = this.lines.map((l) => [l.label, (l.store.columns[l.column] ?? []).findLast((v) => v !== null)]).filter(([, v]) => v !== undefined).sort((a, b) => b[1] - a[1]);
     if (last.length < 2) return "";
+    if (number(last[0][1], 3) === number(last.at(-1)[1], 3)) return `At the end all ${number(last[0][1], 3)}.`;
     return `At the end highest: ${last[0][0]}, ${number(last[0][1], 3)}; lowest: ${last.at(-1)[0]}, ${number(last.at(-1)[1], 3)}.`;
   }
 

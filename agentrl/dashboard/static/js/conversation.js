@@ -4,13 +4,15 @@ import { number } from "./format.js";
 
 export function verdict(summary) {
   if (summary.error) return h("span", { class: "verdict err", title: summary.error }, "! failed");
+  if (summary.correct === null || summary.correct === undefined) return h("span", { class: "verdict open", title: "nothing that is stored says whether it is correct" }, "· not judged");
   return summary.correct ? h("span", { class: "verdict yes" }, "✓ correct") : h("span", { class: "verdict no" }, "✗ incorrect");
 }
 
 export function conversation(row, { short = false } = {}) {
   const task = row.task ?? {}, golden = task.golden_answers;
   return h("div", { class: "turns" },
-    short ? null : h("div", { class: "turn ask" }, who("Question", []), String(task.question ?? "(not stored)"),
+    short ? null : h("div", { class: "turn ask" }, who("Question", []), longText(h("div"), String(task.question ?? "(not stored)")),
+      task.system ? h("details", { class: "small muted" }, h("summary", {}, "System prompt"), longText(h("div"), String(task.system))) : null,
       Array.isArray(golden) && golden.length ? h("div", { class: "muted small" }, `expected: ${golden.join(" | ")}`) : null),
     (row.turns ?? []).map((turn, i) => {
       const info = turn.info ?? {};

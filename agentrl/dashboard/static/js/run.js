@@ -68,7 +68,7 @@ class RunPage {
       status: (state) => { this.state = state; this.head(); this.showLive("live"); },
       reset: () => { this.gone = false; this.reload(); },
       gone: () => { this.gone = true; this.notice("This run's folder is gone. What was read of it stays here until you leave the page.", "error"); this.showLive("gone"); },
-    });
+    }, this.state.status === "running");
   }
 
   async reload() {

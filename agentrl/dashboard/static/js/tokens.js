@@ -6,6 +6,7 @@ import { reader, visible } from "./decode.js";
 import { number } from "./format.js";
 import { change, param } from "./url.js";
 
+const known = (v) => typeof v === "number";  // a file of somebody else's may lack some
 const PART = 300;  // tokens made at once
 const LINE = 26;  // pixels, for the height of a part that is not made yet
 const PER_LINE = 90;  // characters
@@ -17,8 +18,8 @@ const MEASURES = {
   delta: { label: "Δ log π by the update", sides: 2, of: (t) => t.delta_logprobs, why: "only correct responses of groups with both outcomes", says: ["less likely", "more likely"] },
   advantage: { label: "Advantage", sides: 2, of: (t) => t.advantages, why: "not for rollouts that were left out of the update", says: ["made less likely", "made more likely"] },
   entropy: { label: "Entropy", sides: 1, of: (t) => t.entropy, why: "not for rollouts that were left out of the update", says: ["certain", "uncertain"] },
-  mismatch: { label: "Sampler mismatch", sides: 2, of: (t) => t.old_logprobs && t.logprobs && t.logprobs.map((v, i) => v - t.old_logprobs[i]), why: "not for rollouts that were left out of the update", says: ["trainer finds it likelier", "sampler finds it likelier"] },
-  surprise: { label: "Surprise (−log π)", sides: 1, of: (t) => t.logprobs?.map((v) => -v), why: "no log-probabilities are stored", says: ["expected", "surprising"] },
+  mismatch: { label: "Sampler mismatch", sides: 2, of: (t) => t.old_logprobs && t.logprobs && t.logprobs.map((v, i) => (known(v) && known(t.old_logprobs[i]) ? v - t.old_logprobs[i] : null)), why: "not for rollouts that were left out of the update", says: ["trainer finds it likelier", "sampler finds it likelier"] },
+  surprise: { label: "Surprise (−log π)", sides: 1, of: (t) => t.logprobs?.map((v) => (known(v) ? -v : null)), why: "no log-probabilities are stored", says: ["expected", "surprising"] },
 };
 const PREFERRED = ["nthr", "delta", "entropy", "surprise", "advantage", "mismatch"];  // an advantage has one value per response
 const UNITS = { nthr: "", delta: "nats", advantage: "", entropy: "nats", mismatch: "nats", surprise: "nats" };
