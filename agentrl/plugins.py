@@ -133,6 +133,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "world": {
         "search": "agentrl.envs.worlds.search:SearchWorld",
         "arithmetic": "agentrl.envs.worlds.arithmetic:ArithmeticWorld",
+        "geography": "agentrl.envs.worlds.geography:GeographyWorld",
     },
 }  # fmt: skip
 

@@ -194,6 +194,16 @@ class SearchEnv(gymnasium.Env[str, str]):
             raise ValueError("the environment was made without a retriever; pass retriever=URL, index folder or object")
         return self.searcher
 
+    def parts_of_observation(self, observation: str) -> dict[str, str]:
+        """An observation of a stored episode in the parts that `step` would have named, as far as it shows them."""
+        if observation.strip() == self._invalid.strip():
+            return {"open": observation, "body": "", "close": ""}
+        for opening, closing in ((self._open, self._close), (self._open.strip(), self._close.strip())):
+            if opening and closing and observation.startswith(opening) and observation.endswith(closing):
+                body = observation[len(opening) : len(observation) - len(closing)]
+                return {"open": opening, "body": defuse(body), "close": closing}
+        return {"open": "", "body": observation, "close": ""}
+
     # ------------------------------------------------------------------------------------------------------- internal
 
     def _answered(self, parsed: ParsedAction) -> Step:

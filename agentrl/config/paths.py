@@ -8,7 +8,7 @@ from typing import Any
 from agentrl.config.schema import RunConfig
 
 #: Keys that may name a file or folder of this machine (or a hub id, a recipe, a URL, which stay as they are).
-LOCAL = ("model.path", "data.train", "data.test", "retriever.index", "retriever.encoder")
+LOCAL = ("model.path", "data.train", "data.test", "retriever.index", "retriever.encoder", "warm_start.file")
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -21,7 +21,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     for key in LOCAL:
         part, name = key.split(".")
         owner = getattr(config, part)
-        value = getattr(owner, name)
+        value = getattr(owner, name, None)  # a part that is not there names nothing
         if (whole := _absolute(value)) != value:
             setattr(owner, name, whole)
     kwargs = config.env.kwargs

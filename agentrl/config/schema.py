@@ -63,8 +63,12 @@ class ModelConfig(Part):
 
 
 class WarmStartConfig(Part):
-    """Supervised demonstrations before RL; only with the built-in worlds, which can write demonstrations."""
+    """Supervised demonstrations before RL: from a file, or written by the world. Practice is the built-in model's."""
 
+    file: str | None = Field(
+        None, description="JSONL of demonstrations (docs/extending.md); else the world writes `demonstrations` of them"
+    )
+    held_out: Share = Field(0.1, description="share kept back to measure accuracy, at most 32; not builtin:tiny")
     lookup_steps: int = Field(
         600, ge=0, description="steps of practice: looking up throw-away facts, or the table of arithmetic"
     )
@@ -76,8 +80,12 @@ class WarmStartConfig(Part):
     epochs: float = Field(3.0, gt=0)
     batch: PositiveInt = 32
     bucket: PositiveInt = Field(1024, description="demonstrations sorted by length together; 1 = mixed lengths")
-    lr: float = Field(2e-3, gt=0)
-    context_weight: Share = Field(0.1, description="loss weight of tokens that are not actions")
+    lr: float | None = Field(
+        None, gt=0, description="null: 2e-3 for builtin:tiny, 2e-5 for other models, 2e-4 with LoRA"
+    )
+    context_weight: Share = Field(
+        0.1, description="loss weight of tokens that are not actions; builtin:tiny alone, 0 for other models"
+    )
     threads: int = Field(0, ge=0)
 
 
@@ -85,9 +93,11 @@ class WarmStartConfig(Part):
 
 
 class WorldConfig(Part):
-    """A task made from a seed. `kind: search` is the made-up encyclopedia, `kind: arithmetic` is math."""
+    """A task made from a seed. `search` is a made-up encyclopedia, `arithmetic` is math, `geography` real facts."""
 
-    kind: Annotated[str, plugin_name("world")] = Field("search", description="search, arithmetic, or a plug-in's name")
+    kind: Annotated[str, plugin_name("world")] = Field(
+        "search", description="search, arithmetic, geography, or a plug-in's name"
+    )
     kwargs: dict[str, Any] = Field({}, description="of a plug-in world, passed to it as they are")
     seed: int | None = Field(None, description="defaults to the run's seed")
     people: PositiveInt = 120
@@ -97,6 +107,8 @@ class WorldConfig(Part):
     hops: list[int] = Field([1, 2], description="lengths of the question chains, 1 to 4")
     name_tokens: int = Field(1, ge=1, le=4, description="words per name")
     levels: list[int] = Field([1, 2], description="arithmetic: difficulty levels, 1 to 4")
+    passages: PositiveInt = Field(8000, description="geography: passages in all, 6000 to 30000")
+    comparisons: Share = Field(0.15, description="geography: share of the questions that compare two places")
 
     @model_validator(mode="after")
     def _hops(self) -> Self:

@@ -52,7 +52,7 @@ def load_tasks(data: DataConfig, split: Split, say: Callable[[str], None] | None
     left_out: dict[str, str] = {}
     for n, (where, row) in enumerate(islice(_rows(source, name, key), data.limit), 1):
         try:
-            tasks.append(_task(row, str(n), left_out))
+            tasks.append(read_task(row, str(n), left_out))
         except DataError as problem:
             problems.append(f"{where}: {problem}")
             if len(problems) == SHOWN:
@@ -118,7 +118,7 @@ def subset(tasks: Sequence[Task], n: int) -> list[Task]:
 # ------------------------------------------------------------------------------------------------------- one row
 
 
-def _task(row: Any, fallback_id: str, left_out: dict[str, str]) -> Task:
+def read_task(row: Any, fallback_id: str, left_out: dict[str, str]) -> Task:
     """One row as a task; `left_out` gets the columns that can be no text, with their type.
 
     Raises DataError that says what is wrong with the row, without its place.
@@ -228,7 +228,7 @@ def _files_of(folder: Path, split: str, key: str) -> list[Path]:
 
 def _file_rows(path: Path) -> Iterator[Row]:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return _jsonl_rows(path)
+        return jsonl_rows(path)
     if path.suffix == ".json":
         return _json_rows(path)
     if path.suffix == ".parquet":
@@ -236,7 +236,8 @@ def _file_rows(path: Path) -> Iterator[Row]:
     raise DataError(f"{path}: questions are read from {', '.join(SUFFIXES)} files, not from {path.suffix or 'this'}")
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def jsonl_rows(path: Path) -> Iterator[Row]:
+    """(place, row) of every line; a line that is no JSON is a DataError in the row's place."""
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         for n in count(1):
             try:

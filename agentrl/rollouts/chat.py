@@ -113,6 +113,11 @@ class ChatFormat:
         said = next((k for k in range(len(self._end), 0, -1) if tuple(action_ids[-k:]) == self._end[:k]), 0)
         return list(ids[said:])
 
+    def turn_ends(self) -> list[int]:
+        """Control tokens each of which ends a turn, the usual one first: the template's, then the tokenizer's own."""
+        own = self.tokenizer.eos_token_id
+        return list(dict.fromkeys([*self._end[:1], *([] if own is None else [own])]))
+
     def shown(self, parts: Parts, results: Sequence[str] = ()) -> str:
         """The text of an observation as the model sees it, after the cut."""
         return (self._results(tuple(results)) if self.native and results else self._ids(False, parts))[1]

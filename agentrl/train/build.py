@@ -158,7 +158,9 @@ def build_world(config: RunConfig) -> Any:
 def _asked_of_worlds(config: RunConfig) -> list[str]:
     asked = ["env_id", "env_kwargs", "passages", "questions"]
     asked += ["tokenizer"] if config.model.path == BUILTIN else []
-    return asked + (["demonstration", "practice"] if config.warm_start is not None else [])
+    if config.warm_start is None or config.warm_start.file is not None:
+        return asked
+    return [*asked, "demonstration", *(["practice"] if config.model.path == BUILTIN else [])]
 
 
 def environment_maker(

@@ -29,7 +29,7 @@ from agentrl.runs.read import how_to_go_on, read_evals
 from agentrl.train.build import Job, build_job, changed_questions
 from agentrl.train.trackers import make_writers
 from agentrl.train.trainer import LEAVES_STEP, Trainer, TrainResult
-from agentrl.train.warmstart import warm_start
+from agentrl.train.warmstart import warmed_up
 from agentrl.types import Alarm
 
 TOLD = "told.json"  # which alarms the receivers have taken
@@ -130,12 +130,20 @@ def _warm(job: Job, run: RunLog, progress: Progress) -> None:
     config = job.config
     if config.warm_start is None:
         return
-    measured = warm_start(job.local, job.world, config.warm_start, config.seed, progress.note)
+    measured = warmed_up(job, progress.note)
     run.update_meta({"warm_start": measured})
-    progress.say(
-        f"warm start: {measured['seconds']:.0f} s, {measured['demonstration_steps']:.0f} batches of "
-        f"demonstrations, token accuracy {measured['demonstration_accuracy']:.2f}"
-    )
+    progress.say(_what_it_learned(measured))
+
+
+def _what_it_learned(measured: dict[str, float]) -> str:
+    said = f"warm start: {measured['seconds']:.0f} s, {measured['demonstration_steps']:.0f} batches of demonstrations"
+    names = {
+        "demonstration_accuracy": "token accuracy",
+        "demonstration_held_out_accuracy": "token accuracy on held-out ones",
+        "format_rate": "valid turns when sampled",
+        "held_out_correct": "correct when sampled",
+    }
+    return ", ".join([said, *(f"{name} {measured[key]:.2f}" for key, name in names.items() if key in measured)])
 
 
 def resume_run(run_dir: Path, *, checkpoint: int | str | None = None, quiet: bool = False) -> FinishedRun:

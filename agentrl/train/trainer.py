@@ -26,6 +26,7 @@ from agentrl.batch import TokenBatch, pack
 from agentrl.config import LossConfig
 from agentrl.data.tasks import TaskStream
 from agentrl.engines.base import ScoreResult
+from agentrl.engines.shared.loading import BUILTIN
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.monitors import Monitor
 from agentrl.rewards import all_equal
@@ -162,7 +163,8 @@ class Trainer:
 
     def _loop(self, evaluations: list[dict[str, Any]]) -> None:
         config = self.config
-        if self.step_number == 0 and (self.guard is not None or self.engine.needs_first_checkpoint):
+        dear = config.warm_start is not None and config.model.path != BUILTIN  # it took minutes
+        if self.step_number == 0 and (self.guard is not None or self.engine.needs_first_checkpoint or dear):
             self.save()  # there must be something to go back to, after a worker's death too
         if self._owes_evaluation():  # before the first step, or where a run was stopped in it
             evaluations.append(self.evaluate())

@@ -1,6 +1,7 @@
-"""Supervised warm start of the built-in model: look-up practice, then imperfect demonstrations.
+"""Supervised warm start: of the built-in model by look-up practice and imperfect demonstrations, of others by
+demonstrations that a file holds or a world writes (`agentrl.train.demonstrations`, `agentrl.train.imitation`).
 
-Left out on purpose: checkpoints and resume. It takes about a minute, and what it leaves is the run's step-0 model.
+Left out on purpose: checkpoints and resume within it. What it leaves is the run's step-0 model.
 """
 
 from __future__ import annotations
@@ -14,16 +15,74 @@ import torch
 from torch import Tensor
 
 from agentrl.config import WarmStartConfig
+from agentrl.data.demonstrations import Demonstration, read_demonstrations
 from agentrl.engines.local.engine import LocalEngine
+from agentrl.engines.shared.loading import BUILTIN
+from agentrl.rollouts.play import EnvPool
+from agentrl.train.build import Job
+from agentrl.train.demonstrations import played
+from agentrl.train.imitation import imitate, split
+from agentrl.types import Task, Trajectory
 
 Tokens = tuple[list[int], list[float]]  # ids, and the loss weight of each as a target
 REPORT_EVERY = 25
+TINY_LR = 2e-3
+
+
+def warmed_up(job: Job, say: Callable[[str], None] = print) -> dict[str, float]:
+    """Warm up the job's model as its config says; what was measured. DataError for demonstrations that are wrong."""
+    config = job.config.warm_start
+    assert config is not None
+    if config.file is None and job.config.model.path == BUILTIN:
+        return warm_start(job.local, job.world, config, job.config.seed, say)
+    start = time.perf_counter()
+    rng = random.Random(job.config.seed)
+    demos = demonstrations(job, rng)
+    before = {d.task.id: d for d in demos}
+    learned, held_out = split(played(demos, job.make_env, job.chat, say), config.held_out, rng)
+    out = {f"demonstration_{k}": v for k, v in imitate(job.local, learned, held_out, config, rng, say).items()}
+    job.local.sync(bump=False)
+    out |= _format([before[t.sample_id].task for t in held_out], job)
+    return out | {"demonstrations": float(len(learned)), "seconds": time.perf_counter() - start}
+
+
+def demonstrations(job: Job, rng: random.Random) -> list[Demonstration]:
+    """Those of the file, or `demonstrations` of the world's, of training questions drawn without repetition."""
+    config = job.config.warm_start
+    assert config is not None
+    if config.file is not None:
+        return read_demonstrations(config.file)
+    questions = job.world.questions("train")
+    some = rng.sample(questions, min(config.demonstrations, len(questions)))
+    return [_of_world(q, job.world.demonstration(q, rng)) for q in some]
+
+
+def _of_world(question: dict[str, Any], segments: list[tuple[str, bool]]) -> Demonstration:
+    """Its actions; the environment answers them. "<eos>" is the word with which a world's own tokenizer ends."""
+    actions = tuple(text.removesuffix("<eos>").rstrip() for text, is_action in segments if is_action)
+    id = str(question["id"])
+    return Demonstration(f"the world's demonstration of {id}", Task(id, dict(question)), actions)
+
+
+def _format(tasks: list[Task], job: Job) -> dict[str, float]:
+    """What the model does now with held-out demonstrations' questions, sampled as in training.
+
+    `format_rate` is the share of its turns that the environment finds valid, where it says so.
+    """
+    if not tasks:
+        return {}
+    with EnvPool(job.make_env) as pool:
+        done: list[Trajectory] = job.player(pool, seed=job.config.seed).collect(tasks, 1, prefix="format/")
+    good = [t for t in done if t.error is None]
+    valid = [bool(u.info["valid"]) for t in good for u in t.turns if "valid" in u.info]
+    out = {"held_out_correct": sum(t.correct for t in good) / len(good)} if good else {}
+    return out | ({"format_rate": sum(valid) / len(valid)} if valid else {})
 
 
 def warm_start(
     engine: LocalEngine, world: Any, config: WarmStartConfig, seed: int, say: Callable[[str], None] = print
 ) -> dict[str, float]:
-    """Train the engine's model on the world's practice and demonstrations; returns what was measured.
+    """Train the built-in model on the world's practice and demonstrations; returns what was measured.
 
     Practice runs over throw-away facts and stops early at `lookup_stop_accuracy`; demonstrations are of training
     questions alone.
@@ -45,9 +104,8 @@ def warm_start(
         for _ in range(config.demonstrations)
     ]
     steps = max(1, int(len(demos) * config.epochs / config.batch))
-    fitted = _fit(
-        engine, _epochs(demos, config.batch, config.bucket, rng), steps, config.lr, 0.9, "demonstrations", say
-    )
+    lr = config.lr or TINY_LR
+    fitted = _fit(engine, _epochs(demos, config.batch, config.bucket, rng), steps, lr, 0.9, "demonstrations", say)
     out |= {f"demonstration_{k}": v for k, v in fitted.items()}
     engine.sync(bump=False)
     return out | {"seconds": time.perf_counter() - start}
