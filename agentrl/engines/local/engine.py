@@ -176,11 +176,10 @@ class LocalEngine:
         head = self.head if model is None else OutputHead.find(model, self.config.head)
         mask = batch.action_mask
         with self._autocast():
-            flat = head.logprobs(hidden[mask], batch.input_ids[:, 1:][mask], temperature, entropy, entropy_gradient)
+            targets = batch.input_ids[:, 1:][mask]
+            flat, spread = head.logprobs(hidden[mask], targets, temperature, entropy, entropy_gradient)
         zero = torch.zeros(mask.shape, device=flat.device)
-        if not entropy:
-            return zero.masked_scatter(mask, flat), None
-        return zero.masked_scatter(mask, flat[0]), zero.masked_scatter(mask, flat[1])
+        return zero.masked_scatter(mask, flat), None if spread is None else zero.masked_scatter(mask, spread)
 
     @torch.no_grad()
     def score(
@@ -338,10 +337,10 @@ class LocalEngine:
         vocabulary = self.head.module.weight.shape[0]
         ids = torch.randint(0, min(vocabulary, len(self.tokenizer)), (2, 24), generator=generator).to(self.device)
         ones = torch.ones_like(ids)
+        fast, self.fast = self.fast, None
         with self._autocast():
             own = self.model(input_ids=ids, attention_mask=ones).logits.float().log_softmax(-1)
-        fast, self.fast = self.fast, None
-        found = self.head.logits(self.hidden(ids, ones)).log_softmax(-1)
+            found = self.head.logits(self.hidden(ids, ones)).log_softmax(-1)  # the head in the same precision
         gap = float((own - found).abs().max())
         if not gap <= (0.1 if self.config.dtype == "bfloat16" else 1e-3):
             raise ModelError(

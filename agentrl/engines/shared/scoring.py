@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agentrl.algorithms.head import Head, HeadPass
 from agentrl.algorithms.nthr import Agreement, Layout, NTHRResult, nthr_pass
@@ -159,20 +159,10 @@ def _on(layout: Layout, device: torch.device) -> Layout:
 
 def nthr_head(head: OutputHead, temperature: float, dtype: torch.dtype | None) -> Head:
     """The output head as matrices. Raises ModelError where it is not W h + b, with or without a LoRA adapter."""
-    module: Any = head.module
-    if isinstance(module, nn.Linear):
-        return Head(module.weight, module.bias, head.softcap, temperature, dtype=dtype)
-    base = module.get_base_layer() if hasattr(module, "get_base_layer") else None
-    adapters = list(getattr(module, "active_adapters", []))
-    plain = isinstance(base, nn.Linear) and all(not module.use_dora.get(a) for a in adapters)
-    if base is None or not plain:
+    found = head.matrices(temperature, dtype)
+    if found is None:
         raise ModelError(
-            f"NTHR needs the output head's matrix, and the head of this model is a {type(module).__name__}; leave the "
-            "head out of model.lora.targets, name another with model.head, or switch algorithm.nthr off"
+            f"NTHR needs the output head's matrix, and the head of this model is a {type(head.module).__name__}; leave "
+            "the head out of model.lora.targets, name another with model.head, or switch algorithm.nthr off"
         )
-    low_rank = None
-    if adapters and not module.disable_adapters and not module.merged:
-        a = torch.cat([module.lora_A[n].weight for n in adapters if n in module.lora_A])
-        b = torch.cat([module.lora_B[n].weight * module.scaling[n] for n in adapters if n in module.lora_B], 1)
-        low_rank = (a, b)
-    return Head(base.weight, base.bias, head.softcap, temperature, low_rank, dtype)
+    return found

@@ -300,18 +300,57 @@ def test_a_head_that_does_not_give_the_models_logits_is_refused(folder):
         engine._check_paths()
 
 
-def test_head_in_chunks_equals_head_at_once(monkeypatch):
+@pytest.mark.parametrize("matrix", [True, False], ids=["matrix", "called"])
+def test_head_in_blocks_equals_head_at_once(monkeypatch, matrix):
     torch.manual_seed(0)
     head = OutputHead(torch.nn.Linear(8, 50), softcap=5.0)
+    monkeypatch.setattr(OutputHead, "matrices", OutputHead.matrices if matrix else lambda *a: None)
     hidden, target = torch.randn(33, 8, requires_grad=True), torch.randint(0, 50, (33,))
-    whole = head.logprobs(hidden, target, 0.7, entropy=True)
-    (g1,) = torch.autograd.grad(whole.sum(), hidden)
-    monkeypatch.setattr("agentrl.engines.shared.head.CHUNK_ELEMENTS", 350)
-    parts = head.logprobs(hidden, target, 0.7, entropy=True)
-    (g2,) = torch.autograd.grad(parts.sum(), hidden)
-    assert torch.allclose(whole, parts) and torch.allclose(g1, g2)
+    got = torch.stack(head.logprobs(hidden, target, 0.7, entropy=True))
     logits = torch.tanh((hidden @ head.module.weight.t() + head.module.bias) / 5.0) * 5.0 / 0.7
-    assert torch.allclose(whole[0], logits.log_softmax(-1)[torch.arange(33), target], atol=1e-5)
+    logp = logits.log_softmax(-1)
+    wanted = torch.stack([logp[torch.arange(33), target], -(logp.exp() * logp).sum(-1)])
+    leaves = [hidden, *head.module.parameters()]
+    grads = torch.autograd.grad(wanted.square().sum(), leaves)
+    assert torch.allclose(got, wanted, atol=1e-5)
+    monkeypatch.setattr("agentrl.algorithms.head.BLOCK_ELEMENTS", 350)
+    parts = torch.stack(head.logprobs(hidden, target, 0.7, entropy=True))
+    for values in (got, parts):
+        mine = torch.autograd.grad(values.square().sum(), leaves)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(mine, grads, strict=True))
+    fixed = head.logprobs(hidden, target, entropy=True, entropy_gradient=False)[1]
+    assert fixed is not None and not fixed.requires_grad
+
+
+@pytest.mark.parametrize("coefficient", [0.01, 0.0])
+def test_an_entropy_bonus_has_a_gradient_where_tokens_are_impossible(folder, coefficient):
+    """Half of the tokens have logits far below the others': their p is 0 in fp32."""
+    engine = make(folder, optim=OptimConfig(lr=1e-3))
+    engine.head.module.bias = torch.nn.Parameter(torch.where(torch.arange(528) % 2 == 0, 0.0, -200.0))
+    engine.fast = None
+    engine.sync()
+    batch = rollout(engine)
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask
+    metrics = engine.update(batch, adv, engine.score(batch).logprobs, loss=LossConfig(entropy_coef=coefficient))
+    assert "nonfinite" not in metrics and metrics["grad_norm"] > 0
+
+
+def test_bfloat16_with_logits_of_forty_passes_the_check_of_the_head(folder):
+    """The model's own logits and those of the head found, both in bf16: the same to the last bit."""
+    engine = make(folder, dtype="bfloat16")
+    ids = torch.randint(5, 500, (4, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        largest = engine.head.logits(engine.hidden(ids, torch.ones_like(ids))).abs().max()
+        engine.base.model.norm.weight.mul_(40 / largest)  # the head itself is tied to the embedding
+        with engine._autocast():
+            now = engine.head.logits(engine.hidden(ids, torch.ones_like(ids)))
+        alone = engine.head.logits(engine.hidden(ids, torch.ones_like(ids)))  # the head in fp32, as it was looked at
+    assert 35 < float(now.abs().max()) < 45
+    assert float((now.log_softmax(-1) - alone.log_softmax(-1)).abs().max()) > 0.1  # which was refused
+    engine._check_paths()
+    engine.head = OutputHead(torch.nn.Linear(64, 528, bias=False))
+    with pytest.raises(ModelError, match=r"name the right module with model\.head"):
+        engine._check_paths()
 
 
 def test_scores_from_the_update_itself(folder):
