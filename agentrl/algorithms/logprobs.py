@@ -1,7 +1,7 @@
 """log π and entropy of tokens from hidden states, differentiable, without the logits (N, V) of all of them in memory.
 
-The forward pass is `head.head_pass`. The backward pass looks at blocks of the vocabulary: with the normaliser known, the
-logits of a block are computed again and turned into the gradient with respect to them,
+The forward pass is `head.head_pass`. The backward pass looks at blocks of the vocabulary: with the normaliser known,
+the logits of a block are computed again and turned into the gradient with respect to them,
 
     ∂/∂z_v = a (onehot_v - p_v) - b p_v (log p_v + H)        a, b: gradients of the token's log π and entropy H
 

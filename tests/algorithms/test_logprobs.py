@@ -1,4 +1,4 @@
-"""log π and entropy without the logits of all tokens: values and gradients against plain torch and finite differences."""
+"""log π and entropy without all logits: values and gradients against plain torch and finite differences."""
 
 import pytest
 import torch

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from agentrl.batch import pack
-from agentrl.config import LossConfig, ModelConfig, OptimConfig
+from agentrl.config import LossConfig, ModelConfig, NTHRConfig, OptimConfig
 from agentrl.engines.base import ScoreResult
 from agentrl.engines.local import engine as local
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.engines.shared.head import OutputHead
 from agentrl.engines.shared.loading import load_model, load_tokenizer, pick_device
+from agentrl.engines.shared.scoring import group_batches
 from agentrl.errors import ModelError
 from agentrl.types import Trajectory, Turn
 from tests.fakes import save_tiny_model
@@ -371,3 +372,45 @@ def test_scores_from_the_update_itself(folder):
     for a, b in zip(one.model.parameters(), two.model.parameters()):
         gap = (a.detach() - b.detach()).abs()
         assert float(gap.max()) < 2.1e-2 and float(gap.mean()) < 1e-4  # Adam's first step is lr x sign
+
+
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.01])
+@pytest.mark.parametrize("nthr", [{}, {"beta": 0.0}, {"baseline": "random"}, {"method": "vstar"}])
+def test_nthr_from_the_update_itself(folder, nthr, entropy_coef):
+    """Scores, selection, loss and weights are those of a scoring pass with NTHR followed by the update."""
+    how, loss = NTHRConfig(enabled=True, **nthr), LossConfig(entropy_coef=entropy_coef)
+    batch = rollout(make(folder))
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))
+    batch = batch.rows(order)  # groups are not neighbours
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask * (batch.group_ids != 0)[:, None]
+    two = make(folder, micro_batch_tokens=60)
+    scored = two.score(batch, entropy=True, nthr=how)
+    expected = two.update(batch, adv * scored.nthr_factor, scored.logprobs, loss=loss)
+    zeros = torch.zeros(batch.action_mask.shape)
+    for tokens in (8192, 60):  # all groups at once, and one by one
+        one, filled = make(folder, micro_batch_tokens=tokens), ScoreResult(zeros.clone(), zeros.clone())
+        metrics = one.update(batch, adv, zeros, loss=loss, scores=filled, nthr=how)
+        assert torch.allclose(filled.logprobs, scored.logprobs, atol=1e-5)
+        assert torch.allclose(filled.entropy, scored.entropy, atol=1e-4)
+        # a group without advantages has no gradient, and its NTHR is not needed
+        rows = (batch.group_ids != 0) if not entropy_coef else torch.ones(len(batch), dtype=torch.bool)
+        assert torch.equal(filled.nthr_selected[rows], scored.nthr_selected[rows])
+        assert torch.allclose(filled.nthr_factor[rows], scored.nthr_factor[rows])
+        scale = float(scored.nthr_scores.abs().max())
+        assert torch.allclose(filled.nthr_scores[rows], scored.nthr_scores[rows], rtol=1e-3, atol=1e-5 * scale)
+        for g, value in filled.gwhes.items():
+            assert value == pytest.approx(scored.gwhes[g], rel=1e-3)
+        assert set(filled.gwhes) == set(scored.gwhes) - ({0} if not entropy_coef else set())
+        assert set(filled.metrics) == set(scored.metrics)
+        assert metrics == pytest.approx({k: expected[k] for k in metrics}, rel=1e-3, abs=1e-5)
+        for (name, a), b in zip(one.model.named_parameters(), two.model.parameters()):
+            assert float((a - b).detach().abs().mean()) < 2e-4, name
+
+
+def test_micro_batches_of_whole_groups():
+    lengths, groups = torch.tensor([5, 9, 4, 3, 8, 2]), torch.tensor([7, 1, 7, 1, 7, 3])
+    correct = torch.tensor([False, False, True, True, True, False])
+    assert [x.tolist() for x in group_batches(lengths, groups, correct, 1)] == [[3, 1], [5], [2, 4, 0]]
+    assert [x.tolist() for x in group_batches(lengths, groups, correct, 27)] == [[3, 1, 5], [2, 4, 0]]
+    assert [x.tolist() for x in group_batches(lengths, groups, correct, 54)] == [[3, 1, 5, 2, 4, 0]]
+    assert group_batches(lengths[:0], groups[:0], correct[:0], 9) == []
