@@ -319,7 +319,8 @@ class LocalEngine:
         for name, value in load_file(str(path / "optimizer.safetensors")).items():
             parameter, key = name.split("|")
             p = parameters[parameter]
-            self.optimizer.state[p][key] = value[0] if key == "step" else value.to(p.device)
+            # the count of steps, too: a fused optimiser wants all of its state where the parameter is
+            self.optimizer.state[p][key] = (value[0] if key == "step" else value).to(p.device)
         state = json.loads((path / "engine.json").read_text())
         self.updates = state["updates"]
         if self.fast is not None:

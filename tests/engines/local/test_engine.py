@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from agentrl.batch import pack
-from agentrl.config import LossConfig, ModelConfig, NTHRConfig, OptimConfig
+from agentrl.config import LossConfig, ModelConfig, NTHRConfig, OptimConfig, RunConfig
 from agentrl.engines.base import ScoreResult
+from agentrl.engines.kind import Parts
 from agentrl.engines.local import engine as local
 from agentrl.engines.local.engine import LocalEngine
+from agentrl.engines.local.kind import ENGINE
 from agentrl.engines.shared.head import OutputHead
 from agentrl.engines.shared.loading import load_model, load_tokenizer, pick_device
 from agentrl.engines.shared.scoring import group_batches
@@ -414,3 +416,44 @@ def test_micro_batches_of_whole_groups():
     assert [x.tolist() for x in group_batches(lengths, groups, correct, 27)] == [[3, 1, 5], [2, 4, 0]]
     assert [x.tolist() for x in group_batches(lengths, groups, correct, 54)] == [[3, 1, 5, 2, 4, 0]]
     assert group_batches(lengths[:0], groups[:0], correct[:0], 9) == []
+
+
+def test_the_whole_state_of_the_optimiser_is_where_its_parameter_is(folder, tmp_path):
+    """Fused AdamW refuses a count of steps on another device than the weights; `meta` stands for a GPU here."""
+    a = make(folder)
+    batch = rollout(a)
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask
+    a.update(batch, adv, a.score(batch).logprobs, loss=LossConfig())
+    assert all(g["fused"] for g in a.optimizer.param_groups)
+    a.save(tmp_path)
+    b = make(folder)
+    b.load(tmp_path)
+    saved = a.optimizer.state_dict()["state"]
+    for i, state in b.optimizer.state_dict()["state"].items():
+        assert {k: (v.shape, v.dtype) for k, v in state.items()} == {k: (v.shape, v.dtype) for k, v in saved[i].items()}
+        assert all(torch.equal(v, saved[i][k]) for k, v in state.items()) and float(state["step"]) == 1.0
+    b.update(batch, adv, b.score(batch).logprobs, loss=LossConfig())  # it goes on
+    elsewhere = make(folder)
+    elsewhere.model.to("meta")
+    elsewhere.fast = None
+    elsewhere.optimizer = elsewhere._make_optimizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "load_weights", lambda *a: None)
+        elsewhere.load(tmp_path)
+    states = elsewhere.optimizer.state.values()
+    assert states and {v.device.type for state in states for v in state.values()} == {"meta"}
+
+
+def test_fp32_on_a_gpu_is_warned_of(folder, monkeypatch):
+    """The device is made up; the CPU and bf16 are what they should be."""
+    said = []
+    config = RunConfig.model_validate({"data": {"train": "t"}, "model": {"path": str(folder), "threads": 1}})
+    for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16"), ("cuda", "float32")):
+        model = load_model(config.model, load_tokenizer(config.model), 0)
+        monkeypatch.setattr(type(model), "device", torch.device(device), raising=False)
+        monkeypatch.setattr("agentrl.engines.shared.loading.load_model", lambda *a, model=model: model)
+        monkeypatch.setattr(local, "LocalEngine", lambda *a, **k: None)
+        of = config.model.model_copy(update={"dtype": dtype})
+        ENGINE.build(Parts(config, of, None, load_tokenizer(config.model), folder, 1, said.append))
+        monkeypatch.undo()
+    assert len(said) == 1 and "model.dtype is float32 on cuda" in said[0] and "model.dtype: bfloat16" in said[0]
