@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 from agentrl.errors import AlgorithmError
 
-BLOCK_ELEMENTS = 2 * 1024 * 1024  # logits held at once: 8 MB in fp32
+BLOCK_ELEMENTS = 2 * 1024 * 1024  # logits held at once: 8 MB in fp32, which a CPU's cache holds
+GPU_BLOCK_ELEMENTS = 32 * 1024 * 1024  # 128 MB: a kernel over 8 MB is done before the next one is launched
 GRAM_ELEMENTS = 8 * 1024 * 1024  # pairs of tokens held at once: 32 MB in fp32
 CHUNK_TOKENS = 2048  # tokens looked at together; a group on the Gram route always is
 
@@ -38,7 +39,7 @@ Span = tuple[int, int, int]  # a group's tokens: first, number of correct ones (
 class Head:
     """π = softmax(cap tanh((W h + b) / cap) / temperature); W is `weight`, plus B A of an adapter where there is one.
 
-    Logits are computed in `dtype` as the model does, and are fp32 from there on.
+    Logits are computed in `dtype` as the model does, and are fp32 from there on (fp64 where they were).
     """
 
     weight: Tensor  # (V, d)
@@ -60,17 +61,22 @@ class Head:
         return self.weight.shape[0]
 
     def logits(self, hidden: Tensor, columns: Columns) -> Tensor:
-        """(N, d) to (N, n) fp32, divided by the temperature; a new tensor."""
+        """(N, d) to (N, n), divided by the temperature, at least fp32; a new tensor."""
         dtype = self.dtype or self.weight.dtype
         h = hidden.to(dtype)
         z = F.linear(h, self.weight[columns].to(dtype), None if self.bias is None else self.bias[columns].to(dtype))
         if self.low_rank is not None:
             a, b = self.low_rank
             z = z + F.linear(F.linear(h, a.to(dtype)), b[columns].to(dtype))
-        z = z.float()
+        z = z.to(torch.promote_types(dtype, torch.float32))
         if self.softcap:
             z = z.div_(self.softcap).tanh_().mul_(self.softcap)
         return z.div_(self.temperature) if self.temperature != 1.0 else z
+
+    @property
+    def result(self) -> torch.dtype:
+        """Of what a pass over the head yields: fp32, or fp64 where logits are."""
+        return torch.promote_types(self.dtype or self.weight.dtype, torch.float32)
 
     def slope(self, logits: Tensor) -> Tensor | None:
         """∂logits / ∂(W h) without its factor 1/temperature, (N, n); None where it is 1 everywhere."""
@@ -96,9 +102,14 @@ def _subtract_from_onehot(p: Tensor, token_ids: Tensor, columns: Columns) -> Ten
     return p.neg_().scatter_add_(1, at.clamp(0, n - 1)[:, None], hit.to(p.dtype)[:, None])
 
 
-def blocks(total: int, rows: int) -> list[slice]:
-    """Ranges of 0..total in even parts, so that a (rows, part) tensor has about BLOCK_ELEMENTS elements."""
-    most = max(64, BLOCK_ELEMENTS // max(rows, 1))
+def block_elements(device: torch.device) -> int:
+    """How many logits are held at once on `device`."""
+    return BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
+
+
+def blocks(total: int, rows: int, device: torch.device) -> list[slice]:
+    """Ranges of 0..total in even parts, so that a (rows, part) tensor has about `block_elements` elements."""
+    most = max(64, block_elements(device) // max(rows, 1))
     size = -(-total // -(-total // most)) if total else 1
     return [slice(a, min(a + size, total)) for a in range(0, total, size)]
 
@@ -113,7 +124,7 @@ def prefers_gram(tokens: int, correct: int, n: int, d: int, again: int = 0) -> b
 
 @dataclass(frozen=True)
 class HeadPass:
-    """What one pass knows of each token, all (N,) fp32."""
+    """What one pass knows of each token, all (N,) of the head's `result` type."""
 
     logprobs: Tensor  # log π of the token, nats
     logsumexp: Tensor  # of the logits divided by the temperature
@@ -123,7 +134,7 @@ class HeadPass:
 
 @dataclass(frozen=True)
 class _Statistics:
-    """What the pass fills in, all (N,) fp32 and 0 before; the normaliser is in two parts.
+    """What the pass fills in, all (N,) and 0 before; the normaliser is in two parts.
 
     `part` is a view: what is written there is written here.
     """
@@ -135,8 +146,8 @@ class _Statistics:
     scores: Tensor
 
     @classmethod
-    def zeros(cls, n: int, device: torch.device) -> _Statistics:
-        return cls(*torch.zeros(5, n, device=device))
+    def zeros(cls, n: int, head: Head, device: torch.device) -> _Statistics:
+        return cls(*torch.zeros(5, n, device=device, dtype=head.result))
 
     def part(self, start: int, end: int) -> _Statistics:
         return _Statistics(
@@ -166,16 +177,16 @@ def head_pass(
 ) -> HeadPass:
     """log π of `token_ids` (N,) given `hidden` (N, d), and exact NTHR scores of the groups that `spans` name.
 
-    `spans` ascend without overlap. Memory beside the results is a few times BLOCK_ELEMENTS plus GRAM_ELEMENTS,
+    `spans` ascend without overlap. Memory beside the results is a few times `block_elements` plus GRAM_ELEMENTS,
     whatever the number of tokens and the size of the vocabulary.
     """
     n, d = hidden.shape
-    stats = _Statistics.zeros(n, hidden.device)
+    stats = _Statistics.zeros(n, head, hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         for start, end, inside in _bundles(n, d, spans or [], head, chunk_tokens):
             part = stats.part(start, end)
             h, y = hidden[start:end], token_ids[start:end]
-            if (end - start) * head.vocabulary <= BLOCK_ELEMENTS:
+            if (end - start) * head.vocabulary <= block_elements(hidden.device):
                 _dense(head, h, y, inside, part, entropy)
             else:
                 _streamed(head, h, y, inside, part, entropy)
@@ -239,14 +250,14 @@ def _dense(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: _Stati
 def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: _Statistics, entropy: bool) -> None:
     """Blocks of the vocabulary, with a running maximum; products of pairs are scaled to the final one at the end."""
     n = len(y)
-    top = torch.full((n,), -1e30, device=y.device)  # below every logit, and finite
-    total, own, heat = (torch.zeros(n, device=y.device) for _ in range(3))
-    parts = blocks(head.vocabulary, n)
+    top = torch.full_like(out.top, -1e30)  # below every logit, and finite
+    total, own, heat = (torch.zeros_like(top) for _ in range(3))
+    parts = blocks(head.vocabulary, n, y.device)
     occurring = torch.unique(y)
     edges = torch.tensor([p.stop for p in parts], device=y.device)
     cuts = [0, *torch.searchsorted(occurring, edges).tolist()]  # occurring[cuts[i] : cuts[i + 1]] lie in parts[i]
-    pairs = [torch.zeros(b - a, correct, device=y.device) for a, correct, b in spans]
-    room = torch.empty(n * max(p.stop - p.start for p in parts) if entropy else 0, device=y.device)  # made once
+    pairs = [top.new_zeros(b - a, correct) for a, correct, b in spans]
+    room = top.new_empty(n * max(p.stop - p.start for p in parts) if entropy else 0)  # made once
     for i, block in enumerate(parts):
         z = head.logits(hidden, block)
         slope = head.slope(z) if spans else None
@@ -281,7 +292,7 @@ def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: _St
         return
     for (a, correct, _), k in zip(spans, pairs):
         k.div_(total[a : a + len(k), None]).div_(total[None, a : a + correct])
-    for part in blocks(len(occurring), n):
+    for part in blocks(len(occurring), n, y.device):
         g = head.error(hidden, y, top + log_total, occurring[part])
         for (a, correct, b), k in zip(spans, pairs):
             k.addmm_(g[a:b], g[a : a + correct].t())
@@ -291,8 +302,8 @@ def _streamed(head: Head, hidden: Tensor, y: Tensor, spans: list[Span], out: _St
 
 def _finish(pairs: Tensor, hidden: Tensor, head: Head) -> Tensor:
     """Σ_i ⟨g_t, g_i⟩⟨h_t, h_i⟩ (T,) from the first product (T, P) and hidden (T, d)."""
-    right = hidden[: pairs.shape[1]].float()
-    rows = blocks(len(hidden), hidden.shape[1])
+    right = hidden[: pairs.shape[1]].to(pairs.dtype)
+    rows = blocks(len(hidden), hidden.shape[1], hidden.device)
     scores = torch.cat([(pairs[r] @ right).mul_(hidden[r]).sum(1) for r in rows])
     return scores if head.temperature == 1.0 else scores / head.temperature**2
 
@@ -322,7 +333,7 @@ def column_scores(
     width = head.vocabulary if columns is None else len(columns)
     with torch.autocast(hidden.device.type, enabled=False):
         h = hidden.float() if len(chunks) == 1 else None
-        for block in blocks(width, max(min(n_tokens, chunk_tokens), d)):
+        for block in blocks(width, max(min(n_tokens, chunk_tokens), d), hidden.device):
             at = block if columns is None else columns[block]
             if h is not None:  # g of all tokens at once
                 g = head.error(hidden, token_ids, logsumexp, at)

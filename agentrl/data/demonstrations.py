@@ -112,11 +112,17 @@ def _turns(value: Any, question: Any) -> Read:
     turns = _list(value, "turns")
     for n, turn in enumerate(turns):
         if not isinstance(turn, Mapping):
-            raise DataError(f"turns[{n}] is a {type(turn).__name__} where an object with action and observation belongs")
+            raise DataError(
+                f"turns[{n}] is a {type(turn).__name__} where an object with action and observation belongs"
+            )
         if n < len(turns) - 1 and not isinstance(turn.get("observation"), str):
             raise DataError(f"turns[{n}] has no observation: what the environment answered, as text")
     actions = tuple(_action(turn.get("action"), n) for n, turn in enumerate(turns))
-    return actions, tuple(turn["observation"] for turn in turns[:-1]), tuple(_ids(turn, n) for n, turn in enumerate(turns))
+    return (
+        actions,
+        tuple(turn["observation"] for turn in turns[:-1]),
+        tuple(_ids(turn, n) for n, turn in enumerate(turns)),
+    )
 
 
 def _actions(value: Any, question: Any) -> Read:

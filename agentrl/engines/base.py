@@ -89,12 +89,14 @@ class Engine(Sampler, Protocol):
         temperature: float = 1.0,
         reference_logprobs: Tensor | None = None,
         scores: ScoreResult | None = None,
+        nthr: NTHRConfig | None = None,
     ) -> dict[str, float]:
         """One optimiser step on `batch` (a mini-batch), micro-batched by token budget.
 
         `advantages` and `old_logprobs` (B, S). Returns metrics; `nonfinite` is 1.0 when loss or gradient was not finite
         and the step was skipped. With `scores` (only where `scores_while_updating`) this is the one update of its
-        batch: the policy before it is π_old, `old_logprobs` is not read, and `scores` is filled from the same pass.
+        batch: the policy before it is π_old, `old_logprobs` is not read, and `scores` is filled from the same pass;
+        with `nthr`, which needs whole groups in `batch`, NTHR's part too, and its factor multiplies the advantages.
         """
         ...
 

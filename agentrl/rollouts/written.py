@@ -15,9 +15,7 @@ class Writer:
         self.tokenizer = chat.tokenizer
         self.end = chat.turn_ends()  # control tokens, each of which ends a turn; the usual one first
 
-    def write(
-        self, action: str, stop: tuple[str, ...], max_tokens: int, stored: Sequence[int] | None = None
-    ) -> Sample:
+    def write(self, action: str, stop: tuple[str, ...], max_tokens: int, stored: Sequence[int] | None = None) -> Sample:
         """The action's ids: up to the token that completes a stop string, else with the token that ends a turn.
 
         `stored` ids are taken where they say the same. ValueError, with the reason, where a model could not have

@@ -27,6 +27,7 @@ from agentrl.config import LossConfig
 from agentrl.data.tasks import TaskStream
 from agentrl.engines.base import ScoreResult
 from agentrl.engines.shared.loading import BUILTIN
+from agentrl.engines.shared.scoring import whole_groups_fit
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.monitors import Monitor
 from agentrl.rewards import all_equal
@@ -303,13 +304,16 @@ class Trainer:
     def score(self, step: Step) -> None:
         """log π_old, with NTHR where it is on, and log π of the reference where the loss has a KL term.
 
-        Where the batch gets one update alone, its forward pass is under the same weights: nothing is scored twice.
+        Where the batch gets one update alone, its forward pass is under the same weights: nothing is scored twice. NTHR
+        comes from that pass too, where each group fits into a micro-batch.
         """
         config, engine, batch = self.config, self.engine, step.batch
         nthr = config.algorithm.nthr if config.algorithm.nthr.enabled else None
         updates = config.train.mini_batches * config.train.epochs
-        needed = nthr is not None or bool(config.algorithm.token_weights) or config.algorithm.mask_truncated
-        step.fused = updates == 1 and not needed and engine.scores_while_updating
+        apart = bool(config.algorithm.token_weights) or config.algorithm.mask_truncated
+        if nthr is not None:
+            apart = apart or not whole_groups_fit(batch, config.train.micro_batch_tokens)
+        step.fused = updates == 1 and not apart and engine.scores_while_updating
         if step.fused:
             step.scores = ScoreResult(torch.zeros(batch.action_mask.shape), torch.zeros(batch.action_mask.shape))
         else:
@@ -360,6 +364,8 @@ class Trainer:
             out["truncated_masked_share"] = float(cut.float().mean())
         if loss.llds.enabled:
             out["llds_noise"] = self.noise
+        if step.fused and step.scores.nthr_factor is not None:  # the update has multiplied by it: for the record
+            step.advantages = weigh_tokens(["nthr"], step.advantages, step.batch, step.scores)
         step.updates = out
 
     def sync(self) -> None:
@@ -533,6 +539,7 @@ class Trainer:
             temperature=self.config.rollout.temperature,
             reference_logprobs=None if step.reference is None else step.reference[index, :S],
             scores=step.scores if step.fused else None,
+            nthr=self.config.algorithm.nthr if step.fused and self.config.algorithm.nthr.enabled else None,
         )
 
     def _watch_nonfinite(self, step: Step, skipped: int) -> None:

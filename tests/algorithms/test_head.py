@@ -141,7 +141,7 @@ def test_what_is_made_is_made_where_the_model_is(elements, gram, monkeypatch):
 
 def test_blocks_cover_the_vocabulary_once():
     for total, rows in ((1, 5), (151_936, 512), (700, 10**9), (300, 1)):
-        parts = blocks(total, rows)
+        parts = blocks(total, rows, torch.device("cpu"))
         assert [i for p in parts for i in range(p.start, p.stop)] == list(range(total))
 
 

@@ -264,7 +264,7 @@ def test_lora_trains_adapters_and_hands_them_over_as_they_are(rolled, warm_model
     _merge(config, tmp_path, tmp_path / "c" / "model", tmp_path / "exported")  # agentrl export
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32)
     got = dict(exported.named_parameters())
-    assert all(torch.allclose(got[n], w, atol=1e-6) for n, w in merged_weights.items())
+    assert all(torch.allclose(got[n], w, atol=1e-6) for n, w in base.named_parameters())
     fresh = policy(config, warm_model, str(tmp_path / "c" / "model"))
     fresh.load(str(tmp_path / "c"), False)
     assert torch.equal(fresh.score(batch, 1.0, None, False, False).logprobs, new)

@@ -1,4 +1,4 @@
-"""Weights on their way: packed, gathered once, and a turn in one piece. One worker in this process, vLLM stood in for."""
+"""Weights on their way: packed, gathered once, and a turn in one piece. One worker in this process; vLLM is faked."""
 
 import asyncio
 from types import SimpleNamespace

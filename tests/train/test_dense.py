@@ -39,7 +39,7 @@ def searches(run_dir):
     """(query, observation) of every search of the run's rollouts that was not its episode's last turn."""
     turns = [turn for step in range(STEPS) for e in read_rollouts(run_dir, step) for turn in e["turns"]]
     found = [(_CALL.search(turn["action"]), turn["observation"]) for turn in turns]
-    return [(match[1].strip(), observation) for match, observation in found if match and match[1].strip() and observation]
+    return [(match[1].strip(), seen) for match, seen in found if match and match[1].strip() and seen]
 
 
 def assert_found_by_meaning(run_dir, index):

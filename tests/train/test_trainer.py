@@ -388,3 +388,31 @@ def test_the_hand_written_path_is_taken_whatever_the_weights(started):
     sharp.engine._check_paths()
     assert sharp.engine.fast is not None
     assert started(model={"fast_path": "off"}).engine.fast is None
+
+
+def test_with_one_update_a_batch_nthr_comes_from_the_updates_own_pass(tmp_path, warm_model):
+    """No scoring pass, and the run is what it is with one; a group that is too large for a micro-batch gets one."""
+    rows, scored, used = {}, [], {}
+    for name, tokens, fits in (("fused", 8192, True), ("apart", 8192, False), ("too large", 200, True)):
+
+        def meddle(trainer, name=name):
+            score, trace = trainer.engine.score, trainer._trace
+            trainer.engine.score = lambda *a, **k: (scored.append(name) if k.get("nthr") else None) or score(*a, **k)
+            trainer._trace = lambda step, named: used.setdefault(name, step.advantages) is None or trace(step, named)
+
+        changes = {
+            "algorithm": {"nthr": {"enabled": True, "beta": 0.0}},
+            "train": {"mini_batches": 1, "steps": 2, "micro_batch_tokens": tokens},
+        }
+        config = small_config(tmp_path / name.replace(" ", ""), warm_model, **changes)
+        with pytest.MonkeyPatch.context() as patch:
+            if not fits:
+                patch.setattr("agentrl.train.trainer.whole_groups_fit", lambda *a: False)
+            rows[name] = without_times(read_metrics(train_until(config, meddle=meddle)))
+    assert scored == ["apart"] * 2 + ["too large"] * 2
+    assert rows["fused"][0]["nthr_selected"] > 0 and rows["fused"][0]["nthr_eta"] < 1
+    assert torch.allclose(used["fused"], used["apart"])  # for the record, too, with NTHR's factor
+    for mine, theirs in zip(rows["fused"], rows["apart"], strict=True):
+        for noise in ("mismatch", "mismatch_max", "kl_sampler"):
+            mine.pop(noise), theirs.pop(noise)
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)

@@ -77,6 +77,13 @@ class RowCache:
             if buffer is not None:
                 buffer[: len(rows), :, :, :length] = buffer[:, :, :, :length].index_select(0, index)
 
+    def copy(self, source: int, rows: list[int], length: int) -> None:
+        """Give `rows` the first `length` keys and values of row `source`."""
+        index = torch.tensor(rows, device=self.device)
+        for buffer in self.layers:
+            if buffer is not None:
+                buffer[index, :, :, :length] = buffer[source, :, :, :length]
+
     def clear(self) -> None:
         """Free the memory."""
         self.layers, self.n_rows, self.capacity = [], 0, 0

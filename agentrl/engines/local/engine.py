@@ -1,8 +1,8 @@
 """The engine of one process: a Hugging Face causal LM on the CPU or one CUDA GPU.
 
 It samples with a key/value cache over all live conversations, scores with NTHR in the same pass, and updates with
-micro-batches by token budget. Small Qwen2 models take a hand-written path (`qwen2.py`), checked against the module
-when the engine starts; every other model goes through its own module.
+micro-batches by token budget. Small models take a hand-written path (`qwen2.py`, `decoder.py`), checked against the
+module when the engine starts; every other model goes through its own module.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ from agentrl.algorithms import LossNormalizer, MetricSums
 from agentrl.batch import TokenBatch, micro_batches
 from agentrl.config import LossConfig, ModelConfig, NTHRConfig, OptimConfig
 from agentrl.engines.base import ScoreResult
+from agentrl.engines.local import decoder, qwen2
 from agentrl.engines.local.cache import Plan, RowCache
-from agentrl.engines.local.qwen2 import FastQwen2, usable
+from agentrl.engines.local.decoder import FastDecoder
+from agentrl.engines.local.qwen2 import FastQwen2
 from agentrl.engines.local.sampler import BatchSampler
 from agentrl.engines.shared.head import OutputHead
 from agentrl.engines.shared.loading import load_weights, pick_device
-from agentrl.engines.shared.scoring import score_batch, score_rows
+from agentrl.engines.shared.scoring import GroupScores, score_batch, score_rows
 from agentrl.engines.shared.text import TokenText
 from agentrl.engines.shared.updates import Update, decay_groups, learning_rate, loss_of_rows, rows_with_gradient
 from agentrl.errors import ModelError
 from agentrl.types import Sample
 
-FAST_TOLERANCE = 1e-5  # of log-probabilities, hand-written path against the module
+# Of log-probabilities, hand-written path against the module. The module's norms are fp32 whatever the rest is: with
+# logits of 34 that is 1.5e-5.
+FAST_TOLERANCE = 1e-4
 
 
 class LocalEngine:
@@ -67,9 +71,7 @@ class LocalEngine:
         self._windows = sorted({w for w in (getattr(text_config, "sliding_window", None),) if w})
         self.head = OutputHead.find(model, config.head)
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.fast: FastQwen2 | None = None
-        if config.fast_path == "auto" and config.dtype == "float32" and usable(model):
-            self.fast = FastQwen2(model)
+        self.fast = self._hand_written()
         self._check_paths()
         self.reference: Any = None
         self.keep_reference = keep_reference
@@ -93,7 +95,7 @@ class LocalEngine:
             seed=seed,
             context_length=self.context_length,
             device=self.device,
-            dtype=torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32,
+            dtype=self._dtype,
         )
 
     @property
@@ -152,7 +154,7 @@ class LocalEngine:
 
     def _masks(self, plan: Plan) -> Any:
         """The additive mask of a pass; one per layer type for models with sliding windows."""
-        mask = plan.mask.to(torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32)
+        mask = plan.mask.to(self._dtype)
         types = set(getattr(self.base.config.get_text_config(), "layer_types", None) or ())
         if not self._windows or (types and "sliding_attention" not in types):
             return mask
@@ -165,9 +167,9 @@ class LocalEngine:
 
     def hidden(self, ids: Tensor, attention_mask: Tensor, model: Any = None) -> Tensor:
         """Right-padded ids (B, C) to the input of the output head (B, C, d)."""
-        if self.fast is not None and model is None:
-            return self.fast.hidden(ids)
         with self._autocast():
+            if self.fast is not None and model is None:
+                return self.fast.hidden(ids, attention_mask)
             decoder = self._decoder(model)
             return decoder(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
@@ -185,11 +187,10 @@ class LocalEngine:
         head = self.head if model is None else OutputHead.find(model, self.config.head)
         mask = batch.action_mask
         with self._autocast():
-            flat = head.logprobs(hidden[mask], batch.input_ids[:, 1:][mask], temperature, entropy, entropy_gradient)
+            targets = batch.input_ids[:, 1:][mask]
+            flat, spread = head.logprobs(hidden[mask], targets, temperature, entropy, entropy_gradient)
         zero = torch.zeros(mask.shape, device=flat.device)
-        if not entropy:
-            return zero.masked_scatter(mask, flat), None
-        return zero.masked_scatter(mask, flat[0]), zero.masked_scatter(mask, flat[1])
+        return zero.masked_scatter(mask, flat), None if spread is None else zero.masked_scatter(mask, spread)
 
     @torch.no_grad()
     def score(
@@ -243,6 +244,7 @@ class LocalEngine:
         temperature: float = 1.0,
         reference_logprobs: Tensor | None = None,
         scores: ScoreResult | None = None,
+        nthr: NTHRConfig | None = None,
     ) -> dict[str, float]:
         """See `engines.base.Engine.update`."""
         normalizer = LossNormalizer.of(batch.action_mask, correct=batch.correct)
@@ -250,11 +252,19 @@ class LocalEngine:
         rows = rows_with_gradient(batch, advantages, loss)
         totals = MetricSums()
         self.model.train(self.config.gradient_checkpointing)
-        for index in micro_batches(batch.lengths()[rows], self.micro_batch_tokens):
-            total, metrics = loss_of_rows(self, whole, rows[index], scores)
+        groups = None
+        if scores is not None and nthr is not None:
+            groups = GroupScores(self, batch, temperature, nthr, scores)
+            rows, parts = groups.micro_batches(rows)
+        else:
+            parts = [rows[index] for index in micro_batches(batch.lengths()[rows], self.micro_batch_tokens)]
+        for index in parts:
+            total, metrics = loss_of_rows(self, whole, index, scores, groups)
             total.backward()
             totals.add(metrics)
         self.model.eval()
+        if groups is not None:
+            groups.finish()
         if scores is not None:
             left = torch.ones(len(batch), dtype=torch.bool).index_fill_(0, rows, False).nonzero()[:, 0]
             score_rows(self, batch, left, temperature, scores)
@@ -318,7 +328,8 @@ class LocalEngine:
         for name, value in load_file(str(path / "optimizer.safetensors")).items():
             parameter, key = name.split("|")
             p = parameters[parameter]
-            self.optimizer.state[p][key] = value[0] if key == "step" else value.to(p.device)
+            # the count of steps, too: a fused optimiser wants all of its state where the parameter is
+            self.optimizer.state[p][key] = (value[0] if key == "step" else value).to(p.device)
         state = json.loads((path / "engine.json").read_text())
         self.updates = state["updates"]
         if self.fast is not None:
@@ -335,6 +346,11 @@ class LocalEngine:
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         return model.base_model if model.base_model is not model else model.get_decoder()
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """That products are computed in."""
+        return torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
+
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.dtype == "bfloat16":
             return torch.autocast(self.device.type, torch.bfloat16)
@@ -347,28 +363,43 @@ class LocalEngine:
         vocabulary = self.head.module.weight.shape[0]
         ids = torch.randint(0, min(vocabulary, len(self.tokenizer)), (2, 24), generator=generator).to(self.device)
         ones = torch.ones_like(ids)
+        fast, self.fast = self.fast, None
         with self._autocast():
             own = self.model(input_ids=ids, attention_mask=ones).logits.float().log_softmax(-1)
-        fast, self.fast = self.fast, None
-        found = self.head.logits(self.hidden(ids, ones)).log_softmax(-1)
+            found = self.head.logits(self.hidden(ids, ones)).log_softmax(-1)  # the head in the same precision
         gap = float((own - found).abs().max())
         if not gap <= (0.1 if self.config.dtype == "bfloat16" else 1e-3):
             raise ModelError(
                 f"the output head found on {type(self.base).__name__} does not give the model's own log-probabilities "
                 f"(off by {gap:.2g} nats): its logits are changed after the head; name the right module with model.head"
             )
-        if fast is not None and self._same_function(ids):
+        if fast is not None and self._same_function(fast, ids):
             self.fast = fast
 
-    def _same_function(self, ids: Tensor) -> bool:
+    def _hand_written(self) -> FastQwen2 | FastDecoder | None:
+        """A path that computes what the model does, where there is one and it is wanted."""
+        if self.config.fast_path == "off":
+            return None
+        if self.config.dtype == "float32" and qwen2.usable(self.model):
+            return FastQwen2(self.model)
+        return FastDecoder(self.model, self._dtype) if decoder.usable(self.model) else None
+
+    def _same_function(self, fast: FastQwen2 | FastDecoder, ids: Tensor) -> bool:
         """Whether the hand-written path computes what the module does; in fp64, where rounding cannot decide it.
 
         In fp32 the answer would depend on the weights, and a resumed run could take another path than it began with.
+        Layers are alike: the first two are looked at, so that a copy of the model costs little.
         """
-        model = copy.deepcopy(self.model).double()
+        model = copy.copy(self.model)
+        model._modules = dict(self.model._modules)
+        model.model = copy.copy(self.model.model)
+        model.model._modules = dict(self.model.model._modules)
+        model.model.layers = self.model.model.layers[:2]
+        model = copy.deepcopy(model).double()
+        model.config.num_hidden_layers = model.model.config.num_hidden_layers = len(model.model.layers)
         own = model(input_ids=ids).logits.log_softmax(-1)
-        fast = (FastQwen2(model).hidden(ids) @ model.lm_head.weight.t()).log_softmax(-1)
-        return float((fast - own).abs().max()) < FAST_TOLERANCE
+        found = (type(fast)(model).hidden(ids) @ model.lm_head.weight.t()).log_softmax(-1)
+        return float((found - own).abs().max()) < FAST_TOLERANCE
 
 
 def _as_list(x: Any) -> list[Any]:

@@ -56,10 +56,12 @@ class LocalKind:
     def build(self, parts: Parts) -> LocalEngine:
         """Loads the model, and saved adapters."""
         from agentrl.engines.local.engine import LocalEngine
-        from agentrl.engines.shared.loading import load_model, load_weights
+        from agentrl.engines.shared.loading import load_model, load_weights, precision_warning
 
         config = parts.config
         model = load_model(parts.model, parts.tokenizer, config.seed)
+        if warning := precision_warning(parts.model, model.device):
+            parts.say(warning)
         if parts.adapter is not None:
             load_weights(model, parts.adapter)
         options: dict[str, Any] = {

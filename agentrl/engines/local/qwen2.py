@@ -65,8 +65,8 @@ class FastQwen2:
 
     # ------------------------------------------------------------------------------------------ scoring and training
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """(B, C) right-padded ids to the head's input (B, C, d); differentiable."""
+    def hidden(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, C) right-padded ids to the head's input (B, C, d); differentiable. Causal: needs no mask for padding."""
         B, C = ids.shape
         H, K, hd, eps = self.heads, self.kv_heads, self.hd, self.eps
         cos, sin = self.cos[:C, None], self.sin[:C, None]  # (C, 1, hd)
@@ -74,7 +74,7 @@ class FastQwen2:
         causal = x.new_full((C, C), float("-inf")).triu_(1) if C <= SHORT else None
         for layer in self.layers:
             a, m = layer.self_attn, layer.mlp
-            y = _rms_norm(x, layer.input_layernorm.weight, eps)
+            y = rms_norm(x, layer.input_layernorm.weight, eps)
             weight = torch.cat([a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])
             bias = torch.cat([a.q_proj.bias, a.k_proj.bias, a.v_proj.bias])
             qkv = F.linear(y, weight, bias).view(B, C, H + 2 * K, hd)
@@ -83,10 +83,10 @@ class FastQwen2:
             qk = qk * cos + torch.cat([-second, first], -1) * sin
             o = self._attend(qk[:, :, :H], qk[:, :, H:], v, causal)
             x = x + F.linear(o, a.o_proj.weight)
-            y = _rms_norm(x, layer.post_attention_layernorm.weight, eps)
+            y = rms_norm(x, layer.post_attention_layernorm.weight, eps)
             gate, up = F.linear(y, torch.cat([m.gate_proj.weight, m.up_proj.weight])).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, m.down_proj.weight)
-        return _rms_norm(x, self.model.model.norm.weight, eps)
+        return rms_norm(x, self.model.model.norm.weight, eps)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, causal: Tensor | None) -> Tensor:
         """q (B, C, H, hd), k and v (B, C, K, hd) to (B, C, H hd); `causal` (C, C) for short sequences."""
@@ -163,7 +163,8 @@ class FastQwen2:
         return F.rms_norm(x, (d,), None, self.eps) @ self.head
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (..., d) over its root mean square, times `weight` (d,); fp32."""
     if not torch.is_grad_enabled():
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return]

@@ -165,23 +165,29 @@ class BatchSampler:
             if ids[: len(known)] != known or len(known) == len(ids):
                 same = next((k for k, (a, b) in enumerate(zip(ids, known)) if a != b), min(len(ids), len(known)))
                 request.row.known = known[: min(same, len(ids) - 1)]
-        fed = sorted(self.waiting, key=lambda q: (_new_tokens(q), q.row.index))
+        fed = _alike(sorted(self.waiting, key=lambda q: (_new_tokens(q), q.row.index)))
         while fed:
             take = 1
-            while take < len(fed) and (take + 1) * _new_tokens(fed[take]) <= PREFILL_TOKENS:
+            while take < len(fed) and (take + 1) * _new_tokens(fed[take][0]) <= PREFILL_TOKENS:
                 take += 1
             self._prefill_some(fed[:take])
             fed = fed[take:]
 
-    def _prefill_some(self, requests: list[_Request]) -> None:
-        start = [len(q.row.known) for q in requests]
-        new = [q.ids[s:] for q, s in zip(requests, start)]
+    def _prefill_some(self, groups: list[list[_Request]]) -> None:
+        """Feed the first request of each list; the others, which begin alike, get a copy of its row."""
+        fed, requests = [group[0] for group in groups], [q for group in groups for q in group]
+        start = [len(q.row.known) for q in fed]
+        new = [q.ids[s:] for q, s in zip(fed, start)]
         longest = max(map(len, new))
         self.cache.reserve(len(self.rows), max(len(q.ids) + q.max_tokens for q in requests))
         ids = torch.tensor([n + [0] * (longest - len(n)) for n in new], device=self.device)
         count = torch.tensor([len(n) for n in new], device=self.device)
-        plan = self.cache.plan([q.row.index for q in requests], torch.tensor(start, device=self.device), count)
+        plan = self.cache.plan([q.row.index for q in fed], torch.tensor(start, device=self.device), count)
         logits = self.next_logits(ids, count - 1, self.cache, plan)
+        for first, *others in groups:
+            if others:
+                self.cache.copy(first.row.index, [q.row.index for q in others], len(first.ids))
+        logits = logits.repeat_interleave(torch.tensor([len(g) for g in groups], device=self.device), 0)
         for request in requests:
             request.row.known = list(request.ids)
             self.waiting.remove(request)
@@ -281,6 +287,14 @@ def _fail(requests: list[_Request], why: str) -> None:
 
 def _by_row(requests: list[_Request]) -> list[_Request]:
     return sorted(requests, key=lambda q: q.row.index)
+
+
+def _alike(requests: list[_Request]) -> list[list[_Request]]:
+    """Requests that begin with the same context, as the episodes of a group do, together; the order is kept."""
+    out: dict[object, list[_Request]] = {}
+    for q in requests:
+        out.setdefault(id(q) if q.row.known else tuple(q.ids), []).append(q)
+    return list(out.values())
 
 
 def _new_tokens(request: _Request) -> int:

@@ -249,6 +249,7 @@ class OpenRLHFEngine:
         temperature: float = 1.0,
         reference_logprobs: Tensor | None = None,
         scores: ScoreResult | None = None,
+        nthr: NTHRConfig | None = None,
     ) -> dict[str, float]:
         """See `engines.base.Engine.update`."""
         assert scores is None, "scores_while_updating is off"

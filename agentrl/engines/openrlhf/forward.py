@@ -1,8 +1,9 @@
-"""A forward pass of a model that DeepSpeed has wrapped: logits of the action tokens alone, hidden states when asked.
+"""A forward pass of a model that DeepSpeed has wrapped: log π of the action tokens alone, hidden states when asked.
 
-A hook before the output head replaces its input (B, C, d) by the rows of the tokens that are wanted (1, N, d): the
-logits of everything else are never computed, and whatever the model does with its logits afterwards (a softcap) is
-still done. Everything goes through the wrapped model's own forward, so that ZeRO-3 fetches weights as it is used to.
+In place of the output head's logits of all tokens, the head yields log π (and the entropy) of the tokens that are
+wanted, without holding their logits (`OutputHead.logprobs`). It does so inside the wrapped model's own forward, so that
+ZeRO-3 fetches weights as it is used to; a hook behind DeepSpeed's takes the result, and what the model makes of it
+afterwards is not looked at.
 
 With packing, the rows of a batch are laid end to end in one row, with positions that begin anew; `packed` keeps them
 apart in sdpa's attention, the masks of transformers in others.
@@ -13,20 +14,41 @@ that is done makes empty passes until the last one is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from agentrl.batch import TokenBatch
 from agentrl.config import ModelConfig
 from agentrl.engines.openrlhf.packed import use_packed_attention
-from agentrl.engines.shared.head import CHUNK_ELEMENTS, OutputHead
+from agentrl.engines.shared.head import OutputHead
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the output head is to yield in a pass."""
+
+    wanted: Tensor  # (B, C) bool: the N tokens whose successors are looked at
+    targets: Tensor  # (N,) these successors
+    temperature: float = 1.0
+    entropy: bool = False
+    entropy_gradient: bool = True
+
+
+class _Called:
+    """A head that is more than one matrix (adapters): its parts are fetched where its own forward calls them."""
+
+    def __init__(self, module: Any, forward: Callable[[Tensor], Tensor]) -> None:
+        shape = getattr(module.weight, "ds_shape", module.weight.shape)
+        self.weight, self.forward = torch.empty(shape, device="meta"), forward
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.forward(hidden)
 
 
 class WorkerModel:
@@ -40,18 +62,21 @@ class WorkerModel:
         self.device: torch.device = torch.device(wrapped.device)
         self.own_head = OutputHead.find(self.module, config.head)
         self.head = self.own_head  # what NTHR reads; a gathered copy during a pass under ZeRO-3
-        self._wanted: Tensor | None = None
+        self._asked: _Asked | None = None
         self._hidden: Tensor | None = None
+        self._result: Tensor | None = None
         self._in_step = False
         self.gradient = torch.zeros((), device=self.device)  # 1: a loss has had a gradient since this was set to 0
         self._by_rows = packing and use_packed_attention(self.module)
-        self.own_head.module.register_forward_pre_hook(self._before_head)
+        self._plain_forward = self.own_head.module.forward
+        self.own_head.module.forward = self._head_forward
+        self.own_head.module.register_forward_hook(self._after_head)
 
     # ------------------------------------------------------------------------------------------------ forward passes
 
     def hidden(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Right-padded ids (B, C) to the input of the output head (B, C, d); off attention undefined."""
-        self._forward(ids, attention_mask, torch.zeros_like(attention_mask))
+        self._forward(ids, attention_mask, _Asked(torch.zeros_like(attention_mask), ids[:0, 0]))
         assert self._hidden is not None
         hidden, self._hidden = self._hidden, None
         if not self.packing:
@@ -65,16 +90,13 @@ class WorkerModel:
     ) -> tuple[Tensor, Tensor | None]:
         """See `engines.base.Scorer.logprobs`."""
         mask = batch.action_mask
-        logits = self._forward(batch.input_ids[:, :-1], batch.attention_mask[:, :-1], mask)
+        asked = _Asked(mask, batch.input_ids[:, 1:][mask], temperature, entropy, entropy_gradient)
+        flat = self._forward(batch.input_ids[:, :-1], batch.attention_mask[:, :-1], asked)
         self._hidden = None
-        flat = _logprobs(logits, batch.input_ids[:, 1:][mask], temperature, entropy)
         if flat.requires_grad:
             flat.register_hook(self._note_gradient)
         zero = torch.zeros(mask.shape, device=flat.device)
-        if not entropy:
-            return zero.masked_scatter(mask, flat), None
-        spread = flat[1] if entropy_gradient else flat[1].detach()
-        return zero.masked_scatter(mask, flat[0]), zero.masked_scatter(mask, spread)
+        return zero.masked_scatter(mask, flat[0]), zero.masked_scatter(mask, flat[1]) if entropy else None
 
     def _note_gradient(self, gradient: Tensor) -> None:
         self.gradient = torch.maximum(self.gradient, (gradient != 0).any().float())  # NaN is not 0
@@ -83,33 +105,48 @@ class WorkerModel:
         """A differentiable zero from a pass over two tokens: keeps step with the other ranks."""
         ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
         ones = torch.ones_like(ids, dtype=torch.bool)
-        logits = self._forward(ids, ones, ~ones, announce=False)
+        none = self._forward(ids, ones, _Asked(~ones, ids[:0, 0]), announce=False)
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
-        return logits.float().sum() + 0.0 * hidden.float().sum()
+        return none.float().sum() + 0.0 * hidden.float().sum()
 
-    def _forward(self, ids: Tensor, attention_mask: Tensor, wanted: Tensor, *, announce: bool = True) -> Tensor:
-        """(N, V) logits of the N tokens `wanted` (B, C); leaves the head's input in `_hidden`."""
+    def _forward(self, ids: Tensor, attention_mask: Tensor, asked: _Asked, *, announce: bool = True) -> Tensor:
+        """(1, N) log π, or (2, N) with the entropy, of the N tokens asked for; the head's input is in `_hidden`."""
         if announce and self._in_step:
             self._others_at_work(1)
+        self._hidden = self._result = None
         try:
             if not self.packing:
-                self._wanted = wanted
-                out = self.wrapped(input_ids=ids, attention_mask=attention_mask.long(), use_cache=False)
+                self._asked = asked
+                self.wrapped(input_ids=ids, attention_mask=attention_mask.long(), use_cache=False)
             else:
                 position = (attention_mask.long().cumsum(1) - 1)[attention_mask][None]
-                self._wanted = wanted[attention_mask][None]
+                self._asked = replace(asked, wanted=asked.wanted[attention_mask][None])
                 cut = {"packed_lengths": attention_mask.sum(1).tolist()} if self._by_rows else {}
-                out = self.wrapped(input_ids=ids[attention_mask][None], position_ids=position, use_cache=False, **cut)
+                self.wrapped(input_ids=ids[attention_mask][None], position_ids=position, use_cache=False, **cut)
         finally:
-            self._wanted = None
-        return out.logits[0]
+            self._asked = None
+        assert self._result is not None
+        result, self._result = self._result[0], None
+        return result
 
-    def _before_head(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._wanted is None:
-            return None
-        self._hidden = args[0]
-        return (args[0][self._wanted][None], *args[1:])
+    def _head_forward(self, hidden: Tensor, *args: Any, **more: Any) -> Any:
+        """The head's own forward, or (1, 1 or 2, N) where one of our passes asks for the log π of N tokens."""
+        asked = self._asked
+        if asked is None:
+            return self._plain_forward(hidden, *args, **more)
+        self._hidden, head = hidden, self.own_head
+        if not isinstance(head.module, nn.Linear):
+            head = OutputHead(_Called(head.module, self._plain_forward), head.softcap)
+        found = head.logprobs(
+            hidden[asked.wanted], asked.targets, asked.temperature, asked.entropy, asked.entropy_gradient
+        )
+        return torch.stack([x for x in found if x is not None])[None]
+
+    def _after_head(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Behind DeepSpeed's own hooks: what fetches weights for the backward pass is part of `output`."""
+        if self._asked is not None:
+            self._result = output
 
     # ---------------------------------------------------------------------------------------------- keeping in step
 
@@ -151,31 +188,3 @@ class WorkerModel:
             yield
         finally:
             self.head = self.own_head
-
-
-def _logprobs(logits: Tensor, targets: Tensor, temperature: float, entropy: bool) -> Tensor:
-    """log π of `targets` (N,) from logits (N, V): (N,), or (2, N) with the entropy below.
-
-    In fp32, by chunks that the backward pass computes anew, so that one copy of the logits in the model's own precision
-    is all that is kept.
-    """
-
-    def one(z: Tensor, y: Tensor) -> Tensor:
-        z = z.float()
-        if temperature != 1.0:
-            z = z / temperature
-        if not entropy:
-            return -F.cross_entropy(z, y, reduction="none")
-        logp = F.log_softmax(z, -1)
-        ent = torch.special.entr(logp.exp()).sum(-1)
-        return torch.stack([logp.gather(-1, y[:, None])[:, 0], ent])
-
-    size = max(1, CHUNK_ELEMENTS // logits.shape[-1])
-    if len(targets) <= size:
-        return one(logits, targets)
-    out = []
-    for a in range(0, len(targets), size):
-        z, y = logits[a : a + size], targets[a : a + size]
-        again = torch.is_grad_enabled() and z.requires_grad
-        out.append(checkpoint(one, z, y, use_reentrant=False) if again else one(z, y))
-    return torch.cat(out, -1)

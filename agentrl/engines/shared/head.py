@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from agentrl.algorithms.head import Head, blocks
+from agentrl.algorithms.logprobs import LEAST, token_logprobs
 from agentrl.errors import ModelError, nearest
-
-CHUNK_ELEMENTS = 64 * 1024 * 1024  # logits held at once: 256 MB in fp32
 
 
 @dataclass
@@ -54,11 +53,24 @@ class OutputHead:
         out = self.module(hidden).float()
         return torch.tanh(out / self.softcap) * self.softcap if self.softcap else out
 
-    def chunks(self, n: int) -> Iterator[slice]:
-        """Slices of `n` tokens whose logits fit in memory."""
-        size = max(1, CHUNK_ELEMENTS // self.module.weight.shape[0])
-        for a in range(0, n, size):
-            yield slice(a, min(n, a + size))
+    def matrices(self, temperature: float = 1.0, dtype: torch.dtype | None = None) -> Head | None:
+        """The head as matrices, whose logits are computed in `dtype` (None: that of the weight).
+
+        None where it is not W h + b, with or without LoRA adapters.
+        """
+        module: Any = self.module
+        if isinstance(module, nn.Linear):
+            return Head(module.weight, module.bias, self.softcap, temperature, dtype=dtype)
+        base = module.get_base_layer() if hasattr(module, "get_base_layer") else None
+        adapters = list(getattr(module, "active_adapters", []))
+        if not isinstance(base, nn.Linear) or any(module.use_dora.get(a) for a in adapters):
+            return None
+        low_rank = None
+        if adapters and not module.disable_adapters and not module.merged:
+            a = torch.cat([module.lora_A[n].weight for n in adapters if n in module.lora_A])
+            b = torch.cat([module.lora_B[n].weight * module.scaling[n] for n in adapters if n in module.lora_B], 1)
+            low_rank = (a, b)
+        return Head(base.weight, base.bias, self.softcap, temperature, low_rank, dtype)
 
     def logprobs(
         self,
@@ -67,29 +79,30 @@ class OutputHead:
         temperature: float = 1.0,
         entropy: bool = False,
         entropy_gradient: bool = True,
-    ) -> Tensor:
-        """log π of `targets` (N,) from `hidden` (N, d): (N,), or (2, N) with the entropy as second row.
+    ) -> tuple[Tensor, Tensor | None]:
+        """log π of `targets` (N,) from `hidden` (N, d), and the entropy when asked; both (N,).
 
-        Differentiable, the entropy only with `entropy_gradient`; logits of more than one chunk are recomputed in the
-        backward pass.
+        Differentiable, the entropy only with `entropy_gradient`. The logits of all tokens are never held at once.
         """
+        autocast = torch.is_autocast_enabled(hidden.device.type)
+        head = self.matrices(temperature, torch.get_autocast_dtype(hidden.device.type) if autocast else None)
+        if head is None:
+            logp, spread = self._by_calls(hidden, targets, temperature)
+        else:
+            logp, spread = token_logprobs(head, hidden, targets, entropy=entropy)
+        if spread is None or not entropy:
+            return logp, None
+        return logp, spread if entropy_gradient else spread.detach()
+
+    def _by_calls(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """For a head that is not a matrix: it is called on a few tokens at a time, and again in the backward pass."""
 
         def one(h: Tensor, y: Tensor) -> Tensor:
-            logits = self.logits(h)
-            if temperature != 1.0:
-                logits = logits / temperature
-            if not entropy:
-                return -F.cross_entropy(logits, y, reduction="none")
-            logp = F.log_softmax(logits, -1)
-            with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-                ent = torch.special.entr(logp.exp()).sum(-1)
-            return torch.stack([logp.gather(-1, y[:, None])[:, 0], ent])
+            logp = F.log_softmax(self.logits(h) / temperature, -1)
+            p = logp.exp()
+            return torch.stack([logp.gather(-1, y[:, None])[:, 0], -(p * logp.clamp(min=LEAST)).sum(-1)])
 
-        parts = list(self.chunks(len(targets)))
-        if len(parts) <= 1:
-            return one(hidden, targets)
-        if torch.is_grad_enabled() and hidden.requires_grad:
-            out = [checkpoint(one, hidden[c], targets[c], use_reentrant=False) for c in parts]
-        else:
-            out = [one(hidden[c], targets[c]) for c in parts]
-        return torch.cat(out, -1)
+        parts = blocks(len(targets), self.module.weight.shape[0], hidden.device) or [slice(0, 0)]
+        out = [checkpoint(one, hidden[c], targets[c], use_reentrant=False) for c in parts]
+        logp, spread = torch.cat(out, -1)
+        return logp, spread

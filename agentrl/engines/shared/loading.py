@@ -33,6 +33,16 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def precision_warning(config: ModelConfig, device: torch.device) -> str | None:
+    """What to say of a model in fp32 on a GPU, which is made for 16 bits; None where there is nothing to say."""
+    if device.type == "cpu" or config.dtype != "float32":
+        return None
+    return (
+        f"warning: model.dtype is float32 on {device}: a GPU computes in bfloat16 several times as fast; set "
+        "model.dtype: bfloat16, or leave it to compare with a run on a CPU"
+    )
+
+
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     """The fast tokenizer of `config.path`; a slow one cannot encode tool text safely and is refused."""
     _check_path(config.path)

@@ -2,16 +2,16 @@
 
 Without NTHR, rows are scored in micro-batches. With it, a group must be looked at whole: the model's forward is still
 micro-batched by token budget, the hidden states of the action tokens of whole groups are collected on the device, and
-one pass over the output head yields everything. Only (N,) results leave the device.
+one pass over the output head yields everything. Only (N,) results leave the device. Where whole groups fit into a
+micro-batch, an update's own forward pass yields the same (`GroupScores`, used by `updates.loss_of_rows`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agentrl.algorithms.head import Head, HeadPass
 from agentrl.algorithms.nthr import Agreement, Layout, NTHRResult, nthr_pass
@@ -59,31 +59,86 @@ def _score_with_nthr(
     engine: Scorer, batch: TokenBatch, temperature: float, nthr: NTHRConfig, entropy: bool
 ) -> ScoreResult:
     shape = batch.action_mask.shape
-    scores, selected, factor = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool), torch.ones(shape)
-    gwhes: dict[int, float] = {}
-    out = ScoreResult(
-        torch.zeros(shape), torch.zeros(shape) if entropy else None, scores, selected, factor, gwhes
-    )  # fmt: skip
-    head = nthr_head(engine.head, temperature, torch.bfloat16 if engine.config.dtype == "bfloat16" else None)
-    agreement = Agreement()
-    draw = _draw(batch) if nthr.baseline == "random" else None
+    out = ScoreResult(torch.zeros(shape), torch.zeros(shape) if entropy else None)
+    groups = GroupScores(engine, batch, temperature, nthr, out)
     most = min(HELD * engine.micro_batch_tokens, HELD_BYTES // (4 * engine.head.module.weight.shape[1]))
     for index in _whole_groups(batch, most):
-        part = batch.rows(index)
+        groups.fill(index, _hidden_of_actions(engine, batch.rows(index)))
+    groups.finish()
+    return out
+
+
+class GroupScores:
+    """Fills a `ScoreResult` by whole groups from the head's inputs: log π, entropy where it has one, and NTHR."""
+
+    def __init__(
+        self, engine: Scorer, batch: TokenBatch, temperature: float, nthr: NTHRConfig, out: ScoreResult
+    ) -> None:
+        self.batch, self.nthr, self.out = batch, nthr, out
+        self.device, self.most = engine.device, engine.micro_batch_tokens
+        self.head = nthr_head(engine.head, temperature, torch.bfloat16 if engine.config.dtype == "bfloat16" else None)
+        self.agreement = Agreement()
+        self.draw = _draw(batch) if nthr.baseline == "random" else None
+        shape = batch.action_mask.shape
+        out.nthr_scores, out.nthr_factor = torch.zeros(shape), torch.ones(shape)
+        out.nthr_selected, out.gwhes = torch.zeros(shape, dtype=torch.bool), {}
+
+    def fill(self, index: Tensor, hidden: Tensor) -> HeadPass:
+        """The rows `index`: whole groups, correct ones first. hidden (N, d): the head's inputs at their action tokens.
+
+        Writes what is known of them, and returns what the pass over the head has found.
+        """
+        part, nthr = self.batch.rows(index), self.nthr
         mask = part.action_mask
         ids, group = torch.unique(part.group_ids, return_inverse=True)
         layout = Layout(mask.nonzero()[:, 0], group, part.correct, len(ids))
         done, result = nthr_pass(
-            head, _hidden_of_actions(engine, part), part.input_ids[:, 1:][mask].to(engine.device),
-            _on(layout, engine.device), method=nthr.method, entropy=entropy, beta=nthr.beta, eta=nthr.eta,
-            draw=None if draw is None else draw[index, : mask.shape[1]][mask], agreement=agreement,
+            self.head, hidden, part.input_ids[:, 1:][mask].to(self.device), _on(layout, self.device),
+            method=nthr.method, entropy=self.out.entropy is not None, beta=nthr.beta, eta=nthr.eta,
+            draw=None if self.draw is None else self.draw[index, : mask.shape[1]][mask], agreement=self.agreement,
         )  # fmt: skip
-        _fill(out, index, mask, done, result)
-        gwhes |= {int(g): v for g, v in zip(ids, result.gwhes.tolist()) if v == v}
-    out.metrics |= nthr_metrics(batch, out)
-    if agreement.share is not None:
-        out.metrics["nthr_agreement"] = agreement.share
-    return out
+        _fill(self.out, index, mask, done, result)
+        assert self.out.gwhes is not None
+        self.out.gwhes |= {int(g): v for g, v in zip(ids, result.gwhes.tolist()) if v == v}
+        return done
+
+    def finish(self) -> None:
+        """The metrics of all groups."""
+        self.out.metrics |= nthr_metrics(self.batch, self.out)
+        if self.agreement.share is not None:
+            self.out.metrics["nthr_agreement"] = self.agreement.share
+
+    def micro_batches(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """All rows of the groups of `rows`, and the same in parts of whole groups, correct ones first in each."""
+        batch = self.batch
+        wanted = torch.isin(batch.group_ids, batch.group_ids[rows]).nonzero()[:, 0]
+        part = batch.rows(wanted)
+        parts = [wanted[index] for index in group_batches(part.lengths(), part.group_ids, part.correct, self.most)]
+        return wanted, parts
+
+
+def group_batches(lengths: Tensor, groups: Tensor, correct: Tensor, most: int) -> list[Tensor]:
+    """Rows of whole groups, correct ones first in each, with a padded size of at most `most` tokens.
+
+    All tensors (B,). A group that is larger is a batch alone.
+    """
+    order = torch.argsort(2 * groups + (~correct), stable=True)
+    _, sizes = torch.unique_consecutive(groups[order], return_counts=True)
+    out: list[Tensor] = []
+    start = end = longest = 0
+    for size in sizes.tolist():
+        here = int(lengths[order[end : end + size]].max())
+        if end > start and max(longest, here) * (end + size - start) > most:
+            out.append(order[start:end])
+            start, longest = end, 0
+        longest, end = max(longest, here), end + size
+    return [*out, order[start:end]] if end > start else out
+
+
+def whole_groups_fit(batch: TokenBatch, most: int) -> bool:
+    """Whether each group of `batch` fits into a micro-batch of `most` tokens, padding included."""
+    lengths, groups = batch.lengths(), batch.group_ids
+    return all(int(lengths[groups == g].max()) * int((groups == g).sum()) <= most for g in groups.unique())
 
 
 def nthr_metrics(batch: TokenBatch, scored: ScoreResult) -> dict[str, float]:
@@ -159,20 +214,10 @@ def _on(layout: Layout, device: torch.device) -> Layout:
 
 def nthr_head(head: OutputHead, temperature: float, dtype: torch.dtype | None) -> Head:
     """The output head as matrices. Raises ModelError where it is not W h + b, with or without a LoRA adapter."""
-    module: Any = head.module
-    if isinstance(module, nn.Linear):
-        return Head(module.weight, module.bias, head.softcap, temperature, dtype=dtype)
-    base = module.get_base_layer() if hasattr(module, "get_base_layer") else None
-    adapters = list(getattr(module, "active_adapters", []))
-    plain = isinstance(base, nn.Linear) and all(not module.use_dora.get(a) for a in adapters)
-    if base is None or not plain:
+    found = head.matrices(temperature, dtype)
+    if found is None:
         raise ModelError(
-            f"NTHR needs the output head's matrix, and the head of this model is a {type(module).__name__}; leave the "
-            "head out of model.lora.targets, name another with model.head, or switch algorithm.nthr off"
+            f"NTHR needs the output head's matrix, and the head of this model is a {type(head.module).__name__}; leave "
+            "the head out of model.lora.targets, name another with model.head, or switch algorithm.nthr off"
         )
-    low_rank = None
-    if adapters and not module.disable_adapters and not module.merged:
-        a = torch.cat([module.lora_A[n].weight for n in adapters if n in module.lora_A])
-        b = torch.cat([module.lora_B[n].weight * module.scaling[n] for n in adapters if n in module.lora_B], 1)
-        low_rank = (a, b)
-    return Head(base.weight, base.bias, head.softcap, temperature, low_rank, dtype)
+    return found

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from agentrl.algorithms import LossNormalizer, Metrics, policy_loss
+from agentrl.algorithms.logprobs import token_logprobs
 from agentrl.batch import TokenBatch
 from agentrl.config import LossConfig, OptimConfig
 from agentrl.engines.base import Scorer, ScoreResult
-from agentrl.engines.shared.scoring import write_rows
+from agentrl.engines.shared.scoring import GroupScores, write_rows
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,35 @@ class Update:
 
 
 def loss_of_rows(
-    model: Scorer, update: Update, index: Tensor, scores: ScoreResult | None = None
+    model: Scorer,
+    update: Update,
+    index: Tensor,
+    scores: ScoreResult | None = None,
+    groups: GroupScores | None = None,
 ) -> tuple[Tensor, Metrics]:
     """The loss of the rows `index` (scalar, differentiable) and its metrics, from one forward pass of `model`.
 
     With `scores` this is the only update of its batch: the policy of this pass is π_old, `old_logprobs` is not read,
-    and the rows of `scores` are filled.
+    and the rows of `scores` are filled. With `groups` too, the rows are whole groups, NTHR comes from the same pass
+    over the output head, and its factor multiplies the advantages.
     """
     part, device, loss = update.rows(index), model.device, update.loss
     batch, reference = part.batch.to(device), part.reference_logprobs
-    bonus = loss.entropy_coef != 0
-    logprobs, entropy = model.logprobs(
-        batch, update.temperature, entropy=bonus or scores is not None, entropy_gradient=bonus
-    )
-    if scores is not None:
-        write_rows(scores, index, logprobs, entropy)
+    bonus, advantages = loss.entropy_coef != 0, part.advantages
+    if groups is not None:
+        logprobs, entropy = _of_groups(model, batch, index, groups, bonus)
+        assert scores is not None and scores.nthr_factor is not None
+        advantages = advantages * scores.nthr_factor[index, : advantages.shape[1]]
+    else:
+        logprobs, entropy = model.logprobs(
+            batch, update.temperature, entropy=bonus or scores is not None, entropy_gradient=bonus
+        )
+        if scores is not None:
+            write_rows(scores, index, logprobs, entropy)
     return policy_loss(
         logprobs,
         part.old_logprobs.to(device) if scores is None else logprobs.detach(),
-        part.advantages.to(device),
+        advantages.to(device),
         batch.action_mask,
         config=loss,
         normalizer=update.normalizer,
@@ -70,6 +81,18 @@ def loss_of_rows(
         rollout_logprobs=batch.rollout_logprobs,
         entropy=entropy if bonus else None,
     )
+
+
+def _of_groups(
+    model: Scorer, batch: TokenBatch, index: Tensor, groups: GroupScores, bonus: bool
+) -> tuple[Tensor, Tensor | None]:
+    """log π (B, S) of the rows `index`, differentiable, and entropy for a `bonus`; fills the scores of `groups`."""
+    mask = batch.action_mask
+    hidden = model.hidden(batch.input_ids[:, :-1], batch.attention_mask[:, :-1])[mask]
+    done = groups.fill(index, hidden.detach())
+    flat, spread = token_logprobs(groups.head, hidden, batch.input_ids[:, 1:][mask], entropy=bonus, done=done)
+    zero = torch.zeros(mask.shape, device=flat.device)
+    return zero.masked_scatter(mask, flat), None if spread is None else zero.masked_scatter(mask, spread)
 
 
 def without_dropout(model: Any) -> None:

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from agentrl.batch import pack
-from agentrl.config import LossConfig, ModelConfig, OptimConfig
+from agentrl.config import LossConfig, ModelConfig, NTHRConfig, OptimConfig, RunConfig
 from agentrl.engines.base import ScoreResult
+from agentrl.engines.kind import Parts
 from agentrl.engines.local import engine as local
 from agentrl.engines.local.engine import LocalEngine
+from agentrl.engines.local.kind import ENGINE
 from agentrl.engines.shared.head import OutputHead
 from agentrl.engines.shared.loading import load_model, load_tokenizer, pick_device
+from agentrl.engines.shared.scoring import group_batches
 from agentrl.errors import ModelError
 from agentrl.types import Trajectory, Turn
 from tests.fakes import save_tiny_model
@@ -300,18 +303,57 @@ def test_a_head_that_does_not_give_the_models_logits_is_refused(folder):
         engine._check_paths()
 
 
-def test_head_in_chunks_equals_head_at_once(monkeypatch):
+@pytest.mark.parametrize("matrix", [True, False], ids=["matrix", "called"])
+def test_head_in_blocks_equals_head_at_once(monkeypatch, matrix):
     torch.manual_seed(0)
     head = OutputHead(torch.nn.Linear(8, 50), softcap=5.0)
+    monkeypatch.setattr(OutputHead, "matrices", OutputHead.matrices if matrix else lambda *a: None)
     hidden, target = torch.randn(33, 8, requires_grad=True), torch.randint(0, 50, (33,))
-    whole = head.logprobs(hidden, target, 0.7, entropy=True)
-    (g1,) = torch.autograd.grad(whole.sum(), hidden)
-    monkeypatch.setattr("agentrl.engines.shared.head.CHUNK_ELEMENTS", 350)
-    parts = head.logprobs(hidden, target, 0.7, entropy=True)
-    (g2,) = torch.autograd.grad(parts.sum(), hidden)
-    assert torch.allclose(whole, parts) and torch.allclose(g1, g2)
+    got = torch.stack(head.logprobs(hidden, target, 0.7, entropy=True))
     logits = torch.tanh((hidden @ head.module.weight.t() + head.module.bias) / 5.0) * 5.0 / 0.7
-    assert torch.allclose(whole[0], logits.log_softmax(-1)[torch.arange(33), target], atol=1e-5)
+    logp = logits.log_softmax(-1)
+    wanted = torch.stack([logp[torch.arange(33), target], -(logp.exp() * logp).sum(-1)])
+    leaves = [hidden, *head.module.parameters()]
+    grads = torch.autograd.grad(wanted.square().sum(), leaves)
+    assert torch.allclose(got, wanted, atol=1e-5)
+    monkeypatch.setattr("agentrl.algorithms.head.BLOCK_ELEMENTS", 350)
+    parts = torch.stack(head.logprobs(hidden, target, 0.7, entropy=True))
+    for values in (got, parts):
+        mine = torch.autograd.grad(values.square().sum(), leaves)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(mine, grads, strict=True))
+    fixed = head.logprobs(hidden, target, entropy=True, entropy_gradient=False)[1]
+    assert fixed is not None and not fixed.requires_grad
+
+
+@pytest.mark.parametrize("coefficient", [0.01, 0.0])
+def test_an_entropy_bonus_has_a_gradient_where_tokens_are_impossible(folder, coefficient):
+    """Half of the tokens have logits far below the others': their p is 0 in fp32."""
+    engine = make(folder, optim=OptimConfig(lr=1e-3))
+    engine.head.module.bias = torch.nn.Parameter(torch.where(torch.arange(528) % 2 == 0, 0.0, -200.0))
+    engine.fast = None
+    engine.sync()
+    batch = rollout(engine)
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask
+    metrics = engine.update(batch, adv, engine.score(batch).logprobs, loss=LossConfig(entropy_coef=coefficient))
+    assert "nonfinite" not in metrics and metrics["grad_norm"] > 0
+
+
+def test_bfloat16_with_logits_of_forty_passes_the_check_of_the_head(folder):
+    """The model's own logits and those of the head found, both in bf16: the same to the last bit."""
+    engine = make(folder, dtype="bfloat16")
+    ids = torch.randint(5, 500, (4, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        largest = engine.head.logits(engine.hidden(ids, torch.ones_like(ids))).abs().max()
+        engine.base.model.norm.weight.mul_(40 / largest)  # the head itself is tied to the embedding
+        with engine._autocast():
+            now = engine.head.logits(engine.hidden(ids, torch.ones_like(ids)))
+        alone = engine.head.logits(engine.hidden(ids, torch.ones_like(ids)))  # the head in fp32, as it was looked at
+    assert 35 < float(now.abs().max()) < 45
+    assert float((now.log_softmax(-1) - alone.log_softmax(-1)).abs().max()) > 0.1  # which was refused
+    engine._check_paths()
+    engine.head = OutputHead(torch.nn.Linear(64, 528, bias=False))
+    with pytest.raises(ModelError, match=r"name the right module with model\.head"):
+        engine._check_paths()
 
 
 def test_scores_from_the_update_itself(folder):
@@ -332,3 +374,86 @@ def test_scores_from_the_update_itself(folder):
     for a, b in zip(one.model.parameters(), two.model.parameters()):
         gap = (a.detach() - b.detach()).abs()
         assert float(gap.max()) < 2.1e-2 and float(gap.mean()) < 1e-4  # Adam's first step is lr x sign
+
+
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.01])
+@pytest.mark.parametrize("nthr", [{}, {"beta": 0.0}, {"baseline": "random"}, {"method": "vstar"}])
+def test_nthr_from_the_update_itself(folder, nthr, entropy_coef):
+    """Scores, selection, loss and weights are those of a scoring pass with NTHR followed by the update."""
+    how, loss = NTHRConfig(enabled=True, **nthr), LossConfig(entropy_coef=entropy_coef)
+    batch = rollout(make(folder))
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))
+    batch = batch.rows(order)  # groups are not neighbours
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask * (batch.group_ids != 0)[:, None]
+    two = make(folder, micro_batch_tokens=60)
+    scored = two.score(batch, entropy=True, nthr=how)
+    expected = two.update(batch, adv * scored.nthr_factor, scored.logprobs, loss=loss)
+    zeros = torch.zeros(batch.action_mask.shape)
+    for tokens in (8192, 60):  # all groups at once, and one by one
+        one, filled = make(folder, micro_batch_tokens=tokens), ScoreResult(zeros.clone(), zeros.clone())
+        metrics = one.update(batch, adv, zeros, loss=loss, scores=filled, nthr=how)
+        assert torch.allclose(filled.logprobs, scored.logprobs, atol=1e-5)
+        assert torch.allclose(filled.entropy, scored.entropy, atol=1e-4)
+        # a group without advantages has no gradient, and its NTHR is not needed
+        rows = (batch.group_ids != 0) if not entropy_coef else torch.ones(len(batch), dtype=torch.bool)
+        assert torch.equal(filled.nthr_selected[rows], scored.nthr_selected[rows])
+        assert torch.allclose(filled.nthr_factor[rows], scored.nthr_factor[rows])
+        scale = float(scored.nthr_scores.abs().max())
+        assert torch.allclose(filled.nthr_scores[rows], scored.nthr_scores[rows], rtol=1e-3, atol=1e-5 * scale)
+        for g, value in filled.gwhes.items():
+            assert value == pytest.approx(scored.gwhes[g], rel=1e-3)
+        assert set(filled.gwhes) == set(scored.gwhes) - ({0} if not entropy_coef else set())
+        assert set(filled.metrics) == set(scored.metrics)
+        assert metrics == pytest.approx({k: expected[k] for k in metrics}, rel=1e-3, abs=1e-5)
+        for (name, a), b in zip(one.model.named_parameters(), two.model.parameters()):
+            assert float((a - b).detach().abs().mean()) < 2e-4, name
+
+
+def test_micro_batches_of_whole_groups():
+    lengths, groups = torch.tensor([5, 9, 4, 3, 8, 2]), torch.tensor([7, 1, 7, 1, 7, 3])
+    correct = torch.tensor([False, False, True, True, True, False])
+    assert [x.tolist() for x in group_batches(lengths, groups, correct, 1)] == [[3, 1], [5], [2, 4, 0]]
+    assert [x.tolist() for x in group_batches(lengths, groups, correct, 27)] == [[3, 1, 5], [2, 4, 0]]
+    assert [x.tolist() for x in group_batches(lengths, groups, correct, 54)] == [[3, 1, 5, 2, 4, 0]]
+    assert group_batches(lengths[:0], groups[:0], correct[:0], 9) == []
+
+
+def test_the_whole_state_of_the_optimiser_is_where_its_parameter_is(folder, tmp_path):
+    """Fused AdamW refuses a count of steps on another device than the weights; `meta` stands for a GPU here."""
+    a = make(folder)
+    batch = rollout(a)
+    adv = (batch.rewards - 0.3)[:, None] * batch.action_mask
+    a.update(batch, adv, a.score(batch).logprobs, loss=LossConfig())
+    assert all(g["fused"] for g in a.optimizer.param_groups)
+    a.save(tmp_path)
+    b = make(folder)
+    b.load(tmp_path)
+    saved = a.optimizer.state_dict()["state"]
+    for i, state in b.optimizer.state_dict()["state"].items():
+        assert {k: (v.shape, v.dtype) for k, v in state.items()} == {k: (v.shape, v.dtype) for k, v in saved[i].items()}
+        assert all(torch.equal(v, saved[i][k]) for k, v in state.items()) and float(state["step"]) == 1.0
+    b.update(batch, adv, b.score(batch).logprobs, loss=LossConfig())  # it goes on
+    elsewhere = make(folder)
+    elsewhere.model.to("meta")
+    elsewhere.fast = None
+    elsewhere.optimizer = elsewhere._make_optimizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "load_weights", lambda *a: None)
+        elsewhere.load(tmp_path)
+    states = elsewhere.optimizer.state.values()
+    assert states and {v.device.type for state in states for v in state.values()} == {"meta"}
+
+
+def test_fp32_on_a_gpu_is_warned_of(folder, monkeypatch):
+    """The device is made up; the CPU and bf16 are what they should be."""
+    said = []
+    config = RunConfig.model_validate({"data": {"train": "t"}, "model": {"path": str(folder), "threads": 1}})
+    for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16"), ("cuda", "float32")):
+        model = load_model(config.model, load_tokenizer(config.model), 0)
+        monkeypatch.setattr(type(model), "device", torch.device(device), raising=False)
+        monkeypatch.setattr("agentrl.engines.shared.loading.load_model", lambda *a, model=model: model)
+        monkeypatch.setattr(local, "LocalEngine", lambda *a, **k: None)
+        of = config.model.model_copy(update={"dtype": dtype})
+        ENGINE.build(Parts(config, of, None, load_tokenizer(config.model), folder, 1, said.append))
+        monkeypatch.undo()
+    assert len(said) == 1 and "model.dtype is float32 on cuda" in said[0] and "model.dtype: bfloat16" in said[0]

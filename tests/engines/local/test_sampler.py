@@ -307,3 +307,29 @@ def test_a_turn_leaves_its_list_however_it_ends_and_the_row_stays_with_its_sessi
     assert len(sampler.rows) == 3  # it took the free one
     sampler.release(1)
     assert {row and row.session for row in sampler.rows} == {None, 2, 3}
+
+
+@pytest.mark.parametrize("path", [hf_logits, fast_logits])
+def test_a_context_that_many_begin_with_is_fed_once(model, path):
+    """Every row gets a copy: each goes on by itself, as it would alone."""
+    fed = []
+
+    def counted(ids, last, cache, plan):
+        fed.append(ids.shape)
+        return forward(ids, last, cache, plan)
+
+    forward = path(model)
+    contexts = [[5, 6, 7, 8], [9, 10, 11], [5, 6, 7, 8], [9, 10, 11], [5, 6, 7, 8], [5, 6, 7]]
+
+    async def together(sampler):
+        return await asyncio.gather(*[sampler.sample(c, max_tokens=6, session=k) for k, c in enumerate(contexts)])
+
+    got = asyncio.run(together(make(model, lambda _: counted)))
+    assert fed[0] == (3, 4) and all(c == 1 for _, c in fed[1:])  # [5, 6, 7] is none of the others
+    alone = []
+    for k, c in enumerate(contexts):
+        alone.append(asyncio.run(make(model, path).sample(c, max_tokens=6, session=k)))
+    assert [s.ids for s in got] == [s.ids for s in alone]
+    assert len({tuple(s.ids) for s in got}) > 3
+    for a, b in zip(got, alone, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
