@@ -254,9 +254,9 @@ def _write_config(model: Any, folder: Path) -> None:
 
 def _leave() -> None:
     """vLLM's process groups, so that another engine may be started."""
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
     with suppress(Exception):
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
         cleanup_dist_env_and_memory()
     gc.collect()
 

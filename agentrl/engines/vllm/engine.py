@@ -124,6 +124,11 @@ class VLLMEngine(LocalEngine):
 
     # ------------------------------------------------------------------------------------------ the trainer's turns
 
+    def _rest(self) -> None:
+        """Where memory is short, vLLM gives back what it holds before the model trains."""
+        if self.core is not None and self.core.settings.sleep:
+            self.sampler.rest()
+
     def score(
         self,
         batch: TokenBatch,
@@ -134,7 +139,7 @@ class VLLMEngine(LocalEngine):
         reference: bool = False,
     ) -> ScoreResult:
         """See `engines.base.Engine.score`."""
-        self.sampler.rest()
+        self._rest()
         return super().score(batch, temperature=temperature, nthr=nthr, entropy=entropy, reference=reference)
 
     def update(
@@ -149,7 +154,7 @@ class VLLMEngine(LocalEngine):
         scores: ScoreResult | None = None,
     ) -> dict[str, float]:
         """See `engines.base.Engine.update`."""
-        self.sampler.rest()
+        self._rest()
         return super().update(
             batch,
             advantages,

@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Protocol, TypeVar
 
@@ -172,7 +173,7 @@ class VLLMSampler:
         """The probe: one retry with another seed, then SamplerError."""
         gap, limit = math.inf, self.limit
         for attempt in (0, 1):
-            gap = self._guarded("being compared with the trainer", lambda a=attempt: self._probe(a))
+            gap = self._guarded("being compared with the trainer", partial(self._probe, attempt))
             if gap <= limit.nats:
                 break
         else:

@@ -57,7 +57,7 @@ def test_weights_are_handed_over_when_somebody_samples_and_once(made):
     assert engine.sampler.limit.baseline == engine.sampler.gap < 1e-4
     engine.sync()
     ask(engine)
-    assert [c[0] for c in core.calls].count("load") == 2
+    assert [c[0] for c in core.calls].count("load") == 2 and ("sleep",) not in core.calls
     before = engine.sampled_tokens
     engine.sync()
     assert sum(len(s.ids) for s in ask(engine)) == engine.sampled_tokens - before  # a probe's tokens do not count
@@ -175,8 +175,13 @@ def test_where_memory_is_short_vllm_sleeps_while_the_model_trains(monkeypatch, w
             tmp_path, warm_model, rollout={"sampler": "vllm", **FEW}, train={"steps": 2}, optim={"lr": 1e-3}
         )
         run = train_until(config)
-    names = [c[0] for c in cores[0].calls if c[0] not in ("abort", "close")]
-    assert cores[0].settings.sleep
+    core = cores[0]
+    names = [c[0] for c in core.calls if c[0] not in ("abort", "close")]
+    with fake_vllm() as awake:
+        monkeypatch.undo()
+        train_until(config.model_copy(update={"log": config.log.model_copy(update={"name": "b"})}))
+    assert {c[0] for c in awake[0].calls} <= {"abort", "load", "close"}  # where there is room, it stays awake
+    assert core.settings.sleep
     assert names[:3] == ["sleep", "wake_up", "load"]  # asleep as soon as it has started: a warm start may follow
     assert names.count("wake_up") == names.count("load") == 2  # once a step, however often the model is scored
     assert names.count("sleep") == 3
