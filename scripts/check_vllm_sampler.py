@@ -2,8 +2,8 @@
 
 python scripts/check_vllm_sampler.py MODEL [--dtype bfloat16] [--times 50]
 
-Prints the mean gap between vLLM and trainer at every tenth hand-over, false alarms, and whether weights with 2 % of noise
-that were not handed over are caught. Exit code 1 for a false alarm or stale weights that pass.
+Prints the mean gap between vLLM and trainer at every tenth hand-over, false alarms, and whether weights with 2 % of
+noise that were not handed over are caught. Exit code 1 for a false alarm or stale weights that pass.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def _check(engine: Any, times: int) -> int:
             print(f"hand-over {k + 1}: {gaps[-1]:.4f} nats, {engine.sampler.hand_over_s:.2f} s", flush=True)
     limit = engine.sampler.limit.nats
     mean = sum(gaps) / len(gaps)
-    print(
-        f"{times} hand-overs, no false alarm: first {gaps[0]:.4f}, mean {mean:.4f}, max {max(gaps):.4f}, limit {limit:.4f}"
-    )
+    measured = f"first {gaps[0]:.4f}, mean {mean:.4f}, max {max(gaps):.4f}, limit {limit:.4f}"
+    print(f"{times} hand-overs, no false alarm: {measured}", flush=True)
+
     _ask(engine, ids, 1)
     engine.sampler.hand_over = lambda: None
     _noise(engine, 0.02, 99)
