@@ -11,8 +11,8 @@ too much is measured, as a multiple of the mean gap of the first hand-over, wher
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from agentrl.engines.shared.probe import Limit
 from agentrl.errors import AgentRLError
 
 Digest = dict[str, int]  # parameter group -> sum of bits
@@ -24,12 +24,6 @@ ADAPTER = "adapter of "  # before the parameter group that a LoRA adapter belong
 
 PROBE_TEXTS = 4  # of one probe, each with a seed of its own
 PROBE_TOKENS = 64  # of one text
-#: The mean gap in nats allowed at the first hand-over, where only the two implementations differ
-FIRST = {"bfloat16": 0.25, "float32": 0.01}
-#: Afterwards: this many times the gap of the first hand-over, and at least `LEAST`. SmolLM2-135M in bfloat16: correct
-#: weights are 0.04 nats apart, weights with 2 % of noise 0.17
-FACTOR = 2.5
-LEAST = {"bfloat16": 0.02, "float32": 0.01}
 
 _PARTS = (
     ("lm_head", "output head"),
@@ -92,29 +86,6 @@ def mean_gap(vllm: Sequence[Sequence[float]], trainer: Sequence[Sequence[float]]
     """Mean distance in nats between two lists of texts' log-probabilities; 0 where there are none."""
     gaps = [abs(a - b) for one, other in zip(vllm, trainer, strict=True) for a, b in zip(one, other, strict=True)]
     return sum(gaps) / len(gaps) if gaps else 0.0
-
-
-@dataclass
-class Limit:
-    """The mean gap that a probe may have. `baseline` is that of the first hand-over; a checkpoint keeps it."""
-
-    dtype: str  # of the model
-    fixed: float | None = None  # openrlhf.sync_tolerance
-    baseline: float | None = None
-
-    @property
-    def nats(self) -> float:
-        """The largest mean gap that is allowed now."""
-        if self.fixed is not None:
-            return self.fixed
-        if self.baseline is None:
-            return FIRST[self.dtype]
-        return max(LEAST[self.dtype], FACTOR * self.baseline)
-
-    def learn(self, gap: float) -> None:
-        """`gap` of a hand-over that passed: the first one is the baseline."""
-        if self.baseline is None:
-            self.baseline = gap
 
 
 def stale_error(engine: int, version: int, groups: Sequence[str]) -> SyncError:
