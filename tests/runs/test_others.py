@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl import plugins
-from agentrl.commands import importing
+from agentrl.cli import main
+from agentrl.commands import importing, recording
 from agentrl.errors import AgentRLError, PluginError, RunError
 from agentrl.runs import read
 from agentrl.runs.others import base, detect, store
@@ -522,3 +523,25 @@ def test_damaged_steps_do_not_stop_a_search(tmp_path):
     prompt = read.read_rollouts(run, 1)[0]["task"]["id"]
     same = [step for step, row in read.search_rollouts(run, [1, 2, 3], prompt=prompt) if row]
     assert same == [1] * 4 + [3] * 4
+
+
+def test_watch_keeps_reading_rollouts_while_it_looks_and_at_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "ROLLOUTS_S", 0.0)
+    write(tmp_path / "in" / "1.jsonl", *verl(1))
+    rollouts = RolloutImport(tmp_path / "in")
+    recorder = recording.RunRecorder(tmp_path / "r", str(tmp_path / "log"), live=True, rollouts=rollouts)
+    recorder.looked()
+    assert read.rollout_steps(tmp_path / "r") == [1]
+    write(tmp_path / "in" / "2.jsonl", *verl(2))
+    recorder.close()
+    assert read.rollout_steps(tmp_path / "r") == [1, 2]
+
+
+def test_watch_takes_rollouts_only_with_a_run_to_keep_them_in(tmp_path, capsys):
+    log = write(tmp_path / "log.jsonl", *[{"step": s, "reward": 0.5} for s in range(1, 4)])
+    assert main(["watch", str(log), "--once", "--rollouts", str(DATA / "verl")]) == 2
+    assert "needs --to RUN" in capsys.readouterr().err
+    run = tmp_path / "r"
+    assert main(["watch", str(log), "--once", "--rollouts", str(DATA / "verl"), "--to", str(run), "--gpus", "8"]) == 0
+    assert read.rollout_steps(run) == [1, 2, 3] and "24 rollouts of 3 steps" in capsys.readouterr().err
+    assert json.loads((run / "meta.json").read_text())["gpus"] == 8
