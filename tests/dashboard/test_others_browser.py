@@ -27,6 +27,10 @@ def others(tmp_path_factory):
         )
     )  # fmt: skip
     assert main(["import", str(hostile), "--to", str(root / "hostile")]) == 0
+    row = {"schema_version": 1, "step": 1, "token_ids": [1, 2, 3], "loss_mask": [False, True, True]}
+    gaps = root / "gaps.jsonl"
+    gaps.write_text(json.dumps(row | {"inference_logprobs": [None, None, -0.5]}) + "\n")
+    assert main(["import", str(gaps), "--to", str(root / "gaps")]) == 0
     assert main(["rollouts", "grade", str(root / "verl"), "--grader", "tests.dashboard.test_others_browser:never"]) == 0
     return root
 
@@ -115,6 +119,16 @@ def test_the_token_map_of_prime_rls_exports(page, site):
     assert {"Advantage", "Entropy", "Sampler mismatch", "Surprise (−log π)"} == {*options}
     assert page.locator(".verdict").first.inner_text() == "· not judged"
     assert page.locator("tr.pick td:nth-child(2)").first.inner_text() == "–"  # no reward, and no 0 in its place
+
+
+def test_a_value_that_is_missing_is_no_zero(page, site):
+    page.goto(f"{site}/run?run=gaps&tab=rollouts&look=tokens")
+    page.wait_for_selector(".map .t")
+    page.locator(".map .t").nth(1).hover()
+    until(page, "document.querySelector('.readout').textContent.includes('Surprise (−log π) 0.5')")
+    page.locator(".map .t").nth(0).hover()
+    until(page, "document.querySelector('.readout').textContent.includes('token 1, id 2')")
+    assert "Surprise" not in page.locator(".readout").inner_text()
 
 
 def test_verl_has_no_tokens_and_says_so(page, site):
