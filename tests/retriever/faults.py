@@ -81,6 +81,7 @@ class Proxy:
         self._upstream, self._outcome, self._failing, self._hanging = upstream, outcome, failing, hanging
         self._random = random.Random(seed)
         self._server: asyncio.Server | None = None
+        self._running: set[asyncio.Task[None] | None] = set()  # the loop keeps only weak references
 
     async def __aenter__(self) -> str:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -92,6 +93,8 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there: asyncio.StreamWriter | None = None
+        task = asyncio.current_task()
+        self._running.add(task)
         try:
             upstream, there = await asyncio.open_connection(*self._upstream)
             while True:
@@ -112,6 +115,7 @@ class Proxy:
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             return  # one side hung up: the client sees a closed connection
         finally:
+            self._running.discard(task)
             for w in (writer, there):
                 if w is not None:
                     w.close()

@@ -113,6 +113,20 @@ def test_words_in_nearly_all_passages_are_looked_up_in_the_others_only(monkeypat
     assert [h.score for h in whole] == pytest.approx([h.score for h in found], rel=1e-6)
 
 
+def test_a_rare_word_in_long_passages_does_not_hide_short_ones_of_a_common_word(monkeypatch):
+    """A common word alone scores about 1.0 in short passages here, the rare one 0.5 in long ones."""
+    passages = [Passage(f"long{n}", "", "kiln " + "filler " * 400) for n in range(10)]
+    passages += [Passage(f"short{n}", "", "city city city" if n < 60 else "other other other") for n in range(90)]
+    index = Bm25Index.from_passages(passages)
+    expected = index.search_batch(["kiln city"], 3)
+    monkeypatch.setattr(bm25, "_COMMON", 10)
+    rare, common, _ = index._split(["kiln", "citi"])
+    assert (rare, common) == (["kiln"], ["citi"])
+    found = Bm25Index.from_passages(passages).search_batch(["kiln city"], 3)
+    assert [hit.passage.id for hit in found[0]] == ["short0", "short1", "short2"]
+    assert [hit.passage for hit in found[0]] == [hit.passage for hit in expected[0]]
+
+
 def test_equal_scores_keep_the_corpus_order_across_segments():
     passages = [Passage(str(row), "", "kiln") for row in range(60)]
     index = bm25._new_index(None, True)
