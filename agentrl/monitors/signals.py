@@ -315,47 +315,15 @@ CLIPPED_IN_LOSS = frozenset(
 )
 
 #: Signals whose past no rule of agentrl looks at, only their value now: a rule of your own has all of them.
-UNJUDGED = frozenset(
-    [
-        "logprob_incorrect",
-        "logprob_correct_seq",
-        "logprob_incorrect_seq",
-        "logprob_correct_first",
-        "logprob_correct_later",
-        "logprob_incorrect_first",
-        "logprob_incorrect_later",
-        "delta_correct_seq",
-        "delta_negative_share",
-        "delta_first",
-        "delta_later",
-        "probe_logprob",
-        "clip_fraction_low",
-        "clip_fraction_high",
-        "ratio_max",
-        "mismatch_max",
-        "loss",
-        "pg_loss",
-        "lr",
-        "skipped_updates",
-        "nthr_selected",
-        "nthr_eta",
-        "nthr_agreement",
-        "llds_loss",
-        "llds_open_share",
-        "truncated_masked_share",
-        "llds_noise",
-        "context_length",
-        "distinct_queries",
-        "shared_first_retrieval",
-        "diversity_between",
-        "tool_retries",
-        "tokens_per_s",
-        "t_score_s",
-        "t_update_s",
-        "t_delta_s",
-        "t_step_s",
-    ]
-)
+UNJUDGED = frozenset((
+    "logprob_incorrect", "logprob_correct_seq", "logprob_incorrect_seq", "logprob_correct_first",
+    "logprob_correct_later", "logprob_incorrect_first", "logprob_incorrect_later", "delta_correct_seq",
+    "delta_negative_share", "delta_first", "delta_later", "probe_logprob", "clip_fraction_low", "clip_fraction_high",
+    "ratio_max", "mismatch_max", "loss", "pg_loss", "lr", "skipped_updates", "nthr_selected", "nthr_eta",
+    "nthr_agreement", "llds_loss", "llds_open_share", "truncated_masked_share", "llds_noise", "context_length",
+    "distinct_queries", "shared_first_retrieval", "diversity_between", "tool_retries", "tokens_per_s", "t_score_s",
+    "t_update_s", "t_delta_s", "t_step_s",
+))  # fmt: skip
 
 STEP_COLUMNS = ("step", "global_step", "_step", "training/global_step", "trainer/global_step", "Step", "iteration")
 _PREFIX = re.compile(r"^(?:train|data|metrics)[/.]")  # W&B and TensorBoard integrations, nested JSON
