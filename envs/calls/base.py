@@ -75,7 +75,7 @@ def call_in(value: Any) -> Call | BadCall:
     name = value.get("name")
     if not isinstance(name, str) or not name:
         return BadCall("shape", 'The call has no "name".')
-    arguments = next((value[key] for key in ARGUMENTS if key in value), {})
+    arguments: Any = next((value[key] for key in ARGUMENTS if key in value), {})
     if isinstance(arguments, str):  # some models write the object as text
         arguments = json_of(arguments or "{}")
     if not isinstance(arguments, dict):
