@@ -176,6 +176,8 @@ def test_a_stale_output_head_is_caught_and_named(two_by_two):
     ray.get(engine.cluster.engines[0].__ray_call__.remote(spoil), timeout=60)
     with pytest.raises(SyncError, match=r"vLLM engine 0 .* these parameters are not the trainer's: .*(head|embedding)"):
         engine.handover._compare()
+    spoiled, well = engine.handover._probe(seed=99)
+    assert well <= engine.handover.limit.nats < spoiled  # the probe alone would have seen it, too
     engine.sync()  # all weights anew
     assert engine.handover.gap < 1e-3
 

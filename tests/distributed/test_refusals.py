@@ -62,3 +62,33 @@ def test_a_model_that_vllm_refuses_is_an_error_with_its_reason(ray_here, tmp_pat
     ):
         build_job(config, tmp_path, say=lambda line: None)
     assert ray_here.available_resources()["GPU"] == 8
+
+
+def test_a_ray_that_does_not_come_up_is_an_error_for_people(warm_model, tmp_path, monkeypatch):
+    import ray
+
+    from agentrl.engines.openrlhf.launch import start_ray
+
+    def late(**options):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    config = small_config(tmp_path, warm_model, engine="openrlhf")
+    with pytest.raises(RunError, match=r"a local Ray cannot be started: .*timed out during startup"):
+        start_ray(config, cpu=True)
+
+
+def test_a_worker_that_ray_killed_for_want_of_memory_is_an_error_for_people(monkeypatch):
+    import ray
+    from ray.exceptions import OutOfMemoryError
+
+    from agentrl.engines.openrlhf.calls import _look
+
+    def killed(references, timeout):
+        raise OutOfMemoryError("1 worker(s) were killed due to the node running low on memory. " + 3000 * "x")
+
+    monkeypatch.setattr(ray, "get", killed)
+    with pytest.raises(RunError, match=r"a worker died .*low on memory.*Resume the run") as raised:
+        _look(["a result"], "policy workers to score")
+    assert len(str(raised.value)) < 600

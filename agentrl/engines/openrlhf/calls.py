@@ -15,6 +15,7 @@ from ray.exceptions import (
     GetTimeoutError,
     ObjectStoreFullError,
     OutOfDiskError,
+    OutOfMemoryError,
     RayActorError,
     RayTaskError,
 )
@@ -22,8 +23,9 @@ from ray.exceptions import (
 from agentrl.engines.openrlhf.watchdog import Watchdog
 from agentrl.errors import AgentRLError, RunError
 
-DEAD = (ActorDiedError, RayActorError, ActorUnavailableError)
+DEAD = (ActorDiedError, RayActorError, ActorUnavailableError, OutOfMemoryError)  # the last: Ray has killed it
 FULL = (ObjectStoreFullError, OutOfDiskError)
+LONGEST = 300  # characters of a reason; Ray's own may run to thousands
 FETCH_S = 60.0  # for results that are ready
 
 
@@ -106,4 +108,5 @@ def _reason(error: BaseException) -> str:
     """Of an actor's death in one line: where it failed while it was made, the last line of its traceback."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b.*: ", line)]
-    return (causes[-1] if len(lines) > 1 and causes else lines[0]).rstrip(".")
+    line = causes[-1] if len(lines) > 1 and causes else lines[0]
+    return (line if len(line) <= LONGEST else line[:LONGEST] + "…").rstrip(".")

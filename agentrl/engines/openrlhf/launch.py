@@ -66,9 +66,13 @@ def start_ray(config: RunConfig, *, cpu: bool) -> bool:
             )
         elif not ray.is_initialized():
             ray.init(address=address, **common)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # Ray raises a plain Exception where its processes do not come up in time
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "a local Ray cannot be started" if started else f"the Ray cluster at {address!r} cannot be joined"
-        raise RunError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+        raise RunError(
+            f"{where}: {why} A machine that does much else may be too slow for it (Ray waits 30 s): try again, or "
+            "start a head once with `ray start --head` and set openrlhf.ray_address"
+        ) from error
     problems = preflight.resources(config, ray.cluster_resources())
     if problems:
         if started:
