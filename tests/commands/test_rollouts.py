@@ -6,7 +6,7 @@ import pytest
 
 from agentrl.cli import main
 from agentrl.commands.rollouts import conversation
-from agentrl.runs.read import read_rollouts
+from agentrl.runs.read import read_rollouts, rollout_steps
 
 
 def shown(capsys):
@@ -69,3 +69,18 @@ def test_hostile_text_cannot_drive_the_terminal_and_failures_are_told_apart():
     assert not {"\x1b", "\x07", "\x00", "\u202e"} & set(text)
     assert "wrong, reward 0" in text and "cut at the token limit" in text
     assert "failed: timeout" in conversation(row | {"error": "timeout", "reward": None})
+
+
+def test_only_correct_ones_and_so_many_of_a_question(tmp_path, finished_run, capsys):
+    rows = [r for step in rollout_steps(finished_run, "step") for r in read_rollouts(finished_run, step)]
+    right = [r for r in rows if r["correct"]]
+    out = tmp_path / "right.jsonl"
+    code = main(["rollouts", "export", str(finished_run), str(out), "--correct"])
+    assert code == (0 if right else 2)
+    if right:
+        assert [json.loads(line)["sample_id"] for line in out.read_text().splitlines()] == [
+            r["sample_id"] for r in right
+        ]
+    assert main(["rollouts", "export", str(finished_run), str(tmp_path / "one"), "--per-question", "1"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "one").read_text().splitlines()]
+    assert len({r["question"] for r in lines}) == len(lines) == len({r["task"]["question"] for r in rows})
