@@ -1,4 +1,4 @@
-"""`agentrl rollouts show RUN`: stored episodes as conversations; `grade RUN`: with a grader of one's own."""
+"""`agentrl rollouts show RUN`: stored episodes as conversations; `grade` them anew; `export` them as demonstrations."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a reward: exact_match, f1, equal, or module:function of (answer, golden answers[, row])",
     )
     grade.set_defaults(do=_grade)
+    export = commands.add_parser(
+        "export",
+        help="write episodes as demonstrations",
+        description="Write stored training episodes as JSONL that warm_start.file takes.",
+    )
+    export.add_argument("run", help="a run directory")
+    export.add_argument("out", help="the JSONL file to write; it must not exist")
+    export.add_argument("--correct", action="store_true", help="only correct ones (rejection sampling)")
+    export.add_argument("--from-step", type=int, default=0, metavar="N", help="of this step and later ones")
+    export.add_argument("--per-question", type=int, metavar="K", help="the first K of each question")
+    export.set_defaults(do=_export)
 
 
 def _which(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +66,51 @@ def run(args: argparse.Namespace) -> int:
     """What the subcommand does."""
     do: Callable[[argparse.Namespace], int] = args.do
     return do(args)
+
+
+def _export(args: argparse.Namespace) -> int:
+    """One line an episode. Training episodes alone: what is held out is not to be learned from."""
+    from collections import Counter
+    from pathlib import Path
+
+    from agentrl.errors import ConfigError, RunError
+    from agentrl.runs.files import strict_json, writing
+    from agentrl.runs.read import find_run, read_rollouts, rollout_steps
+
+    if args.per_question is not None and args.per_question < 1:
+        raise ConfigError([f"--per-question {args.per_question}: give 1 or more, or leave it out"])
+    path, out = find_run(args.run), Path(args.out).expanduser()
+    if out.exists():
+        raise RunError(f"{out} is there already, and is not written over: name another file")
+    steps = [n for n in rollout_steps(path, "step") if n >= args.from_step]
+    if not steps:
+        later = f" from step {args.from_step} on" if args.from_step else ""
+        raise RunError(f"{path} has no stored training episodes{later}")
+    lines, seen, questions = [], 0, Counter[str]()
+    for step in steps:
+        for row in read_rollouts(path, step, "step"):
+            if row.get("error") or not row.get("turns"):
+                continue
+            seen += 1
+            question = str((row.get("task") or {}).get("question"))
+            full = args.per_question is not None and questions[question] >= args.per_question
+            if (row.get("correct") or not args.correct) and not full:
+                questions[question] += 1
+                lines.append(strict_json(_demonstration(row)))
+    if not lines:
+        kind = "correct" if args.correct else "whole"
+        raise RunError(f"{path}: of {seen} stored episodes none is {kind}: no file was written")
+    with writing(out), out.open("x", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    print(f"{out}: {len(lines)} of {seen} stored episodes, of {len(questions)} questions; warm_start.file takes it")
+    return 0
+
+
+def _demonstration(row: dict[str, Any]) -> dict[str, Any]:
+    """A stored episode as a line of demonstrations: its question, and its turns with their exact tokens."""
+    names = ("action", "observation", "action_ids", "prompt_ids")
+    turns = [{k: turn[k] for k in names if turn.get(k) is not None} for turn in row["turns"]]
+    return {**(row.get("task") or {}), "turns": turns, "reward": row.get("reward"), "sample_id": row["sample_id"]}
 
 
 def _show(args: argparse.Namespace) -> int:

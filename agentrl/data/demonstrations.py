@@ -4,7 +4,7 @@ A line holds the question as a data set's row does (`question`, `golden_answers`
 of three ways:
 
     "messages": [{"role": "assistant", "content": ...}, {"role": "tool", "content": ...}, ...]   what was said
-    "turns":    [{"action": ..., "observation": ..., "action_ids": [...]}, ...]   as a run stores its episodes
+    "turns":    [{"action": ..., "observation": ..., "action_ids": [...], "prompt_ids": [...]}, ...]   as a run has them
     "actions":  ["<search> ... </search>", "<answer> ... </answer>"]   the environment answers them
 
 The first prompt is always the environment's own, as in training; a user message before the first action is read as
@@ -35,6 +35,7 @@ class Demonstration:
     actions: tuple[str, ...]
     observations: tuple[str, ...] | None = None  # after each action but the last; None: the environment answers
     action_ids: tuple[tuple[int, ...] | None, ...] = ()  # as they were sampled, where the line has them
+    prompt_ids: tuple[tuple[int, ...] | None, ...] = ()  # what came before each action, likewise
 
 
 def read_demonstrations(path: str | Path) -> list[Demonstration]:
@@ -74,14 +75,15 @@ def demonstration(row: Any, where: str, number: str) -> Demonstration:
         hint = "" if ways else nearest(WAYS[0], [str(k) for k in row])
         raise DataError(f"one of {', '.join(WAYS)} must hold the episode{hint}; {found}")
     rest = {k: v for k, v in row.items() if k not in WAYS}
-    actions, observations, ids = _READ[ways[0]](row[ways[0]], rest.get("question"))
+    actions, observations, *ids = _READ[ways[0]](row[ways[0]], rest.get("question"))
     if observations is not None and not any(rest.get(k) is not None for k in ("golden_answers", "answers", "answer")):
         rest["golden_answers"] = [actions[-1]]  # nothing is graded, and an environment wants an answer
     task = read_task({**rest, "id": f"demonstration-{number}"}, number, {})
-    return Demonstration(where, task, actions, observations, ids)
+    return Demonstration(where, task, actions, observations, *ids)
 
 
-Read = tuple[tuple[str, ...], tuple[str, ...] | None, tuple[tuple[int, ...] | None, ...]]
+Ids = tuple[tuple[int, ...] | None, ...]
+Read = tuple[tuple[str, ...], tuple[str, ...] | None, Ids, Ids]
 
 
 def _messages(value: Any, question: Any) -> Read:
@@ -105,7 +107,7 @@ def _messages(value: Any, question: Any) -> Read:
                             "assistant and tool take turns, the assistant first and last")  # fmt: skip
     if len(said) % 2 == 0:
         raise DataError("the last message must be the assistant's")
-    return tuple(_action(c, n) for n, (_, c) in enumerate(said[::2])), tuple(c for _, c in said[1::2]), ()
+    return tuple(_action(c, n) for n, (_, c) in enumerate(said[::2])), tuple(c for _, c in said[1::2]), (), ()
 
 
 def _turns(value: Any, question: Any) -> Read:
@@ -118,15 +120,12 @@ def _turns(value: Any, question: Any) -> Read:
         if n < len(turns) - 1 and not isinstance(turn.get("observation"), str):
             raise DataError(f"turns[{n}] has no observation: what the environment answered, as text")
     actions = tuple(_action(turn.get("action"), n) for n, turn in enumerate(turns))
-    return (
-        actions,
-        tuple(turn["observation"] for turn in turns[:-1]),
-        tuple(_ids(turn, n) for n, turn in enumerate(turns)),
-    )
+    ids = {key: tuple(_ids(turn, n, key) for n, turn in enumerate(turns)) for key in ("action_ids", "prompt_ids")}
+    return actions, tuple(turn["observation"] for turn in turns[:-1]), ids["action_ids"], ids["prompt_ids"]
 
 
 def _actions(value: Any, question: Any) -> Read:
-    return tuple(_action(a, n) for n, a in enumerate(_list(value, "actions"))), None, ()
+    return tuple(_action(a, n) for n, a in enumerate(_list(value, "actions"))), None, (), ()
 
 
 _READ = {"messages": _messages, "turns": _turns, "actions": _actions}
@@ -144,10 +143,10 @@ def _action(value: Any, n: int) -> str:
     return value
 
 
-def _ids(turn: Mapping[str, Any], n: int) -> tuple[int, ...] | None:
-    ids = turn.get("action_ids")
+def _ids(turn: Mapping[str, Any], n: int, key: str) -> tuple[int, ...] | None:
+    ids = turn.get(key)
     if ids is None:
         return None
     if not isinstance(ids, list | tuple) or not ids or not all(type(i) is int and i >= 0 for i in ids):
-        raise DataError(f"turns[{n}].action_ids must be a list of token ids, or left out")
+        raise DataError(f"turns[{n}].{key} must be a list of token ids, or left out")
     return tuple(ids)

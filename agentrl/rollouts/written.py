@@ -22,10 +22,13 @@ class Writer:
         sampled it: text after a stop string, or too many tokens.
         """
         text = action.rstrip()
-        cut = min((at + len(s) for s in stop if (at := text.find(s)) >= 0), default=None)
-        if cut is not None and cut < len(text):
-            raise ValueError(f"the turn ends at {text[max(0, cut - 12) : cut]!r}, and {text[cut:]!r:.60} follows")
-        ids = list(stored) if stored is not None and self._says(stored, action) else self._encoded(text, cut is None)
+        if stored is not None and self._says(stored, action, stop):
+            ids = list(stored)
+        else:
+            cut = min((at + len(s) for s in stop if (at := text.find(s)) >= 0), default=None)
+            if cut is not None and cut < len(text):
+                raise ValueError(f"the turn ends at {text[max(0, cut - 12) : cut]!r}, and {text[cut:]!r:.60} follows")
+            ids = self._encoded(text, cut is None)
         if len(ids) > max_tokens:
             raise ValueError(f"it has {len(ids)} tokens, and rollout.max_tokens_per_turn is {max_tokens}")
         shown = ids[:-1] if ids[-1] in self.end else ids
@@ -41,12 +44,16 @@ class Writer:
             ids.append(self.end[0])
         return ids
 
-    def _says(self, ids: Sequence[int], action: str) -> bool:
-        """Whether stored ids are this tokenizer's for the action; those of another model's are not taken."""
+    def _says(self, ids: Sequence[int], action: str, stop: tuple[str, ...]) -> bool:
+        """Whether stored ids are this tokenizer's for the action, and no stop string is complete before the last.
+
+        Those of another model, or of a run with other stop strings, are not taken.
+        """
         if max(ids) >= len(self.tokenizer):
             return False
-        shown = ids[:-1] if ids[-1] in self.end else ids
-        return self._decoded(list(shown)) == action
+        shown = list(ids[:-1] if ids[-1] in self.end else ids)
+        early = self._decoded(list(ids[:-1]))
+        return self._decoded(shown) == action and (len(shown) < len(ids) or not any(s in early for s in stop))
 
     def _decoded(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -7,6 +7,7 @@ environment answered, that is what is shown; else the environment is asked.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,7 +121,26 @@ def played(
             f"(the first: {wrong[0].where})")  # fmt: skip
     if len(wrong) == len(demos):
         raise DataError(f"{demos[0].where}: no demonstration ends in an answer that the environment finds correct")
-    return [found[d.task.id] for d in demos if found[d.task.id].correct]
+    return [_as_stored(found[d.task.id], d, chat) for d in demos if found[d.task.id].correct]
+
+
+def _as_stored(t: Trajectory, demo: Demonstration, chat: ChatFormat) -> Trajectory:
+    """With the line's own prompt ids, where they say what is said here and have the same control tokens.
+
+    An observation that was cut when it was stored may have other tokens where it was cut.
+    """
+    control, tokenizer = chat.encoder.control_ids, chat.tokenizer
+
+    def same(stored: Sequence[int], made: Sequence[int]) -> bool:
+        if max(stored) >= len(tokenizer) or tokenizer.decode(stored) != tokenizer.decode(made):
+            return False
+        return [i for i in stored if i in control] == [i for i in made if i in control]
+
+    turns = [
+        dataclasses.replace(u, prompt_ids=list(ids)) if ids is not None and same(ids, u.prompt_ids) else u
+        for u, ids in zip(t.turns, demo.prompt_ids or [None] * len(t.turns))
+    ]
+    return dataclasses.replace(t, turns=tuple(turns))
 
 
 def _problem(demo: Demonstration, t: Trajectory, reader: _Reader) -> str | None:

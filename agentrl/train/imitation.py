@@ -63,14 +63,18 @@ def imitate(
 
 
 def _epochs(n: int, batch: int, epochs: float, rng: random.Random) -> list[list[int]]:
-    """Batches of indices: every demonstration once an epoch, in a new order; the last epoch may be a part."""
-    order: list[int] = []
-    for _ in range(-(-int(n * epochs) // n) or 1):
-        epoch = list(range(n))
-        rng.shuffle(epoch)
-        order += epoch
-    order = order[: max(1, int(n * epochs))]
-    return [order[i : i + batch] for i in range(0, len(order), batch)]
+    """Batches of indices: every demonstration once an epoch, in a new order; the last epoch may be a part.
+
+    No batch reaches into the next epoch, where it could hold a demonstration twice.
+    """
+    left, out = max(1, int(n * epochs)), []
+    while left > 0:
+        order = list(range(n))
+        rng.shuffle(order)
+        order = order[:left]
+        left -= len(order)
+        out += [order[i : i + batch] for i in range(0, len(order), batch)]
+    return out
 
 
 def _gradient(engine: LocalEngine, batch: TokenBatch) -> float:

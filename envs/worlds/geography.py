@@ -204,7 +204,7 @@ class GeographyWorld:
             around = f"It borders {_listed(borders)}." if borders else "It borders no other country."
             cities = [city["name"] for city in self._of_country[code][:3]]
             rows += [
-                _passage(f"{code}-country", title, f"{name} belongs to the continent of {CONTINENTS[c['continentcode']]}. "
+                _passage(f"{code}-country", title, f"{name} belongs to the continent of {CONTINENTS[c['continentcode']]}. "  # noqa: E501
                          f"The capital is {c['capital'].strip()}. {c['population']:,} people live in {name}."),
                 _passage(f"{code}-economy", f"Economy of {name}", f"The currency of {name} is the {c['currencyname']}, "
                          f"with the code {c['currencycode']}. People pay with it all over the country."),
@@ -212,17 +212,17 @@ class GeographyWorld:
                          f"{c['areakm2']:,.0f} square kilometres. {around}"),
             ]  # fmt: skip
             if c["phone"] and c["tld"]:
-                rows.append(_passage(f"{code}-net", f"Communication in {name}", f"Telephone numbers in {name} begin with "
+                rows.append(_passage(f"{code}-net", f"Communication in {name}", f"Telephone numbers in {name} begin with "  # noqa: E501
                                      f"the code {_calling(c)}. Web addresses end with {c['tld']}."))  # fmt: skip
             if len(cities) > 1:
-                rows.append(_passage(f"{code}-cities", f"Cities of {name}", f"The largest city of {name} is {cities[0]}, "
+                rows.append(_passage(f"{code}-cities", f"Cities of {name}", f"The largest city of {name} is {cities[0]}, "  # noqa: E501
                                      f"followed by {_listed(cities[1:])}."))  # fmt: skip
         first = {c["geonameid"] for own in self._of_country.values() for c in own[:CITIES_ASKED]}
         ordered = sorted(self._cities, key=lambda c: c["geonameid"] not in first)  # stable: the largest first
         for c in ordered[: n - len(rows)]:
             name, country = c["name"], self._names[c["countrycode"]]
             rows.append(_passage(f"city-{c['geonameid']}", name, f"{name} is a city in {country}. It has "
-                                 f"{c['population']:,} inhabitants. Clocks there show the time zone {c['timezone']}."))  # fmt: skip
+                                 f"{c['population']:,} inhabitants. Clocks there show the time zone {c['timezone']}."))  # fmt: skip  # noqa: E501
         random.Random(f"passages {self._seed}").shuffle(rows)
         return rows
 
@@ -322,7 +322,7 @@ class GeographyWorld:
                 continue
             asked, query, told = COMPARED[kind]
             steps = [_Step(query.format(name), told.format(name, f"{value:,.0f}")) for name, value in pair]
-            rows.append({"question": asked.format(*(name for name, _ in pair)), "golden_answers": list(_forms(large[0])),
+            rows.append({"question": asked.format(*(name for name, _ in pair)), "golden_answers": list(_forms(large[0])),  # noqa: E501
                          "hops": 2, "kind": "comparison", "_steps": steps})  # fmt: skip
         return rows
 

@@ -8,7 +8,7 @@ import pytest
 from agentrl.cli import main
 from agentrl.commands.rollouts import conversation
 from agentrl.runs.others.store import RolloutImport
-from agentrl.runs.read import read_rollouts
+from agentrl.runs.read import read_rollouts, rollout_steps
 
 
 def shown(capsys):
@@ -141,3 +141,18 @@ def test_episodes_without_expected_answers_are_counted(others, tmp_path, capsys)
     RolloutImport(OTHERS / "prime_rl").refresh(others)
     assert main(["rollouts", "grade", str(others), "--step", "4", "--grader", "f1"]) == 0
     assert "0 graded, f1 on none; 8 have no expected answers" in capsys.readouterr().out
+
+
+def test_only_correct_ones_and_so_many_of_a_question(tmp_path, finished_run, capsys):
+    rows = [r for step in rollout_steps(finished_run, "step") for r in read_rollouts(finished_run, step)]
+    right = [r for r in rows if r["correct"]]
+    out = tmp_path / "right.jsonl"
+    code = main(["rollouts", "export", str(finished_run), str(out), "--correct"])
+    assert code == (0 if right else 2)
+    if right:
+        assert [json.loads(line)["sample_id"] for line in out.read_text().splitlines()] == [
+            r["sample_id"] for r in right
+        ]
+    assert main(["rollouts", "export", str(finished_run), str(tmp_path / "one"), "--per-question", "1"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "one").read_text().splitlines()]
+    assert len({r["question"] for r in lines}) == len(lines) == len({r["task"]["question"] for r in rows})

@@ -69,7 +69,10 @@ LLDS_MA = {"enabled": True, "answer_weight": "schedule"}
         ({"train": {"mini_batches": 97}}, r"more than the responses of a step \(12 x 8\)"),
         ({"world": None}, "neither world nor data.train is set"),
         ({"data": {"train": "x.jsonl"}}, "both world and data.train are set"),
-        ({"world": None, "data": {"train": "x"}, "warm_start": {}}, "warm_start needs a built-in world"),
+        (
+            {"world": None, "data": {"train": "x"}, "warm_start": {}},
+            "warm_start needs demonstrations: set warm_start.file",
+        ),
         ({"world": None, "data": {"train": "x"}}, "builtin:tiny speaks only the built-in worlds' words"),
         ({"world": {"hops": []}}, r"hops is \[\]; each must be 1 to 4"),
         ({"world": {"hops": [5]}}, r"hops is \[5\]"),

@@ -334,7 +334,7 @@ def test_ctrl_c_while_a_run_begins_leaves_what_was_there(stopped, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("agentrl.train.start.warm_start", interrupt)
+    monkeypatch.setattr("agentrl.train.start.warmed_up", interrupt)
     for force, name in ((True, stopped.name), (False, "new")):
         config = small_config(stopped.parent, warm_start={"demonstrations": 8}, log={"name": name})
         with pytest.raises(KeyboardInterrupt):

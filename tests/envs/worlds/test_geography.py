@@ -1,4 +1,4 @@
-"""The world of real facts: what is asked is in the passages, held-out countries stay unseen, demonstrations are right."""
+"""The world of real facts: what is asked is in the passages, held-out countries stay unseen, demonstrations are right."""  # noqa: E501
 
 import hashlib
 import json
@@ -88,13 +88,14 @@ SHARED = {
     "cordoba",
     "man",
     "pen",
+    "spain",
 }  # words that are places' names, too
 
 
 def test_the_same_seed_gives_the_same_world_in_another_process(world):
     code = (
         "import hashlib, json; from agentrl.envs.worlds.geography import GeographyWorld as G; w = G(0); "
-        "print(hashlib.sha256(json.dumps([w.passages, w.questions('train'), w.questions('test')]).encode()).hexdigest())"
+        "print(hashlib.sha256(json.dumps([w.passages, w.questions('train'), w.questions('test')]).encode()).hexdigest())"  # noqa: E501
     )
     mine = hashlib.sha256(json.dumps([world.passages, world.questions("train"), world.questions("test")]).encode())
     done = subprocess.run(
