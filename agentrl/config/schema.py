@@ -55,7 +55,7 @@ class ModelConfig(Part):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over fp32 weights")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int = Field(0, ge=0, description="torch CPU threads; 0 = all cores")
-    fast_path: Literal["auto", "off"] = Field("auto", description="hand-written forward for Qwen2-like models")
+    fast_path: Literal["auto", "off"] = Field("auto", description="hand-written forward for small Llama and Qwen2")
     head: str | None = Field(None, description="module name of the output head, where it cannot be found")
     lora: LoraConfig | None = None
     gradient_checkpointing: bool = False

@@ -1,11 +1,16 @@
 """The estimates of `--dry-run`, against arithmetic by hand for a model of known shape."""
 
+import subprocess
+import sys
+
 import pytest
 
 from agentrl.commands import dryrun
 from agentrl.config import ModelConfig
 from agentrl.engines.kind import Shape
-from agentrl.engines.local.estimate import memory_rows, step_operations
+from agentrl.engines.local.estimate import memory_bytes, memory_rows, step_operations
+from agentrl.engines.shared.estimate import action_tokens
+from tests.fakes import save_tiny_model
 from tests.small import small_config
 
 SHAPE = Shape(
@@ -31,9 +36,10 @@ def test_memory(config):
     assert got["weights (fp32)"] == "4.0 MB"
     assert got["gradients and AdamW (fp32)"] == "3.0 MB"  # of what is trained: a gradient and two moments, 4 bytes each
     assert got["key/value cache"] == "3.1 MB"  # 15 responses x 200 tokens x 4 layers x 2 x 2 heads x 16 x 4 bytes
-    assert got["logits at once"] == "2.0 MB"  # 1000 tokens x 500 x 4 bytes
+    assert got["logits at once"] == "6.0 MB"  # three times 1000 tokens x 500 x 4 bytes
+    assert got["Python and libraries"] == "570.0 MB"
     assert got["activations of a micro-batch"] == "17.4 MB"  # 1000 tokens x 64 x 34 x 4 layers x 2 bytes
-    assert got["in all"] == "29.5 MB"  # 4 + 3 + 3.072 + 17.408 + 2
+    assert got["in all"] == "603.5 MB"  # 570 + 4 + 3 + 3.072 + 17.408 + 6
     assert "frozen reference" not in got
     assert got["parameters"] == "1,000,000 (250,000 trained)"
 
@@ -52,6 +58,66 @@ def test_time(config, monkeypatch):
     assert got["operations per step"] == "47.1 GFLOP"
     assert got["time per step"] == "47 s"
     assert got["time for the run"] == "5:30"
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({"train": {"mini_batches": 1}}, 4),
+        ({"train": {"mini_batches": 2}}, 5),
+        ({"train": {"mini_batches": 1}, "algorithm": {"mask_truncated": True}}, 5),
+        ({"train": {"mini_batches": 1, "micro_batch_tokens": 640}, "algorithm": {"nthr": {"enabled": True}}}, 4),
+        ({"train": {"mini_batches": 1, "micro_batch_tokens": 639}, "algorithm": {"nthr": {"enabled": True}}}, 5),
+    ],
+)
+def test_with_one_update_a_batch_nothing_is_scored_apart(tmp_path, changes, passes):
+    """Groups of 4 responses with at most 160 tokens each: whole ones fit into 640."""
+    config = small_config(tmp_path, **changes)
+    forward = 16 * 2 * ((1_000_000 - 32_000) * 160 + 32_000 * action_tokens(config))
+    assert step_operations(config, SHAPE) == pytest.approx(forward * passes)
+
+
+UPDATE = """
+import resource, sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from agentrl.batch import pack
+from agentrl.config import LossConfig, ModelConfig, OptimConfig
+from agentrl.engines.local.engine import LocalEngine
+from agentrl.engines.shared.loading import load_tokenizer
+from agentrl.types import Trajectory, Turn
+folder, rows = sys.argv[1], int(sys.argv[2])
+config = ModelConfig(path=folder, device="cpu", threads=1)
+tokenizer = load_tokenizer(config)
+shape = dict(hidden_size=256, intermediate_size=688, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=20_000, max_position_embeddings=512, **shape))
+engine = LocalEngine(model, tokenizer, config=config, optim=OptimConfig(), total_steps=9, micro_batch_tokens=256 * rows)
+g = torch.Generator().manual_seed(0)
+ids = lambda n: torch.randint(5, 400, (n,), generator=g).tolist()
+episodes = [
+    Trajectory(str(k), str(k // 2), "e", 0, (Turn(ids(128), ids(128), [-1.0] * 128, "", "", 0.0, "stop"),),
+               float(k % 2), bool(k % 2), True, False)
+    for k in range(rows)
+]
+batch = pack(episodes, 0)
+for _ in range(2):
+    advantages = (batch.rewards - 0.5)[:, None] * batch.action_mask
+    engine.update(batch, advantages, engine.score(batch).logprobs, loss=LossConfig())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, sum(p.numel() for p in model.parameters()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows_of", [4, 16])
+def test_the_estimated_memory_is_that_of_a_process_that_updates(tmp_path, rows_of):
+    """Within 15 % of the peak of a process, where activations are a small part and where they are the largest."""
+    folder = save_tiny_model(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-c", UPDATE, str(folder), str(rows_of)], capture_output=True, text=True, check=True
+    )
+    peak, parameters = map(int, done.stdout.split()[-2:])
+    shape = Shape(parameters, parameters, 8, 2, 64, 256, 20_000, 512)
+    config = small_config(tmp_path, train={"micro_batch_tokens": 256 * rows_of}, rollout={"max_context": 1})
+    assert sum(memory_bytes(config, shape).values()) == pytest.approx(peak, rel=0.15)
 
 
 def test_the_rate_is_of_this_machine():

@@ -11,23 +11,38 @@ from agentrl.engines.shared.estimate import action_tokens, bytes_text, responses
 from agentrl.engines.vllm import preflight
 from agentrl.engines.vllm.memory import split
 
+LIBRARIES = 570e6  # of a process on a CPU: Python, torch 2.13, transformers 5.15 and a tokenizer, measured
+BLOCK, GPU_BLOCK = 8.4e6, 134e6  # bytes of a block of logits (agentrl.algorithms.head)
+BLOCKS = 3  # held at once: logits, their exponentials, the gradient
 
-def memory_rows(config: RunConfig, shape: Shape) -> Table:
-    """Bytes of a process, about; with vLLM as the sampler its part, too."""
+
+def memory_bytes(config: RunConfig, shape: Shape) -> dict[str, float]:
+    """Bytes of a process by what they are for, about: on a CPU of all of it, on a GPU of what lies there.
+
+    With vLLM as the sampler its part, too.
+    """
     m, low = shape, 2 if config.model.dtype == "bfloat16" else 4
     cache = min(config.rollout.concurrency, responses(config)) * config.rollout.max_context
     cache *= 2 * m.layers * m.kv_heads * m.head_dim * low
     per_token = m.hidden * (2 if config.model.gradient_checkpointing else 34) * m.layers * low / 2
     activations = config.train.micro_batch_tokens * per_token
     reference = 4 * m.parameters if config.algorithm.loss.kl_coef and config.model.lora is None else 0
-    parts = {
+    gpu = preflight.on_cuda(config)
+    return {
+        "Python and libraries": 0.0 if gpu else LIBRARIES,
         "weights (fp32)": 4 * m.parameters,
         "gradients and AdamW (fp32)": 12 * m.trainable,
         "frozen reference": reference,
         **(_of_vllm(config, shape) or {"key/value cache": cache}),
         "activations of a micro-batch": activations,
-        "logits at once": min(256e6, 4.0 * config.train.micro_batch_tokens * m.vocabulary),
+        "logits at once": BLOCKS
+        * min(GPU_BLOCK if gpu else BLOCK, 4.0 * config.train.micro_batch_tokens * m.vocabulary),
     }
+
+
+def memory_rows(config: RunConfig, shape: Shape) -> Table:
+    """The same as text, with the sum."""
+    parts, m = memory_bytes(config, shape), shape
     rows = [["memory, about", ""], ["parameters", f"{m.parameters:,} ({m.trainable:,} trained)"]]
     rows += [[name, bytes_text(size)] for name, size in parts.items() if size]
     return [*rows, ["in all", bytes_text(sum(parts.values()))]]
@@ -47,9 +62,20 @@ def _of_vllm(config: RunConfig, shape: Shape) -> dict[str, float]:
 
 
 def step_operations(config: RunConfig, shape: Shape) -> float:
-    """Floating-point operations of one step, at most: sampling, scoring, and three times as many for an update."""
+    """Floating-point operations of one step, at most: sampling, scoring, and three times as many for an update.
+
+    With one update a batch there is no scoring pass (docs/algorithms.md).
+    """
     n = responses(config)
     body = shape.parameters - shape.vocabulary * shape.hidden  # embeddings are looked up, not multiplied
     head = shape.vocabulary * shape.hidden * n * action_tokens(config)
     forward = 2 * (body * n * config.rollout.max_context + head)
-    return float(forward * (1 + 1 + 3 * config.train.epochs))
+    return float(forward * (1 + _scores_apart(config) + 3 * config.train.epochs))
+
+
+def _scores_apart(config: RunConfig) -> bool:
+    """Whether log π_old has a pass of its own."""
+    a, train = config.algorithm, config.train
+    if train.mini_batches * train.epochs > 1 or a.token_weights or a.mask_truncated:
+        return True
+    return a.nthr.enabled and config.rollout.group_size * config.rollout.max_context > train.micro_batch_tokens

@@ -351,6 +351,11 @@ def test_bfloat16_with_logits_of_forty_passes_the_check_of_the_head(folder):
     assert 35 < float(now.abs().max()) < 45
     assert float((now.log_softmax(-1) - alone.log_softmax(-1)).abs().max()) > 0.1  # which was refused
     engine._check_paths()
+    batch = rollout(engine)
+    metrics = engine.update(
+        batch, (batch.rewards - 0.3)[:, None] * batch.action_mask, engine.score(batch).logprobs, loss=LossConfig()
+    )
+    assert "nonfinite" not in metrics and 0 < metrics["grad_norm"] < float("inf")
     engine.head = OutputHead(torch.nn.Linear(64, 528, bias=False))
     with pytest.raises(ModelError, match=r"name the right module with model\.head"):
         engine._check_paths()
