@@ -28,6 +28,7 @@ from typing_extensions import TypedDict
 
 from agentrl import plugins
 
+_typed_dict: Any = TypedDict  # with names that are not known before
 _ARGUMENT = re.compile(r"\s*(\w+)\s*(?:\([^)]*\))?\s*:\s*(\S.*)")
 MAX_PROBLEMS = 3  # of one call, told to the model
 
@@ -81,25 +82,25 @@ def tool(
 
 def tool_of(function: Callable[..., Any], *, name: str | None = None, deadline_s: float | None = None) -> Tool:
     """`function` as a tool; see `tool`."""
-    name = name or getattr(function, "__name__", type(function).__name__)
+    named = str(name or getattr(function, "__name__", type(function).__name__))
     if deadline_s is not None and not deadline_s > 0:
-        raise ValueError(f"tool {name}: deadline_s is {deadline_s}; it is a number of seconds above 0")
+        raise ValueError(f"tool {named}: deadline_s is {deadline_s}; it is a number of seconds above 0")
     description, about = _documented(inspect.getdoc(function) or "")
-    fields = {p.name: _field(p, about.get(p.name)) for p in _parameters(function, name)}
-    given = TypedDict(name, fields)  # type: ignore[operator]
+    fields = {p.name: _field(p, about.get(p.name)) for p in _parameters(function, named)}
+    given: Any = _typed_dict(named, fields)
     given.__pydantic_config__ = ConfigDict(extra="forbid")
     try:
-        check = TypeAdapter(given)
+        check: TypeAdapter[dict[str, Any]] = TypeAdapter(given)
         parameters = check.json_schema()
         orjson.dumps(parameters)
     except (PydanticUserError, NameError, TypeError) as error:
-        raise ValueError(f"tool {name}: its arguments cannot be written as JSON: {_first_line(error)}") from error
+        raise ValueError(f"tool {named}: its arguments cannot be written as JSON: {_first_line(error)}") from error
     for part in (parameters, *parameters.get("properties", {}).values()):
         part.pop("title", None)
     parameters.setdefault("properties", {})
     called = function if inspect.isroutine(function) else type(function).__call__
     waits = inspect.iscoroutinefunction(called)
-    return Tool(name, description or name, parameters, function, check, deadline_s, waits)
+    return Tool(named, description or named, parameters, function, check, deadline_s, waits)
 
 
 class Bound:

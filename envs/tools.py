@@ -221,15 +221,16 @@ class ToolEnv(gymnasium.Env[str, str]):
             return "", 0.0, False, True, {"kind": "invalid", "valid": False, "correct": False}
         texts = [defused(o.text[:MAX_BODY_CHARACTERS]) for o in outcomes] or [NOTHING]
         valid = bool(outcomes) and not any(o.problem for o in outcomes)
-        info = {
+        parts = self._parts(texts)
+        info: dict[str, Any] = {
             "kind": "tool" if outcomes else "invalid",
             "valid": valid,
             "calls": [_told(o) for o in outcomes],
             "latency_s": max((o.latency_s for o in outcomes), default=0.0),
             "messages": texts,
-            "observation_parts": self._parts(texts),
+            "observation_parts": parts,
         }
-        return "".join(info["observation_parts"].values()), 0.0, False, False, info
+        return "".join(parts.values()), 0.0, False, False, info
 
     def _parts(self, texts: list[str]) -> dict[str, str]:
         """All results as one text, for models without tool messages."""

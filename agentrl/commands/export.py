@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agentrl.commands.eval import step_or_best
 
@@ -96,7 +96,7 @@ def _merge(config: RunConfig, run: Path, adapter: Path, out: Path) -> None:
     base = run / INITIAL  # there where it was made or warmed up for the run
     settings = config.model.model_copy(update={"device": "cpu"} | ({"path": str(base)} if base.is_dir() else {}))
     tokenizer = build_world(config).tokenizer() if settings.path == BUILTIN else load_tokenizer(settings)
-    model = load_model(settings, tokenizer, config.seed)
+    model: Any = load_model(settings, tokenizer, config.seed)
     load_weights(model, adapter)
     model.merge_and_unload().save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)

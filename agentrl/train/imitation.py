@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from agentrl.algorithms.head import blocks
 from agentrl.batch import TokenBatch, micro_batches, pack
 from agentrl.config import WarmStartConfig
 from agentrl.engines.local.engine import LocalEngine
@@ -98,7 +99,7 @@ def likelihood(engine: LocalEngine, batch: TokenBatch) -> dict[str, float]:
         part = batch.rows(index).to(engine.device)
         hidden = engine.hidden(part.input_ids[:, :-1], part.attention_mask[:, :-1])[part.action_mask]
         targets = part.input_ids[:, 1:][part.action_mask]
-        for rows in engine.head.chunks(len(targets)):
+        for rows in blocks(len(targets), engine.head.module.weight.shape[0], engine.device):
             logits = engine.head.logits(hidden[rows])
             loss += float(torch.nn.functional.cross_entropy(logits, targets[rows], reduction="sum"))
             hits += int((logits.argmax(-1) == targets[rows]).sum())

@@ -111,7 +111,7 @@ def load_weights(model: Any, folder: Path) -> None:
         from peft import set_peft_model_state_dict
 
         given = load_file(str(folder / ADAPTER))
-        result = set_peft_model_state_dict(model, given)
+        result: Any = set_peft_model_state_dict(model, given)
         absent = [name for name in result.missing_keys if "lora_" in name]
         if absent or result.unexpected_keys:
             raise ModelError(

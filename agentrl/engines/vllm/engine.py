@@ -119,7 +119,7 @@ class VLLMEngine(LocalEngine):
         ids = torch.tensor(texts, device=self.device)
         hidden = self.hidden(ids[:, :-1], torch.ones_like(ids[:, :-1]))[:, prompt - 1 :]
         with self._autocast():
-            flat = self.head.logprobs(hidden.flatten(0, 1), ids[:, prompt:].flatten())
+            flat, _ = self.head.logprobs(hidden.flatten(0, 1), ids[:, prompt:].flatten())
         return flat.view(len(texts), -1).tolist()
 
     # ------------------------------------------------------------------------------------------ the trainer's turns
@@ -152,6 +152,7 @@ class VLLMEngine(LocalEngine):
         temperature: float = 1.0,
         reference_logprobs: Tensor | None = None,
         scores: ScoreResult | None = None,
+        nthr: NTHRConfig | None = None,
     ) -> dict[str, float]:
         """See `engines.base.Engine.update`."""
         self._rest()
@@ -163,6 +164,7 @@ class VLLMEngine(LocalEngine):
             temperature=temperature,
             reference_logprobs=reference_logprobs,
             scores=scores,
+            nthr=nthr,
         )
 
     # ------------------------------------------------------------------------------------------------------- saving

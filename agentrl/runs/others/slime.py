@@ -118,7 +118,7 @@ class Slime(RolloutSource):
             expected=answers(sample),
             truncated=status == "truncated",
             error=status if status in ("aborted", "failed") else None,
-            policy_version=int(version) if str(version).isdigit() else None,
+            policy_version=int(str(version)) if str(version).isdigit() else None,
             answer=answer_in(str(sample.get("response") or "")),
             extras={
                 "response": sample.get("response"),
@@ -137,7 +137,8 @@ class Slime(RolloutSource):
         mask = _plain(sample.get("loss_mask"))
         mask = mask if isinstance(mask, list) and len(mask) == size else [1] * size
         logprobs = numbers(_plain(sample.get("rollout_log_probs")), size)
-        columns = {"logprobs": None if logprobs is None else [None] * before + logprobs}
+        nothing: list[float | None] = [None] * before  # for the prompt
+        columns = {"logprobs": None if logprobs is None else nothing + logprobs}
         turns = turns_of_tokens(ids, [0] * before + mask, columns, self.words)
         if self.words.tokenizer is None:
             if len(turns) == 1 and sample.get("response"):
