@@ -86,6 +86,7 @@ class OutputHead:
         """
         autocast = torch.is_autocast_enabled(hidden.device.type)
         head = self.matrices(temperature, torch.get_autocast_dtype(hidden.device.type) if autocast else None)
+        spread: Tensor | None
         if head is None:
             logp, spread = self._by_calls(hidden, targets, temperature)
         else:
