@@ -1,16 +1,12 @@
 """The estimates of `--dry-run`, against arithmetic by hand for a model of known shape."""
 
-import subprocess
-import sys
-
 import pytest
 
 from agentrl.commands import dryrun
 from agentrl.config import ModelConfig
 from agentrl.engines.kind import Shape
-from agentrl.engines.local.estimate import memory_bytes, memory_rows, step_operations
+from agentrl.engines.local.estimate import memory_rows, step_operations
 from agentrl.engines.shared.estimate import action_tokens
-from tests.fakes import save_tiny_model
 from tests.small import small_config
 
 SHAPE = Shape(
@@ -75,49 +71,6 @@ def test_with_one_update_a_batch_nothing_is_scored_apart(tmp_path, changes, pass
     config = small_config(tmp_path, **changes)
     forward = 16 * 2 * ((1_000_000 - 32_000) * 160 + 32_000 * action_tokens(config))
     assert step_operations(config, SHAPE) == pytest.approx(forward * passes)
-
-
-UPDATE = """
-import resource, sys, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-from agentrl.batch import pack
-from agentrl.config import LossConfig, ModelConfig, OptimConfig
-from agentrl.engines.local.engine import LocalEngine
-from agentrl.engines.shared.loading import load_tokenizer
-from agentrl.types import Trajectory, Turn
-folder, rows = sys.argv[1], int(sys.argv[2])
-config = ModelConfig(path=folder, device="cpu", threads=1)
-tokenizer = load_tokenizer(config)
-shape = dict(hidden_size=256, intermediate_size=688, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2)
-model = LlamaForCausalLM(LlamaConfig(vocab_size=20_000, max_position_embeddings=512, **shape))
-engine = LocalEngine(model, tokenizer, config=config, optim=OptimConfig(), total_steps=9, micro_batch_tokens=256 * rows)
-g = torch.Generator().manual_seed(0)
-ids = lambda n: torch.randint(5, 400, (n,), generator=g).tolist()
-episodes = [
-    Trajectory(str(k), str(k // 2), "e", 0, (Turn(ids(128), ids(128), [-1.0] * 128, "", "", 0.0, "stop"),),
-               float(k % 2), bool(k % 2), True, False)
-    for k in range(rows)
-]
-batch = pack(episodes, 0)
-for _ in range(2):
-    advantages = (batch.rewards - 0.5)[:, None] * batch.action_mask
-    engine.update(batch, advantages, engine.score(batch).logprobs, loss=LossConfig())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, sum(p.numel() for p in model.parameters()))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rows_of", [4, 16])
-def test_the_estimated_memory_is_that_of_a_process_that_updates(tmp_path, rows_of):
-    """Within 15 % of the peak of a process, where activations are a small part and where they are the largest."""
-    folder = save_tiny_model(tmp_path / "model")
-    done = subprocess.run(
-        [sys.executable, "-c", UPDATE, str(folder), str(rows_of)], capture_output=True, text=True, check=True
-    )
-    peak, parameters = map(int, done.stdout.split()[-2:])
-    shape = Shape(parameters, parameters, 8, 2, 64, 256, 20_000, 512)
-    config = small_config(tmp_path, train={"micro_batch_tokens": 256 * rows_of}, rollout={"max_context": 1})
-    assert sum(memory_bytes(config, shape).values()) == pytest.approx(peak, rel=0.15)
 
 
 def test_the_rate_is_of_this_machine():
