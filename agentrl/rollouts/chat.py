@@ -76,7 +76,8 @@ class ChatFormat:
         self._first = prompt_frame(tokenizer) if templated else Frame("", "")
         self._turn = turn_frame(tokenizer) if config.style == "chat" else Frame("", "")
         self._bos = [] if templated else self._leading_tokens()
-        self._end = self._end_of_action()
+        self._end = self._end_of_action(self._turn)
+        self._template_end = self._end or (self._end_of_action(_frame_or_none(tokenizer)) if templated else ())
         self._cached = lru_cache(maxsize=1024)(self._encode)
         self._check_room(len(self._bos) + len(self.encoder.join([(self._first.before + self._first.after, True)])))
 
@@ -107,7 +108,7 @@ class ChatFormat:
     def turn_ends(self) -> list[int]:
         """Control tokens each of which ends a turn, the usual one first: the template's, then the tokenizer's own."""
         own = self.tokenizer.eos_token_id
-        return list(dict.fromkeys([*self._end[:1], *([] if own is None else [own])]))
+        return list(dict.fromkeys([*self._template_end[:1], *([] if own is None else [own])]))
 
     def shown(self, parts: Parts) -> str:
         """The text of an observation as the model sees it, after the cut."""
@@ -175,10 +176,18 @@ class ChatFormat:
                 return list(full[:i])
         return []
 
-    def _end_of_action(self) -> tuple[int, ...]:
+    def _end_of_action(self, turn: Frame) -> tuple[int, ...]:
         """The control tokens with which the template ends an assistant message; the model may have said them."""
-        ids = self.encoder.join([(self._turn.before, True)])
+        ids = self.encoder.join([(turn.before, True)])
         return tuple(takewhile(self.encoder.control_ids.__contains__, ids))
+
+
+def _frame_or_none(tokenizer: Any) -> Frame:
+    """What ends an assistant's message, for a raw continuation of a templated prompt; nothing where it varies."""
+    try:
+        return turn_frame(tokenizer)
+    except ModelError:
+        return Frame("", "")
 
 
 def _stripped(parts: Parts, frame: Frame) -> Parts:
