@@ -3,7 +3,7 @@
 #   PIP_EXTRA_INDEX_URL=... make test        pip's own variables work, for example for another build of torch
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-trackio test-peers test-load test-distributed check mutants bench clean
+.PHONY: help quickstart real test test-slow test-trackio test-peers test-load test-distributed check mutants bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,9 @@ help:                ## this list
 
 quickstart: $(INSTALLED)   ## train the built-in search agent, about a minute and a half after the install
 	$(BIN)/agentrl quickstart $(ARGS)
+
+real: $(INSTALLED)         ## train a pretrained model (135M) on real facts; 98 MB to fetch, under an hour on two cores
+	$(BIN)/agentrl real $(ARGS)
 
 test: $(INSTALLED)         ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 #: name -> (module, what it does); in the order of `agentrl --help`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("agentrl.commands.quickstart", "train the built-in search agent, and show what it learned"),
+    "real": ("agentrl.commands.real", "train a pretrained model on real facts, and show what it learned"),
     "train": ("agentrl.commands.train", "train from a config file or a shipped config"),
     "resume": ("agentrl.commands.resume", "go on with a run that was stopped or killed"),
     "eval": ("agentrl.commands.eval", "evaluate a run's checkpoint, or a model"),

@@ -59,7 +59,7 @@ def quickstart(seed: int = 0, runs_dir: str = "runs", *, quiet: bool = False) ->
     }
     if not quiet:
         print(_table(before, after))
-        for line in _episodes(done.run_dir, config):
+        for line in episodes(done.run_dir, config):
             print(line)
         print(_next_commands(done.run_dir, seconds))
     return out
@@ -76,7 +76,7 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> str:
     return "\n".join(["", *lines, ""])
 
 
-def _episodes(run_dir: Path, config: RunConfig) -> list[str]:
+def episodes(run_dir: Path, config: RunConfig) -> list[str]:
     """Three held-out episodes of the last evaluation, as they were played."""
     from agentrl.runs.read import read_eval_rollouts
 

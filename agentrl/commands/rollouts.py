@@ -238,5 +238,6 @@ def _token_table(turn: dict[str, Any]) -> str:
     rows = [["token", *(_VALUES[k] for k in names)]]
     for i, token in enumerate(turn["action_tokens"]):
         cells = [turn[k][i] if i < len(turn[k]) else None for k in names]
+        token = "<no token>" if token is None else token  # stored by an earlier version
         rows.append([printable(token).replace("\n", "\\n"), *("" if c is None else f"{c:.3f}" for c in cells)])
     return "\n".join(" " * 10 + line for line in table(rows).split("\n"))

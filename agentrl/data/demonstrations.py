@@ -72,7 +72,7 @@ def demonstration(row: Any, where: str, number: str) -> Demonstration:
     ways = [way for way in WAYS if row.get(way) is not None]
     if len(ways) != 1:
         found = f"it has {' and '.join(ways)}" if ways else f"its columns are {', '.join(map(str, row)) or 'none'}"
-        hint = "" if ways else nearest(WAYS[0], [str(k) for k in row])
+        hint = "" if ways else nearest(WAYS[0], [str(k) for k in row if k not in WAYS])
         raise DataError(f"one of {', '.join(WAYS)} must hold the episode{hint}; {found}")
     rest = {k: v for k, v in row.items() if k not in WAYS}
     actions, observations, *ids = _READ[ways[0]](row[ways[0]], rest.get("question"))

@@ -1,15 +1,13 @@
 """Questions as `Task`s, from files, folders, the Hugging Face hub or a built-in world, and an endless stream of them.
 
-A row needs a `question` and its `golden_answers` (a list or one string; `answer` and `answers` mean the same). Rows as
-Search-R1 released them (`prompt`, `reward_model.ground_truth.target`, `data_source`, `extra_info`) work unchanged. All
-other columns travel along in `Task.options`, as plain JSON (`agentrl.data.values`). Local files are read here, not by
+A row needs a `question` and its `golden_answers`, in any of the forms that `agentrl.data.answers` knows: rows as
+Search-R1 released them and as verl writes them (`prompt`, `reward_model`, `extra_info`) work unchanged. All other
+columns travel along in `Task.options`, as plain JSON (`agentrl.data.values`). Local files are read here, not by
 `datasets`, so that an error can name the line and nothing asks the network. No torch.
 """
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import gzip
 import hashlib
 import json
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentrl.config import DataConfig
+from agentrl.data.answers import ANSWER_COLUMNS, answers_of, nothing, question_of, unpacked
 from agentrl.data.recipes import RECIPES
 from agentrl.data.values import NoForm, as_plain, parquet_rows
 from agentrl.errors import DataError, nearest, need
@@ -30,7 +29,6 @@ from agentrl.types import Task
 Split = Literal["train", "test"]
 Row = tuple[str, Any]  # where it stands (for messages), and what stands there
 
-ANSWER_COLUMNS = ("golden_answers", "answers", "answer")
 SEARCH_R1_COLUMNS = ("prompt", "reward_model", "ability", "extra_info", "metadata")  # not passed on to the environment
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 SHOWN = 5  # malformed rows named in one message
@@ -127,66 +125,22 @@ def read_task(row: Any, fallback_id: str, left_out: dict[str, str]) -> Task:
         raise row
     if not isinstance(row, Mapping):
         raise DataError(f"a {type(row).__name__} where an object with question and golden_answers belongs")
-    question = _question(row)
-    answers = _answers(row)
-    extra = row.get("extra_info")
+    question = question_of(row)
+    answers = answers_of(row)
+    extra = unpacked(row.get("extra_info"))
     id = row.get("id")
-    if id is None or id != id:  # what a table of pandas has for "none" is NaN
+    if nothing(id):
         id = extra.get("index") if isinstance(extra, Mapping) else None
     dropped = (*SEARCH_R1_COLUMNS, *ANSWER_COLUMNS) if "reward_model" in row else ANSWER_COLUMNS
     id = str(fallback_id if id is None else id).replace("/", "_")  # ids become parts of group ids and paths
     options = {}
     for column, value in row.items():
-        if column not in dropped and value is not None:
+        if column not in dropped and not nothing(value):
             try:
                 options[str(column)] = as_plain(value)
             except NoForm as kind:
                 left_out[str(column)] = str(kind)
     return Task(id, options | {"id": id, "question": question, "golden_answers": answers})
-
-
-def _question(row: Mapping[str, Any]) -> str:
-    extra, prompt = row.get("extra_info"), row.get("prompt")
-    question = row.get("question")
-    if question is None and isinstance(extra, Mapping):
-        question = extra.get("question")
-    if question is None and isinstance(prompt, Sequence) and prompt:
-        last = (
-            prompt if isinstance(prompt, str) else prompt[-1].get("content") if isinstance(prompt[-1], Mapping) else ""
-        )
-        _, marker, question = str(last).rpartition("Question:")
-        if not marker:
-            raise DataError("its prompt has no text after 'Question:' and there is no question column")
-        question = question.strip()
-    if question is None:
-        raise DataError(
-            f"no column question{nearest('question', list(row))}; its columns are {', '.join(row) or 'none'}"
-        )
-    if not isinstance(question, str):
-        raise DataError(f"question is a {type(question).__name__}, not text: {question!r}")
-    if not question.strip():
-        raise DataError("question is empty")
-    return question
-
-
-def _answers(row: Mapping[str, Any]) -> list[str]:
-    name, value = next(((k, row[k]) for k in ANSWER_COLUMNS if row.get(k) is not None), ("", None))
-    if value is None and "reward_model" in row:
-        name, value = "reward_model.ground_truth.target", row["reward_model"]
-        for part in ("ground_truth", "target"):
-            value = value.get(part) if isinstance(value, Mapping) else None
-    if value is None:
-        near = nearest("golden_answers", list(row))
-        raise DataError(f"no column golden_answers{near}; its columns are {', '.join(row) or 'none'}")
-    answers = list(value) if isinstance(value, list | tuple) else [value]
-    answers = [as_plain(a) if isinstance(a, decimal.Decimal | datetime.date | datetime.time) else a for a in answers]
-    for a in answers:
-        if isinstance(a, bool) or not isinstance(a, str | int | float):
-            raise DataError(f"{name} holds a {type(a).__name__} where text belongs: {a!r}")
-    answers = [str(a) for a in answers]
-    if not any(a.strip() for a in answers):
-        raise DataError(f"{name} is empty: no action could ever be right; remove the row or give it an answer")
-    return [a for a in answers if a.strip()]
 
 
 # ------------------------------------------------------------------------------------------------------- sources

@@ -35,6 +35,7 @@ class Parts:
     run_dir: Path
     total_steps: int  # optimiser steps of the whole run, for the schedule of the learning rate
     say: Callable[[str], None]
+    turn_ends: tuple[int, ...] = ()  # ids that end a turn besides the model's own: those of the chat template
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ class ChatFormat:
         if config.style == "chat":
             self._turn = turn_frame(tokenizer) if schemas is None else results_frame(tokenizer, schemas)
         self._bos = [] if templated else self._leading_tokens()
-        self._end = self._end_of_action()
+        self._end = self._end_of_action(self._turn)
+        self._template_end = self._end or (self._end_of_action(_frame_or_none(tokenizer)) if templated else ())
         self.native = schemas is not None
         self._results = lru_cache(maxsize=64)(self._encode_results)
         self._cached = lru_cache(maxsize=1024)(self._encode)
@@ -116,7 +117,7 @@ class ChatFormat:
     def turn_ends(self) -> list[int]:
         """Control tokens each of which ends a turn, the usual one first: the template's, then the tokenizer's own."""
         own = self.tokenizer.eos_token_id
-        return list(dict.fromkeys([*self._end[:1], *([] if own is None else [own])]))
+        return list(dict.fromkeys([*self._template_end[:1], *([] if own is None else [own])]))
 
     def shown(self, parts: Parts, results: Sequence[str] = ()) -> str:
         """The text of an observation as the model sees it, after the cut."""
@@ -204,10 +205,18 @@ class ChatFormat:
                 return list(full[:i])
         return []
 
-    def _end_of_action(self) -> tuple[int, ...]:
+    def _end_of_action(self, turn: Frame) -> tuple[int, ...]:
         """The control tokens with which the template ends an assistant message; the model may have said them."""
-        ids = self.encoder.join([(self._turn.before, True)])
+        ids = self.encoder.join([(turn.before, True)])
         return tuple(takewhile(self.encoder.control_ids.__contains__, ids))
+
+
+def _frame_or_none(tokenizer: Any) -> Frame:
+    """What ends an assistant's message, for a raw continuation of a templated prompt; nothing where it varies."""
+    try:
+        return turn_frame(tokenizer)
+    except ModelError:
+        return Frame("", "")
 
 
 def _stripped(parts: Parts, frame: Frame) -> Parts:

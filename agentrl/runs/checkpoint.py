@@ -88,7 +88,10 @@ def _link_best(folder: Path, name: str) -> None:
 
 
 def run_of_checkpoint(path: Path) -> tuple[Path, int] | None:
-    """Run directory and step of the checkpoint folder `path` (`runs/NAME/checkpoints/best`); None for others."""
+    """Run directory and step of the checkpoint folder `path` (`runs/NAME/checkpoints/best`), or of the `model` folder
+    in it; None for others."""
+    if path.name == "model" and (path.parent / MANIFEST).is_file():
+        path = path.parent
     folder = path.parent
     if folder.name != FOLDER or not (path / MANIFEST).is_file():
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,7 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
             run_dir=work_dir,
             total_steps=config.train.steps * config.train.epochs * config.train.mini_batches,
             say=say,
+            turn_ends=tuple(chat.turn_ends()),
         )
     )
     if config.rollout.max_context > engine.context_length:
@@ -204,9 +206,28 @@ def environment_maker(
         known = [found.id for found in envs.list_envs()]
         raise ConfigError([f"env.id: there is no environment {env_id!r}{plugins.unknown(env_id, known)}"]) from error
     except (TypeError, ValueError, ImportError, gymnasium.error.Error, PluginError) as error:
+        if unknown := _unknown_parameters(env_id, kwargs):
+            raise ConfigError(unknown) from error
         given = ", ".join(f"{k} = {v!r}" for k, v in config.env.kwargs.items()) or "nothing"
         raise ConfigError([f"env.id {env_id} cannot be made with env.kwargs ({given}): {error}"]) from error
     return make
+
+
+def _unknown_parameters(env_id: str, kwargs: dict[str, Any]) -> list[str]:
+    """A line for each of `kwargs` that the environment's class has no parameter for."""
+    spec = gymnasium.registry.get(env_id.rpartition(":")[2])
+    made: Any = None if spec is None else spec.entry_point
+    made = plugins.load(made) if isinstance(made, str) else made
+    if made is None:
+        return []
+    parameters = inspect.signature(made).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return []
+    return [
+        f"env.kwargs.{name}: {env_id} has no such parameter{plugins.unknown(name, list(parameters))}"
+        for name in kwargs
+        if name not in parameters
+    ]
 
 
 def _world_index(world: Any, work_dir: Path, config: RetrieverConfig, say: Say) -> Any:

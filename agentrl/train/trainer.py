@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +29,7 @@ from agentrl.data.tasks import TaskStream
 from agentrl.engines.base import ScoreResult
 from agentrl.engines.shared.loading import BUILTIN
 from agentrl.engines.shared.scoring import whole_groups_fit
+from agentrl.engines.shared.text import shown_tokens
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.monitors import Monitor
 from agentrl.rewards import all_equal
@@ -568,7 +570,7 @@ class Trainer:
     def _trace(self, step: Step, named: set[str]) -> list[dict[str, Any]]:
         """The rows of the step's rollout file: whole groups, failed rollouts included; a sample and those `named`."""
         rollouts, scores = step.rollouts, step.scores
-        tokens = self.engine.tokenizer.convert_ids_to_tokens
+        tokens = partial(shown_tokens, self.engine.tokenizer)
         return rollout_rows(
             rollouts.all, rollouts.used, rollouts.task_of, tokens, groups=self.config.log.rollout_groups,
             also=named, columns={

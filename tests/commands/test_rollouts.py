@@ -156,3 +156,38 @@ def test_only_correct_ones_and_so_many_of_a_question(tmp_path, finished_run, cap
     assert main(["rollouts", "export", str(finished_run), str(tmp_path / "one"), "--per-question", "1"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "one").read_text().splitlines()]
     assert len({r["question"] for r in lines}) == len(lines) == len({r["task"]["question"] for r in rows})
+
+
+def test_ids_beyond_the_tokenizer_are_stored_and_shown_as_what_they_are(tmp_path, capsys):
+    from agentrl.train.start import train_run
+    from tests.fakes import save_tiny_model
+    from tests.small import small_config
+
+    model = save_tiny_model(tmp_path / "m", context=1024)  # 528 rows, fewer tokens
+    config = small_config(tmp_path, model, rollout={"max_context": 900, "max_tokens_per_turn": 40}, train={"steps": 1})
+    run = train_run(config, quiet=True).run_dir
+    tokens = [t for row in read_rollouts(run, 0) for turn in row["turns"] for t in turn["action_tokens"]]
+    assert None not in tokens and any(t.startswith("<id 5") for t in tokens)
+    assert main(["rollouts", "show", str(run), "--tokens", "--limit", "0"]) == 0
+    row = read_rollouts(run, 0)[0]
+    row["turns"][0]["action_tokens"][0] = None  # as earlier versions stored them
+    assert "<no token>" in conversation(row, tokens=True)
+
+
+def test_a_lora_checkpoints_own_path_can_be_evaluated_and_alone_is_named(tmp_path, capsys):
+    from agentrl.config import ModelConfig
+    from agentrl.engines.shared.loading import load_model
+    from agentrl.errors import ModelError
+    from agentrl.train.start import train_run
+    from tests.fakes import save_tiny_model
+    from tests.small import small_config
+
+    model = save_tiny_model(tmp_path / "m", context=1024)
+    config = small_config(tmp_path, model, model={"lora": {"rank": 2}}, rollout={"max_context": 900}, train={"steps": 1},  # noqa: E501
+                          eval={"questions": 2})  # fmt: skip
+    folder = train_run(config, quiet=True).run_dir / "checkpoints" / "step-000001"
+    for path in (folder, folder / "model"):
+        assert main(["eval", str(path), "--questions", "2"]) == 0
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ModelError, match="holds LoRA adapters alone"):
+        load_model(ModelConfig(path=str(folder / "model")), None, 0)

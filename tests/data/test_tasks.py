@@ -102,11 +102,11 @@ def test_search_r1_rows_with_the_prompt_only(tmp_path):
         ({"question": 7, "golden_answers": ["x"]}, r"q\.jsonl:3: question is a int"),
         ({"question": "?", "golden_answers": []}, r"q\.jsonl:3: golden_answers is empty"),
         ({"question": "?", "golden_answers": [" ", ""]}, r"q\.jsonl:3: golden_answers is empty"),
-        ({"question": "?", "golden_answers": [None]}, r"q\.jsonl:3: golden_answers holds a NoneType"),
+        ({"question": "?", "golden_answers": [None]}, r"q\.jsonl:3: golden_answers is empty"),
         ({"question": "?", "golden_answer": "x"}, r"did you mean 'golden_answer'.*columns are question, golden_answer"),
         ({"questions": "?", "golden_answers": "x"}, r"no column question; did you mean 'questions'"),
-        ({"prompt": [{"role": "user", "content": "hi"}], "answer": "x"}, r"no text after 'Question:'"),
-        ({"question": "?", "reward_model": {"style": "rule"}}, r"no column golden_answers"),
+        ({"prompt": [{"role": "user", "content": ""}], "answer": "x"}, r"no column question"),
+        ({"question": "?", "reward_model": {"style": "rule"}}, r"reward_model.ground_truth has no value in this row"),
     ],
 )
 def test_malformed_rows_are_named_by_file_and_line(tmp_path, line, message):

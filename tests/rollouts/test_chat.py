@@ -222,3 +222,39 @@ def test_a_context_smaller_than_one_turn_is_refused():
             chat.start(Parts("", "a long question " * times, ""))  # one row's matter, not the config's
     with pytest.raises(ConfigError, match="smaller than one turn"):
         chat.start(Parts("a long instruction " * 20, "who?", ""))
+
+
+@pytest.mark.parametrize("style", ["tag", "chat"])
+def test_the_templates_end_of_turn_ends_a_turn_of_a_base_model(tmp_path, style):
+    """Qwen2.5's base models: the template ends turns with <|im_end|>, the tokenizer's own end is <|endoftext|>."""
+    import asyncio
+    import json
+
+    import torch
+
+    from agentrl.train.build import build_job
+    from tests.fakes import save_tiny_model
+    from tests.small import small_config
+
+    folder = save_tiny_model(tmp_path / "m", context=2048)
+    tokenizer = tiny_tokenizer("qwen")
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(folder)
+    for name in ("config.json", "generation_config.json"):
+        told = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(told | {"eos_token_id": tokenizer.eos_token_id}))
+    config = small_config(tmp_path, folder, rollout={"style": style, "max_context": 900})
+    job = build_job(config, tmp_path)
+    end = job.chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert job.chat.tokenizer.eos_token_id != end and job.chat.turn_ends()[0] == end
+    job.engine.sampler.next_logits = lambda ids, *_: (
+        torch.nn.functional.one_hot(torch.full(ids.shape[:1], end), 528) * 99.0
+    )
+    sample = asyncio.run(job.engine.sample([5, 6], max_tokens=8))
+    assert (sample.ids, sample.stop, sample.text) == ([end], "stop", "")
+
+
+def test_a_raw_prompt_has_the_tokenizers_own_end_alone():
+    tokenizer = tiny_tokenizer("qwen")
+    chat = ChatFormat(tokenizer, RolloutConfig(prompt="raw", max_context=900))
+    assert chat.turn_ends() == [tokenizer.eos_token_id]

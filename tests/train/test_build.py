@@ -299,7 +299,11 @@ def test_a_server_that_dies_stops_a_run_that_needs_it_and_a_resume_goes_on(tmp_p
         ({"rollout": {"max_context": 2000}}, ConfigError, "rollout.max_context = 2000 but .* has 1024 positions"),
         ({"env": {"kwargs": {"topk": 0}}}, ConfigError, r"env.kwargs .*topk = 0.*topk is 0 .*must be 1 or more"),
         ({"env": {"kwargs": {"topk": "many"}}}, ConfigError, "topk = 'many'"),
-        ({"env": {"kwargs": {"top_k": 3}}}, ConfigError, "unexpected keyword argument 'top_k'"),
+        (
+            {"env": {"kwargs": {"top_k": 3}}},
+            ConfigError,
+            "env.kwargs.top_k: agentrl/Search-v0 has no such parameter; did you mean 'topk'",
+        ),
         ({"env": {"kwargs": {"prompt_template": "hi"}}}, ConfigError, r"prompt_template has no \{question\}"),
         (
             {"env": {"id": "agentrl/Serch-v0"}},
@@ -408,3 +412,12 @@ def test_an_environment_of_ones_own_needs_no_retriever(tmp_path, folder):
     config.env = EnvConfig(id="agentrl/Math-v0")
     job = build_job(config, tmp_path)
     assert job.make_env().spec.id == "agentrl/Math-v0" and job.test_tasks == []
+
+
+def test_a_parameter_that_the_environment_does_not_have_is_named_with_the_nearest(tmp_path):
+    config = small_config(tmp_path, env={"kwargs": {"prompt": "Q: {question}", "topk": 2}})
+    with pytest.raises(ConfigError) as error:
+        build_job(config, tmp_path)
+    assert error.value.problems == [
+        "env.kwargs.prompt: agentrl/Search-v0 has no such parameter; did you mean 'prompt_template'?"
+    ]

@@ -59,6 +59,7 @@ class LocalEngine:
         micro_batch_tokens: int = 8192,
         seed: int = 0,
         keep_reference: bool = False,
+        turn_ends: Sequence[int] = (),
     ) -> None:
         self.model, self.tokenizer, self.config, self.optim_config = model, tokenizer, config, optim
         self.device = pick_device(config.device)
@@ -80,7 +81,11 @@ class LocalEngine:
         self.updates = 0
         self.lr_scale = 1.0  # the guard's
         self.parameters = sum(p.numel() for p in model.parameters())
-        eos = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))} - {None}
+        eos = {
+            *turn_ends,
+            tokenizer.eos_token_id,
+            *_as_list(getattr(model.generation_config, "eos_token_id", None)),
+        } - {None}
         self.sampler = self._make_sampler(TokenText(tokenizer), sorted(eos), seed)
         self.sync(bump=False)
 

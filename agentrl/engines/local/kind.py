@@ -71,6 +71,7 @@ class LocalKind:
             "micro_batch_tokens": config.train.micro_batch_tokens,
             "seed": config.seed,
             "keep_reference": config.algorithm.loss.kl_coef > 0,
+            "turn_ends": parts.turn_ends,
         }
         if preflight.chosen(config)[0] == "vllm":
             from agentrl.engines.vllm.engine import VLLMEngine

@@ -54,6 +54,7 @@ class OpenRLHFEngine:
         reference_path: str | None = None,
         total_steps: int,
         say: Callable[[str], None] = print,
+        turn_ends: Sequence[int] = (),
     ) -> None:
         """Start everything. `model_path` is a Hugging Face folder or hub id, `adapter` a saved LoRA adapter.
 
@@ -68,7 +69,8 @@ class OpenRLHFEngine:
         cpu = preflight.on_cpu(config)
         self.device = torch.device("cpu" if cpu else "cuda")
         preflight.check(config, cpu=cpu, model_path=model_path)
-        self.context_length, self._eos = _about(model_path, config, tokenizer)
+        self.context_length, own = _about(model_path, config, tokenizer)
+        self._eos = sorted({*own, *turn_ends})
         self.text = TokenText(tokenizer)
         c = config.openrlhf
         self.router = Router(c.engines)

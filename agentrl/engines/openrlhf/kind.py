@@ -95,6 +95,7 @@ class OpenRLHFKind:
             reference_path=initial,
             total_steps=parts.total_steps,
             say=parts.say,
+            turn_ends=parts.turn_ends,
         )
 
 

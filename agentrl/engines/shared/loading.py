@@ -157,6 +157,11 @@ def _check_path(path: str) -> None:
     folder = Path(path).expanduser()
     if looks_local and not folder.is_dir():
         raise ModelError(f"model.path is {path!r}, but there is no such folder; give a Hugging Face folder or a hub id")
+    if folder.is_dir() and is_adapter(folder) and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model.path {path!r} holds LoRA adapters alone, without the model that they belong to: set model.path to "
+            "that model; to evaluate a run with its adapters, name the run or its checkpoint (agentrl eval RUN)"
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"model.path {path!r} has no config.json; it must be a folder written by save_pretrained")
 

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def shown_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Each id as its token; `<id 151700>` for one that is none: embeddings often have more rows than tokens."""
+    found = tokenizer.convert_ids_to_tokens(list(ids))
+    return [f"<id {i}>" if token is None else token for i, token in zip(ids, found)]
+
+
 class TokenText:
     """Ids to text, and which ids may complete a stop string."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        self.tokens: list[str] = shown_tokens(tokenizer, range(len(tokenizer)))
         self.plain = tokenizer.backend_tokenizer.decoder is None  # a word-level tokenizer: words joined by spaces
         self._candidates: dict[tuple[str, ...], frozenset[int]] = {}
 
