@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from agentrl.config import RunConfig
 from agentrl.engines.kind import Shape, Table
-from agentrl.engines.shared.estimate import action_tokens, bytes_text, responses
+from agentrl.engines.shared.estimate import action_tokens, bytes_text, logits_bytes, responses
 from agentrl.engines.vllm import preflight
 from agentrl.engines.vllm.memory import split
 
 LIBRARIES = 570e6  # of a process on a CPU: Python, torch 2.13, transformers 5.15 and a tokenizer, measured
-BLOCK, GPU_BLOCK = 8.4e6, 134e6  # bytes of a block of logits (agentrl.algorithms.head)
-BLOCKS = 3  # held at once: logits, their exponentials, the gradient
 
 
 def memory_bytes(config: RunConfig, shape: Shape) -> dict[str, float]:
@@ -35,8 +33,7 @@ def memory_bytes(config: RunConfig, shape: Shape) -> dict[str, float]:
         "frozen reference": reference,
         **(_of_vllm(config, shape) or {"key/value cache": cache}),
         "activations of a micro-batch": activations,
-        "logits at once": BLOCKS
-        * min(GPU_BLOCK if gpu else BLOCK, 4.0 * config.train.micro_batch_tokens * m.vocabulary),
+        "logits at once": logits_bytes(config.train.micro_batch_tokens, m.vocabulary, gpu),
     }
 
 

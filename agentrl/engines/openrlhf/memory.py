@@ -13,6 +13,7 @@ from typing import Any
 from agentrl.config import RunConfig
 from agentrl.engines.kind import Shape, Table
 from agentrl.engines.openrlhf.placement import keeps_reference, vllm_rank
+from agentrl.engines.shared.estimate import logits_bytes
 
 GB = 1e9
 REDUCE_BUCKET = 500_000_000  # gradients that DeepSpeed sums at once, by default
@@ -74,7 +75,7 @@ def memory(config: RunConfig, shape: Shape) -> Memory:
         gathered=float(low * min(LIVE, shape.parameters)) if three else 0.0,
         flat=0.0 if c.adam_offload else 4.0 * shape.trainable / world,
         activations=tokens * shape.hidden * kept * shape.layers * low / 2,
-        logits=2.0 * low * tokens * shape.vocabulary,
+        logits=logits_bytes(tokens, shape.vocabulary, gpu=True),
         served=(low * shape.parameters + adapters) / c.tensor_parallel,
         cache=cached * min(c.max_sequences, -(-config.rollout.concurrency // c.engines)) / c.tensor_parallel,
         shared=c.colocate,
@@ -92,7 +93,7 @@ def memory_rows(config: RunConfig, shape: Shape) -> Table:
         "weights that ZeRO-3 gathers": m.gathered,
         "frozen reference": m.reference,
         "activations of a micro-batch": m.activations,
-        "logits of a micro-batch, at most": m.logits,
+        "logits at once": m.logits,
     }
     rows = [["memory per GPU, about", ""], ["parameters", f"{shape.parameters:,} ({shape.trainable:,} trained)"]]
     rows += [[name, f"{size / GB:.1f} GB"] for name, size in training.items() if size]

@@ -13,7 +13,7 @@ from itertools import combinations
 
 from agentrl.config import LoraConfig, RunConfig
 from agentrl.engines.kind import Shape
-from agentrl.engines.shared.estimate import bytes_text, responses
+from agentrl.engines.shared.estimate import bytes_text, logits_bytes, responses
 
 BLOCK = 16  # tokens of a key/value block
 BLOCK_CPU = 128
@@ -71,7 +71,7 @@ def split(config: RunConfig, shape: Shape, device: str, available: float) -> Spl
     reference = 4.0 * m.parameters if config.algorithm.loss.kl_coef and config.model.lora is None else 0.0
     parts = (
         4.0 * m.parameters + 12.0 * m.trainable + reference,
-        tokens * per_token + min(256e6, 4.0 * tokens * m.vocabulary),
+        tokens * per_token + logits_bytes(tokens, m.vocabulary, device == "cuda"),
         float(low * m.parameters + (low * m.trainable if config.model.lora else 0)),
         cache_bytes(config, shape, device),
         WORKSPACE[device],

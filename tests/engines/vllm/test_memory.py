@@ -45,7 +45,7 @@ def test_the_cache_has_room_for_every_episode_in_flight():
 
 def test_with_sleep_a_card_needs_the_larger_of_sampling_and_training():
     p = HALF.parameters
-    work = 16_384 * 896 * 34 * 24 + 256e6
+    work = 16_384 * 896 * 34 * 24 + 3 * 134e6
     served = 2 * p + cache_bytes(config(), HALF, "cuda")
     roomy = split(config(), HALF, "cuda", 80e9)
     assert not roomy.sleeps and roomy.need == pytest.approx(16 * p + work + served + WORKSPACE["cuda"])
