@@ -41,8 +41,8 @@ def test_the_table_is_text_or_markdown(finished_run, capsys):
     assert lines[1] == "|---|---|---|" and lines[3].startswith("| T=1 avg@2 |")
 
 
-def test_a_model_folder_needs_a_config(finished_run, capsys):
-    model = str(finished_run / "checkpoints" / "step-000002" / "model")
+def test_a_model_folder_needs_a_config(finished_run, tmp_path, capsys):
+    model = str(shutil.copytree(finished_run / "checkpoints" / "step-000002" / "model", tmp_path / "model"))
     assert main(["eval", model]) == 2
     assert f"agentrl eval {model} CONFIG" in capsys.readouterr().err
     assert main(["eval", model, str(finished_run / "config.yaml"), "--questions", "3", "--json"]) == 0
