@@ -73,7 +73,7 @@ class Server:
 
     async def _call(self, tool: str, arguments: dict[str, Any], timeout_s: float) -> str:
         from mcp.shared.exceptions import MCPError
-        from mcp_types import CONNECTION_CLOSED
+        from mcp.types import CONNECTION_CLOSED
 
         began = time.monotonic()
         client = await self._open(timeout_s)
@@ -269,7 +269,7 @@ def server_of(
     server: Sequence[str] | str, env: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
 ) -> Server:
     """The process's server at a URL or behind a command, with the values (not names) of its variables or headers."""
-    need("an MCP server", "mcp")
+    need("agentrl/Mcp-v0", "mcp")
     import mcp.client  # noqa: F401  (takes a second, which the loop of the thread must not stand still)
 
     target = server if isinstance(server, str) else tuple(server)

@@ -55,6 +55,7 @@ def test_without_a_gpu_nothing_passes(tmp_path):
     assert done.stdout and all(line.startswith("not proven here") for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_a_model_of_a_shape_has_a_tokenizer_for_all_its_ids(tmp_path):
     command = [sys.executable, "scripts/gpu_checks.py", "model", "tiny", str(tmp_path / "m")]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=120)

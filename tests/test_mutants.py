@@ -72,6 +72,7 @@ def test_the_code_for_mutmut_does_the_same(script):
         assert m.Box(4).area == 16 and m.Box(4).found == [1] and m.Box.unit().area == 1
 
 
+@pytest.mark.slow
 def test_every_file_can_be_spelled_out(script):
     files = [path for folder in ("agentrl", "envs", "retriever") for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 100

@@ -50,6 +50,8 @@ PURPOSE = {
     "tensorboard": "log.tensorboard",
     "wandb": "log.wandb",
     "cluster": "the cluster engine (engine: openrlhf)",
+    "vllm": "vLLM as the sampler of one process (rollout.sampler)",
+    "real": "a pretrained model on real facts (agentrl real)",
     "mcp": "tools over MCP",
 }
 GIB = 2**30

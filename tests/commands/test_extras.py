@@ -31,7 +31,7 @@ sys.meta_path.insert(0, Hidden())
 """
 CLI = HIDE + "from agentrl.cli import main\nsys.exit(main(sys.argv[1:]))"
 #: Modules of the base that are named otherwise than what is installed, or come with another package of the base.
-BASE = {"yaml": "pyyaml", "anyio": "starlette", "pydantic_core": "pydantic"}
+BASE = {"yaml": "pyyaml", "anyio": "starlette", "pydantic_core": "pydantic", "typing_extensions": "pydantic"}
 #: Modules of the extras, likewise.
 BRINGS = {"math_verify": "math-verify", "pyarrow": "datasets", "faiss": "faiss-cpu", "qdrant_client": "qdrant-client"}
 BRINGS |= {"huggingface_hub": "tokenizers"}

@@ -109,7 +109,8 @@ def with_json(parser, prefix=()):
 
 def test_every_command_with_json_is_tried_here():
     parser = cli.build_parser()
-    assert {*with_json(parser)} == set(COMMANDS) <= {*paths_of(parser)}
+    elsewhere = {("real",)}  # trains for a while: tests/commands/test_real.py
+    assert {*with_json(parser)} - elsewhere == set(COMMANDS) <= {*paths_of(parser)}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -81,6 +81,7 @@ def real_command(tmp_path, model, *more):
     return ["real", "--model", str(model), "--runs-dir", str(tmp_path / "runs"), *sets]
 
 
+@pytest.mark.slow
 def test_it_trains_measures_and_goes_on_with_what_is_there(tmp_path, capsys, monkeypatch):
     """With a tiny random model, whose answers are noise: every part of the command, twice."""
     model = save_tiny_model(tmp_path / "m", context=4096)
@@ -96,7 +97,8 @@ def test_it_trains_measures_and_goes_on_with_what_is_there(tmp_path, capsys, mon
     monkeypatch.setattr(real, "_sampled", None)  # nothing is measured or trained again
     monkeypatch.setattr("agentrl.train.start.train_run", None)
     assert main([*command, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"]["sampled"] == kept
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last, parse_constant=pytest.fail)["results"]["sampled"] == kept
 
 
 @pytest.mark.slow

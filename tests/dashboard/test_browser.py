@@ -316,6 +316,7 @@ def row(step, **more):
     return {"step": step, "time": 1_790_000_000.0 + step, "reward": 0.5, **more}
 
 
+@pytest.mark.slow
 def test_live_update_without_gap_or_duplicate_when_the_server_comes_back(page, tmp_path):
     runs = tmp_path / "runs"
     run = make_run(runs, "a", steps=20, every=0)
@@ -335,6 +336,7 @@ def test_live_update_without_gap_or_duplicate_when_the_server_comes_back(page, t
         assert steps_in_table(page) == list(range(24))
 
 
+@pytest.mark.slow
 def test_nine_windows_of_a_running_run_load_and_all_of_them_grow(page, tmp_path):
     with RunLog.create(tmp_path, "live", config()) as log, serving(tmp_path) as url:
         append_rows(log.path, [{"step": s, "time": START + s, "reward": 0.1} for s in range(20)])
@@ -437,6 +439,7 @@ def test_the_token_limit_is_named_where_responses_are_cut(page, tmp_path):
         assert titles.count() == 2, titles.all_inner_texts()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_its_steps_back(page, tmp_path):
     run = make_run(tmp_path / "runs", "a", steps=20, every=0, alarms=False)
     with serving(tmp_path / "runs") as server:
@@ -465,6 +468,7 @@ def test_what_the_guard_did_is_shown(page, tmp_path):
         assert "step=79" in page.url
 
 
+@pytest.mark.slow
 def test_a_run_deleted_while_open(page, tmp_path):
     run = make_run(tmp_path / "runs", "a", steps=20, every=0)
     with serving(tmp_path / "runs") as server:

@@ -68,6 +68,7 @@ def proxied(tmp_path):
         process.wait(20)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize(
     ("path", "arguments"), [(HUB, []), (HUB, ["--root-path", HUB]), ("/whole", ["--root-path", "/whole/"])]

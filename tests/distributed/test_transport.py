@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from agentrl.engines.openrlhf.buckets import add_bits, views
+
+pytest.importorskip("ray")
 from tests.distributed.workers import policy, weights
 from tests.small import small_config
 

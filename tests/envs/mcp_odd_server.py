@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 
-import mcp_types as types
+from mcp import types
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 

@@ -126,7 +126,7 @@ def test_a_checkpoint_folder_knows_its_run(tmp_path):
     save(tmp_path, 1)
     path = save_checkpoint(tmp_path, 2, writer("x"), {"step": 2}, keep=9, best=True)
     assert run_of_checkpoint(path) == run_of_checkpoint(tmp_path / "checkpoints" / "best") == (tmp_path, 2)
-    assert run_of_checkpoint(tmp_path) is None and run_of_checkpoint(path / "model") is None
+    assert run_of_checkpoint(tmp_path) is None and run_of_checkpoint(path / "model") == (tmp_path, 2)
 
 
 def test_a_step_that_is_saved_again_replaces_the_first(tmp_path):

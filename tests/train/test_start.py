@@ -209,7 +209,8 @@ def test_a_full_disk_loses_nothing(tmp_path, warm_model, disk, full_at):
         train_until(config, meddle=fill)
     run = path / "a"
     done = 3 if full_at == "checkpoint" else 2
-    assert [r["step"] for r in read_metrics(run)] == list(range(done))
+    rows = [r["step"] for r in read_metrics(run)]  # a row may still fit into the file's last block; a resume cuts it
+    assert rows in (list(range(done)), list(range(done + (full_at == "rows"))))
     assert [step for step, _ in list_checkpoints(run)] == [1, 2]
     assert read_info(run).status in ("failed", "stopped")
     (path / "ballast").unlink()

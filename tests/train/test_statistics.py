@@ -118,6 +118,7 @@ def test_a_paired_difference_is_narrower_than_two_rows_and_has_a_width():
         difference(a, b[:5])
 
 
+@pytest.mark.slow
 def test_paired_differences_hold_the_truth():
     rng, hits = random.Random(4), 0
     for _ in range(300):

@@ -10,6 +10,7 @@ from agentrl.engines.vllm.card import CardLock, main_memory
 from agentrl.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_a_second_sampler_on_a_card_is_refused_with_the_firsts_process(tmp_path):
     first = CardLock("GPU-1", tmp_path)
     other = CardLock("GPU-2", tmp_path)

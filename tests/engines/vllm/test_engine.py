@@ -168,6 +168,7 @@ def sleeping(monkeypatch):
     monkeypatch.setattr(engine, "split", lambda *a: Split(0, 0, 0, 64e6, 0, sleeps=True))
 
 
+@pytest.mark.slow
 def test_where_memory_is_short_vllm_sleeps_while_the_model_trains(monkeypatch, warm_model, tmp_path):
     sleeping(monkeypatch)
     with fake_vllm() as cores:
