@@ -50,20 +50,6 @@ def test_a_full_object_store_is_an_error_with_the_key(ray_here):
         Calls(Watchdog(print, 60.0)).start([Full()], "score", [(None,)])
 
 
-def test_a_model_that_vllm_refuses_is_an_error_with_its_reason(ray_here, tmp_path, monkeypatch):
-    from agentrl.engines.openrlhf import preflight
-    from tests.fakes import save_tiny_model
-
-    model = save_tiny_model(tmp_path / "m")  # heads of 16
-    config = small_config(tmp_path, model, engine="openrlhf")
-    monkeypatch.setattr(preflight, "model", lambda *a, **k: [])  # what it knows would be said before
-    with pytest.raises(
-        RunError, match=r"a process could not start while .* vLLM to load the model: .*(Error|error).*16"
-    ):
-        build_job(config, tmp_path, say=lambda line: None)
-    assert ray_here.available_resources()["GPU"] == 8
-
-
 def test_a_ray_that_does_not_come_up_is_an_error_for_people(warm_model, tmp_path, monkeypatch):
     import ray
 
