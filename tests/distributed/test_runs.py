@@ -102,7 +102,7 @@ def test_an_asynchronous_run_resumes_after_an_engine_died_at_a_hand_over(ray_her
         def deadly():
             if handover.version == 2:  # of the third step
                 core_of(trainer.engine.cluster.engines[0]).kill()
-            broadcast()
+            return broadcast()
 
         handover._broadcast = deadly
 
