@@ -38,6 +38,7 @@ from agentrl.retriever.wire import TOKEN_VARIABLE, environment_token, is_loopbac
 _BACKLOG = 2_048
 _WARM_UP = ("warm up", "what is the capital of the country where the author was born", "a")
 _RESTART_PAUSE_S = 0.2  # between two starts of a replica that dies
+_PARENT_EVERY_S = 0.5  # a replica looks whether its parent is there
 _HEADERS_S = 15.0  # for the head of a request to arrive
 
 
@@ -86,6 +87,13 @@ def _end_with_stdin() -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 4_096):  # not sys.stdin: a thread in its lock ends the interpreter badly
             pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_with(parent: int) -> None:
+    """Drain and end when the parent is gone, however it went: a replica left over would hold the port."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_EVERY_S)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -268,15 +276,17 @@ class _Replicas:
 
     def _start(self, row: int) -> Connection:
         here, there = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=self._replica, args=(row, there), name=f"replica-{row}", daemon=True)
+        args = (row, there, os.getpid())
+        process = self._context.Process(target=self._replica, args=args, name=f"replica-{row}", daemon=True)
         process.start()
         there.close()
         self._running[row], self._started[row] = process, time.monotonic()
         return here
 
-    def _replica(self, row: int, pipe: Connection) -> None:
+    def _replica(self, row: int, pipe: Connection, parent: int) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         try:
             opened = open_index(self._index, self._service.opening, cache=0)
             warm_up(opened)

@@ -124,6 +124,14 @@ def test_replicas_share_the_port_and_one_that_is_killed_is_replaced(index):
         assert not [c for c in [*children, *alive] if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
 
 
+def test_replicas_end_with_a_parent_that_was_killed_and_free_the_port(index):
+    with server_process(index, "--replicas", "2") as (_, process):
+        replicas = psutil.Process(process.pid).children()
+        assert len(replicas) == 2
+        process.kill()
+        assert psutil.wait_procs(replicas, timeout=30)[1] == []
+
+
 def test_replicas_that_cannot_start_say_why(tmp_path, index, capsys):
     assert main(["serve", str(tmp_path / "none"), "--replicas", "2", "--port", "0"]) == 2
     assert "no such index" in capsys.readouterr().err
