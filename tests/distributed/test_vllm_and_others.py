@@ -48,7 +48,7 @@ def sampled(request, asked, tmp_path_factory):
 def test_every_sampler(sampled, rule):
     cluster = type(sampled.engine).__name__ == "OpenRLHFEngine"
     if cluster and rule is contract.a_turn_ends_with_the_token_that_completes_a_stop_string:
-        pytest.xfail("a stop string of two tokens ends at another token on the cluster engine; why is not known")
+        pytest.xfail("vLLM loads the tiny word tokenizer by AutoTokenizer, which drops its spaces: no two words are found")
     rule(sampled)
 
 
