@@ -48,7 +48,9 @@ def sampled(request, asked, tmp_path_factory):
 def test_every_sampler(sampled, rule):
     cluster = type(sampled.engine).__name__ == "OpenRLHFEngine"
     if cluster and rule is contract.a_turn_ends_with_the_token_that_completes_a_stop_string:
-        pytest.xfail("vLLM loads the tiny word tokenizer by AutoTokenizer, which drops its spaces: no two words are found")
+        pytest.xfail(
+            "AutoTokenizer, by which vLLM loads the tokenizer of words, drops its spaces: no two words are found"
+        )
     rule(sampled)
 
 
