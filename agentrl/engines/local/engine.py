@@ -197,6 +197,9 @@ class LocalEngine:
         zero = torch.zeros(mask.shape, device=flat.device)
         return zero.masked_scatter(mask, flat), None if spread is None else zero.masked_scatter(mask, spread)
 
+    def before_training(self) -> None:
+        """Called before the model scores or trains: a sampler that holds memory gives it back here."""
+
     @torch.no_grad()
     def score(
         self,
@@ -208,6 +211,7 @@ class LocalEngine:
         reference: bool = False,
     ) -> ScoreResult:
         """See `engines.base.Engine.score`. With NTHR, micro-batches hold whole groups."""
+        self.before_training()
         if reference:
             return ScoreResult(self._reference_logprobs(batch, temperature))
         return score_batch(self, batch, temperature, nthr, entropy)
@@ -252,6 +256,7 @@ class LocalEngine:
         nthr: NTHRConfig | None = None,
     ) -> dict[str, float]:
         """See `engines.base.Engine.update`."""
+        self.before_training()
         normalizer = LossNormalizer.of(batch.action_mask, correct=batch.correct)
         whole = Update(batch, advantages, old_logprobs, reference_logprobs, loss, normalizer, temperature)
         rows = rows_with_gradient(batch, advantages, loss)

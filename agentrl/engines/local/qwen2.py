@@ -47,6 +47,15 @@ class _Fused:
     down: Tensor
 
 
+def rotary(config: Any, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding for heads of `width`, (positions, width) each."""
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
+    inv = 1.0 / (theta ** (torch.arange(0, width, 2, dtype=torch.int64).float() / width))
+    angle = torch.outer(torch.arange(config.max_position_embeddings).float(), inv)
+    angle = torch.cat([angle, angle], -1).to(device)
+    return angle.cos(), angle.sin()
+
+
 class FastQwen2:
     """Functional forward passes sharing the module's parameters."""
 
@@ -56,11 +65,7 @@ class FastQwen2:
         self.heads, self.kv_heads, self.width = c.num_attention_heads, c.num_key_value_heads, c.hidden_size
         self.hd = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         self.eps = c.rms_norm_eps
-        theta = (getattr(c, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
-        inv = 1.0 / (theta ** (torch.arange(0, self.hd, 2, dtype=torch.int64).float() / self.hd))
-        angle = torch.outer(torch.arange(c.max_position_embeddings).float(), inv)
-        angle = torch.cat([angle, angle], -1).to(model.device)
-        self.cos, self.sin = angle.cos(), angle.sin()  # (positions, hd)
+        self.cos, self.sin = rotary(c, self.hd, model.device)
         self.fused: list[_Fused] = []
 
     # ------------------------------------------------------------------------------------------ scoring and training

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from agentrl.batch import TokenBatch
-from agentrl.config import LossConfig, NTHRConfig, RunConfig
-from agentrl.engines.base import ScoreResult
+from agentrl.config import RunConfig
 from agentrl.engines.kind import Shape
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.engines.shared.probe import Limit
@@ -124,48 +121,10 @@ class VLLMEngine(LocalEngine):
 
     # ------------------------------------------------------------------------------------------ the trainer's turns
 
-    def _rest(self) -> None:
-        """Where memory is short, vLLM gives back what it holds before the model trains."""
+    def before_training(self) -> None:
+        """Where memory is short, vLLM gives back what it holds before the model scores or trains."""
         if self.core is not None and self.core.settings.sleep:
             self.sampler.rest()
-
-    def score(
-        self,
-        batch: TokenBatch,
-        *,
-        temperature: float = 1.0,
-        nthr: NTHRConfig | None = None,
-        entropy: bool = False,
-        reference: bool = False,
-    ) -> ScoreResult:
-        """See `engines.base.Engine.score`."""
-        self._rest()
-        return super().score(batch, temperature=temperature, nthr=nthr, entropy=entropy, reference=reference)
-
-    def update(
-        self,
-        batch: TokenBatch,
-        advantages: Tensor,
-        old_logprobs: Tensor,
-        *,
-        loss: LossConfig,
-        temperature: float = 1.0,
-        reference_logprobs: Tensor | None = None,
-        scores: ScoreResult | None = None,
-        nthr: NTHRConfig | None = None,
-    ) -> dict[str, float]:
-        """See `engines.base.Engine.update`."""
-        self._rest()
-        return super().update(
-            batch,
-            advantages,
-            old_logprobs,
-            loss=loss,
-            temperature=temperature,
-            reference_logprobs=reference_logprobs,
-            scores=scores,
-            nthr=nthr,
-        )
 
     # ------------------------------------------------------------------------------------------------------- saving
 
