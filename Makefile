@@ -3,7 +3,7 @@
 #   PIP_EXTRA_INDEX_URL=... make test        pip's own variables work, for example for another build of torch
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart real test test-slow test-trackio test-peers test-load test-distributed check mutants bench clean
+.PHONY: help quickstart real test test-slow test-browser test-trackio test-peers test-load test-distributed check mutants bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,8 +23,11 @@ real: $(INSTALLED)         ## train a pretrained model (135M) on real facts; 98 
 test: $(INSTALLED)         ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-slow: $(INSTALLED) test-trackio    ## whole runs: the quickstart, kill and resume, large inputs
-	$(BIN)/python -m pytest -m slow --timeout=1200 $(ARGS)
+test-slow: $(INSTALLED) test-trackio    ## whole runs: the quickstart, kill and resume, real processes, large inputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'slow and not browser' --timeout=1200 $(ARGS)
+
+test-browser: $(INSTALLED)    ## the dashboard in a real Chromium, behind nginx too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m browser $(ARGS)
 
 test-trackio: $(VENV)-trackio/.installed    ## trackio's own databases and alerts; it cannot be installed beside the pins
 	PYTHONPATH=. $(VENV)-trackio/bin/python -m pytest -o addopts= --noconftest -q -k trackio \

@@ -129,6 +129,7 @@ def test_only_an_extra_that_is_absent_is_offered(monkeypatch):
     assert missing_package("it", ModuleNotFoundError("no name")) is None
 
 
+@pytest.mark.slow
 def test_the_packages_are_hidden():
     for module in sum(EXTRAS.values(), ()):
         assert f"No module named '{module}'" in base_python(HIDE + f"import {module}").stderr
@@ -165,6 +166,7 @@ def test_help_watch_and_completion(log):
     assert "_agentrl" in base_agentrl("completion", "bash")
 
 
+@pytest.mark.slow
 def test_commands_that_read_runs(finished_run, tmp_path):
     assert finished_run.name in base_agentrl("runs", finished_run.parent)
     assert "episodes" in base_agentrl("rollouts", "show", finished_run, "--limit", "1", "--tokens")
@@ -173,6 +175,7 @@ def test_commands_that_read_runs(finished_run, tmp_path):
     assert "<html" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_dashboard_serves_its_pages(finished_run):
     command = [sys.executable, "-c", CLI, "dashboard", str(finished_run), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -190,6 +193,7 @@ def test_the_dashboard_serves_its_pages(finished_run):
         process.wait(20)
 
 
+@pytest.mark.slow
 def test_environments():
     assert "cannot be imported" not in base_agentrl("env", "list")
     assert json.loads(base_agentrl("env", "check", "agentrl/Calculator-v0", "--json"))["ok"]
@@ -235,6 +239,7 @@ CORPUS = '{"id": "1", "contents": "Title\\nText"}\n'
 TRAIN_AND_INDEX = f"torch, transformers, tantivy: {line_of('train', 'retriever')}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
@@ -261,6 +266,7 @@ def test_a_command_whose_extra_is_missing_prints_the_line_to_type(arguments, wan
     assert {p.name for p in tmp_path.iterdir()} == {"corpus.jsonl"}  # nothing was begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["resume"], ["eval"], ["lab", "delta"], ["lab", "identify"], ["lab", "tokens"]])
 def test_a_command_on_a_run_does_so_too(command, finished_run):
     assert base_agentrl(*command, finished_run, code=2).endswith(f": {line_of('train')}\n")

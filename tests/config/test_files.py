@@ -348,6 +348,7 @@ CONFIGS = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(CONFIGS)
 @example({"world": {}, "rollout": {"stop": ["\x85=\x85\xa0", "a\u2028b\u2029"]}})
 def test_what_is_written_reads_back_equal(tmp_path_factory, tree):

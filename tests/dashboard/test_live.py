@@ -135,6 +135,7 @@ def test_with_a_token_it_asks_for_it_and_never_prints_it(tmp_path):
         assert httpx.get(f"{url}/?token={secret}").status_code == 303
 
 
+@pytest.mark.slow
 def test_a_port_in_use_and_a_missing_folder_are_explained(tmp_path, server):
     port = server.rpartition(":")[2]
     answer = command(tmp_path, "--port", port)

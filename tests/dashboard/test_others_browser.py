@@ -10,6 +10,8 @@ from tests.dashboard.conftest import serving
 from tests.dashboard.payloads import PAYLOADS
 from tests.dashboard.test_browser import until
 
+pytestmark = pytest.mark.browser
+
 DATA = Path(__file__).parent.parent / "runs" / "data" / "rollouts"
 
 

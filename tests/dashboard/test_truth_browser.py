@@ -16,6 +16,8 @@ from tests.dashboard.runs import START, config, make_run
 from tests.monitors.test_follow import ROWS
 from tests.monitors.test_recording import foreign
 
+pytestmark = pytest.mark.browser
+
 PAUSE = 3 * 86_400.0
 
 

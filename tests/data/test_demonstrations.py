@@ -111,6 +111,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from(["question", "golden_answers", "messages", "turns", "actions", "task", "role", "content"])
 
 
+@pytest.mark.slow
 @given(JSON | st.dictionaries(KEYS, JSON | st.lists(st.dictionaries(KEYS, JSON))))
 def test_whatever_a_line_holds_it_is_a_demonstration_or_a_data_error(row):
     try:

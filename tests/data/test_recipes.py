@@ -148,6 +148,7 @@ def test_all_parts_of_an_answer_are_asked_for(response, correct):
     assert grade_response(response, GOLDEN["olympiadbench"]).correct == correct
 
 
+@pytest.mark.slow
 def test_eval_takes_recipes_as_suites(folder, monkeypatch, capsys):
     """A math model on local copies of two of the papers' suites, in the papers' table."""
     from agentrl.cli import main

@@ -69,6 +69,7 @@ def calls():
     return CALLS
 
 
+@pytest.mark.slow
 def test_a_whole_run_of_an_outside_engine(tmp_path, calls):
     path = train_until(outside(tmp_path / "out"))
     assert calls == ["problems", "problems", "build from initial, 4 steps"]  # before a model is made, and when built
@@ -79,6 +80,7 @@ def test_a_whole_run_of_an_outside_engine(tmp_path, calls):
     assert not (own / "initial").exists()
 
 
+@pytest.mark.slow
 def test_the_first_checkpoint_is_asked_for_by_the_engine(tmp_path, monkeypatch):
     saved: list[int] = []
     save = Trainer.save
@@ -99,6 +101,7 @@ def test_the_engine_says_how_far_ahead_it_samples(tmp_path, monkeypatch, steps):
     trainer.close()
 
 
+@pytest.mark.slow
 def test_an_outside_engine_gives_the_same_run(tmp_path):
     a = train_until(outside(tmp_path / "out"))
     b = train_until(small_config(tmp_path / "own"))

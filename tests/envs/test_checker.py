@@ -30,6 +30,7 @@ def test_gymnasiums_checker_has_neither_error_nor_warning(name):
         check_with_gymnasium(gymnasium.make(name, **KWARGS.get(name, {})).unwrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILTIN["environment"])
 def test_the_shipped_environments_pass(name):
     findings = check(name, **KWARGS.get(name, {}))

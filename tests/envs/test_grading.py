@@ -170,6 +170,7 @@ def spin(deadline_s):
         worker.algebra = algebra  # this process goes on
 
 
+@pytest.mark.slow
 def test_the_deadline_is_cpu_time_and_a_worker_that_hears_it_goes_on(monkeypatch):
     pool = grading._pool()
     began = time.perf_counter()
@@ -233,6 +234,7 @@ def dies_once(answer, golden_answers, tolerance, deadline_s):
     return True
 
 
+@pytest.mark.slow
 def test_a_worker_killed_from_outside_costs_no_answer_and_one_that_the_answer_kills_is_wrong(tmp_path, monkeypatch):
     grading._pool()  # what it tries first is not to be killed
     monkeypatch.setattr(grading, "_verify", dies_once)

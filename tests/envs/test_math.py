@@ -83,6 +83,7 @@ def test_a_hundred_kilobytes_of_latex_are_wrong_at_once():
     assert (info["correct"], info["graded_by"]) == (False, "too long")
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_computed_holds_up_neither_the_loop_nor_the_next_answer():
     hard = r"\boxed{\binom{10^9-1}{10^8}}"
 

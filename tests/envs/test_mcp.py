@@ -70,6 +70,7 @@ def test_what_is_no_call_costs_a_turn(action):
     assert info["kind"] == "invalid" and "<tool>" in said and not (reward or ended or cut)
 
 
+@pytest.mark.slow
 def test_a_late_tool_and_a_dead_server_are_failures_and_the_next_episode_reconnects():
     env = McpEnv([*SERVER, "own"], timeout_s=20)
     env._timeout_s = 0.5
@@ -97,6 +98,7 @@ def test_asynchronous_steps_share_one_connection():
     assert server_of(SERVER) is server_of(SERVER)
 
 
+@pytest.mark.slow
 def test_calls_in_flight_of_a_server_that_dies_all_fail_at_once_and_the_next_ones_reconnect(tmp_path):
     """None of them hangs until its deadline, none is cancelled, and what was started for them ends."""
     server = [*SERVER, str(tmp_path / "state")]

@@ -63,6 +63,7 @@ def test_results_that_are_not_plain_text_are_never_empty(tool, text):
     assert server.call(tool, {}, 30).result() == text
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_costs_one_attempt_for_all_and_leaves_no_process(tmp_path, monkeypatch):
     monkeypatch.setattr(mcp_servers, "FIRST_PAUSE_S", 30.0)
     pids = tmp_path / "pids"
@@ -95,6 +96,7 @@ def test_a_server_that_hangs_costs_one_attempt_for_all_and_leaves_no_process(tmp
     assert until(lambda: not any(alive(int(p)) for p in pids.read_text().split()))
 
 
+@pytest.mark.slow
 def test_after_a_failed_attempt_comes_a_pause_that_grows_and_then_another_attempt(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(mcp_servers, "time", clock)
@@ -128,6 +130,7 @@ def test_a_killed_process_takes_its_servers_along(tmp_path):
     assert until(lambda: not alive(int(pids.read_text())))
 
 
+@pytest.mark.slow
 def test_keys_come_from_the_environment_alone(monkeypatch, capfd):
     monkeypatch.setenv("MY_KEY", "canary-7f")
     env = McpEnv([*ODD, "key"], env={"API_KEY": "${MY_KEY}"}, timeout_s=30)
@@ -148,6 +151,7 @@ def test_keys_come_from_the_environment_alone(monkeypatch, capfd):
     assert "canary-7f" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 def test_headers_reach_a_server_behind_a_url(monkeypatch, tmp_path):
     monkeypatch.setenv("MY_KEY", "canary-7f")
     code = (
@@ -176,6 +180,7 @@ def test_headers_reach_a_server_behind_a_url(monkeypatch, tmp_path):
     assert "ExceptionGroup" not in str(gone.value) and "canary-7f" not in str(gone.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_changes_its_tools_is_listed_again(tmp_path):
     env = McpEnv([*ODD, "changes", str(tmp_path / "starts")], timeout_s=30)
     prompt, _ = env.reset(options=TASK)

@@ -70,6 +70,7 @@ def test_wins_over_random_are_shown_where_it_takes_part():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_in_both_themes(tmp_path):
     written = plot_delta(a_result(), tmp_path / "new" / "delta")
     assert sorted(p.name for p in written) == sorted(

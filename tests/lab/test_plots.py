@@ -26,6 +26,7 @@ def test_text_and_lines_stand_out(theme):
     assert all(contrast(c, colors["bg"]) >= 3.0 for c in (colors["good"], colors["bad"], *SERIES[theme][:6]))
 
 
+@pytest.mark.slow
 def test_surrogates_are_drawn_for_all_and_for_chosen_names(tmp_path):
     written = plot_surrogates(None, 4, tmp_path / "all")
     assert len(written) == 4 and all(p.stat().st_size > 5_000 for p in written)
@@ -33,6 +34,7 @@ def test_surrogates_are_drawn_for_all_and_for_chosen_names(tmp_path):
     assert text.startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_a_curve_on_top_of_another_is_dashed(tmp_path):
     def dashed(*names):
         text = plot_surrogates(names, 1, tmp_path / "-".join(names))[1].read_text()

@@ -55,6 +55,7 @@ def test_half_fall_by_hand():
     assert half_fall([]) is None and half_fall([0.5, 0.1]) is None
 
 
+@pytest.mark.slow
 def test_table_and_figure_bear_what_a_run_may_lack(tmp_path):
     full = [{"step": i, "reward": 0.5, "logprob_correct": -0.1, "entropy": 0.3, "grad_norm": 1.0} for i in range(8)]
     dead = [{"step": i, "reward": 0.5 if i < 10 else 0.0, "delta_correct": -1.0} for i in range(40)]

@@ -97,6 +97,7 @@ def test_the_provoked_cause_is_named(table, cause):
         assert found[0].story == CAUSES[cause] and 25 <= found[0].step <= 25 + SLOW.get(cause, 5)
 
 
+@pytest.mark.slow
 def test_no_rule_asks_for_the_past_of_what_is_not_kept(table):
     """`UNJUDGED` saves a third of the time; a rule that comes to need one of them must take it off the list."""
 

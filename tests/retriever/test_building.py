@@ -318,6 +318,7 @@ def test_another_plan_or_corpus_starts_anew_and_two_builds_at_once_do_not_mix(tm
             build_index(CorpusReader(corpus), tmp_path / "index", overwrite=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ENCODER], ids=["bm25", "flat"])
 def test_a_full_disk(tmp_path, arguments):
     small = tmp_path / "small"

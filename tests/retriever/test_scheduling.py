@@ -82,6 +82,7 @@ def test_requests_take_turns_and_a_batch_has_one_topk():
     assert sum(len(queries) for queries, _ in batches) == 43
 
 
+@pytest.mark.slow
 def test_batches_grow_while_they_are_fast_and_shrink_while_they_are_slow():
     class Timed(Fake):
         cost = 0.001

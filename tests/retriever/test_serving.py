@@ -56,6 +56,7 @@ def test_a_dense_index_answers_as_in_process(dense):
         assert metric(http, "cache_hits_total") == 3 and metric(http, "batches_total") >= 1
 
 
+@pytest.mark.slow
 def test_sigterm_answers_what_is_under_way_and_takes_nothing_new(tmp_path):
     spec = HASHING.__class__("waiting", runtime="tests.retriever.test_serving:Waiting")
     build_index(PASSAGES, tmp_path / "index", Plan(kind="flat", encoder=spec))

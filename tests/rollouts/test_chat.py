@@ -153,6 +153,7 @@ TAG_TOKENIZER, TAG = make("tag")
 CHAT_TOKENIZER, CHAT = make("chat")
 
 
+@pytest.mark.slow
 @given(hostile, st.integers(0, 2000))
 @settings(max_examples=60, deadline=None)
 def test_hostile_bodies_bring_no_control_token(body, repeat):

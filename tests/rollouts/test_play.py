@@ -241,6 +241,7 @@ class SaysEach(ScriptedSampler):
         return await ScriptedSampler(TOKENIZER, [self.said[number]]).sample(ids, **kwargs)
 
 
+@pytest.mark.slow
 def test_slow_answers_are_wrong_and_cost_no_other_response_its_grade():
     """Half of the responses cannot be computed: the workers need far longer for all than the limit of one step.
 

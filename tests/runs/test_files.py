@@ -169,12 +169,14 @@ def fill(folder, limit):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_too_large_really(tmp_path):
     """The kernel refuses files of more than 100 kB: what Python, safetensors and torch make of that is one kind."""
     lines = fill(tmp_path, 100_000)
     assert len(lines) == 4 and all("larger than is allowed here" in line for line in lines), lines
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

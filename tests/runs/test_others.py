@@ -175,6 +175,7 @@ def test_a_slime_file_that_would_run_code_is_refused_with_the_way_to_convert_it(
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_the_line_that_converts_a_slime_file_works(tmp_path):
     torch = pytest.importorskip("torch")
     numpy = pytest.importorskip("numpy")
@@ -382,6 +383,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(["verl", "prime_rl", "verifiers"]),

@@ -119,6 +119,7 @@ def refused(config, error, match):
 # ------------------------------------------------------------------------------------- one's own model, data and corpus
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["tag", "chat"])
 @pytest.mark.parametrize("questions", ["train.jsonl", "train.parquet"])
 def test_own_model_questions_and_corpus(tmp_path, folder, style, questions):
@@ -173,6 +174,7 @@ def test_corpora_of_both_shapes_are_indexed_by_the_command(tmp_path, folder):
     assert found[0] == found[1] and "Bela Orm was born in Torvik." in found[0]
 
 
+@pytest.mark.slow
 def test_a_search_server_gives_the_same_run_as_its_index(tmp_path, folder):
     runs = [train_until(own_config(tmp_path / "index", folder))]
     with server_process(folder / "index") as (url, _):
@@ -229,6 +231,7 @@ def server_that_fails(wanted):
         server.server_close()
 
 
+@pytest.mark.slow
 def test_searches_that_fail_in_the_middle_are_counted_and_the_run_goes_on(tmp_path, folder):
     with server_that_fails(lambda n: n < 1) as url:  # every later search fails, with its retries
         retriever = {"index": None, "url": url, "timeout_s": 30.0, "retries": 1}  # no deadline hides the 503
@@ -246,6 +249,7 @@ def test_searches_that_fail_in_the_middle_are_counted_and_the_run_goes_on(tmp_pa
     assert all("advantages" not in turn for e in failed for turn in e["turns"])
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_stops_a_run_that_needs_it_and_a_resume_goes_on(tmp_path, folder):
     """All episodes search here, and the server does not come back in the second that the run waits."""
     env = {"kwargs": {"topk": 1, "max_turns": 2}}

@@ -240,6 +240,7 @@ def warmstart_parts(job):
     return parts_of(*job.make_env().reset(options=ROW))
 
 
+@pytest.mark.slow
 def test_lora_learns_in_its_adapters_alone(tmp_path, folder, demos):
     config = config_of(tmp_path, folder, demos)
     config.model.lora, config.warm_start.lr = LoraConfig(rank=4), None
@@ -271,6 +272,7 @@ def test_a_bad_demonstration_stops_the_run_before_it_begins(tmp_path, folder, de
     assert not list(tmp_path.glob("a*"))
 
 
+@pytest.mark.slow
 def test_rejection_sampling_is_two_commands(tmp_path, folder, demos, capsys):
     """What a run has sampled and got right is exported, and warms up the next one, token for token."""
     exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -81,6 +81,7 @@ def test_a_warning_changes_the_next_updates_and_quiet_takes_it_back(tmp_path, wa
     ]
 
 
+@pytest.mark.slow
 def test_the_learning_rate_stays_below_the_one_that_was_warned_of_also_after_a_resume(tmp_path, warm_model, scripted):
     scripted({5: "warn"})
     rising = GUARD | {"optim": {"lr": 1e-3, "warmup_steps": 100}, "train": {"steps": 10}}
@@ -127,6 +128,7 @@ def test_a_roll_back_takes_weights_and_optimiser_from_before_the_decay_and_keeps
     assert "guard" in out and "rollback" in out and "weights after 2 steps" in out and row["left_behind"] in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_roll_back_of_a_falling_schedule_stays_below_the_rate_that_was_warned_of(
     tmp_path, warm_model, scripted, schedule
@@ -141,6 +143,7 @@ def test_a_roll_back_of_a_falling_schedule_stays_below_the_rate_that_was_warned_
     assert max(lr[9:]) <= row["lr_ceiling"] * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_kill_after_a_roll_back_is_resumed_from_it(tmp_path, warm_model, scripted):
     scripted({3: "critical"})
     changes = GUARD | {"train": {"steps": 6}, "log": {"checkpoint_every": 2, "keep_checkpoints": 20}}

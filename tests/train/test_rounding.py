@@ -127,6 +127,7 @@ def weights(run):
     return load_file(run / "checkpoints" / "step-000003" / "model" / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("name", "loss"), [("llds", {"llds": {"enabled": True}}), ("kl", {"kl_coef": 0.1})])
 def test_a_run_without_a_reward_changes_nothing(tmp_path, dtype, name, loss):

@@ -174,6 +174,7 @@ def disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(mounted[0])], check=True)  # the run's index is still open
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full_at", ["checkpoint", "rows", "dump"])
 def test_a_full_disk_loses_nothing(tmp_path, warm_model, disk, full_at):
     changes = {"train": {"steps": 4}, "log": {"checkpoint_every": 1, "keep_checkpoints": 9}}

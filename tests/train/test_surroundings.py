@@ -239,6 +239,7 @@ def test_a_judge_that_is_away_for_a_moment(faulty, tmp_path, capsys, monkeypatch
     assert [a["rule"] for a in read_alarms(disturbed)].count("tool_outage") == 1
 
 
+@pytest.mark.slow
 def test_eval_waits_for_a_judge_that_is_away(faulty, tmp_path, capsys, monkeypatch):
     """By the run's own key, and the figures are those of a calm evaluation."""
     monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.1)
@@ -260,6 +261,7 @@ def test_eval_waits_for_a_judge_that_is_away(faulty, tmp_path, capsys, monkeypat
     assert "q: all 8 responses failed (ToolFailure: the judge answered 503)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_tool_that_stays_away_stops_the_run_with_the_last_step_saved(faulty, tmp_path, capsys):
     fault = tmp_path / "fault"
     config = faulty("a", rollout={"outage_wait_s": 1.2})

@@ -78,6 +78,7 @@ def plain_logprobs(model, trajectory, temperature=1.0):
 SLOW = {"builtin": pytest.mark.slow, "lora": pytest.mark.slow}  # more than ten seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(c, marks=SLOW.get(c, ())) for c in CASES])
 def test_stopping_and_resuming_changes_nothing(tmp_path, warm_model, case):
     changes = copy.deepcopy(CASES[case])

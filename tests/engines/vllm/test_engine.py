@@ -63,6 +63,7 @@ def test_weights_are_handed_over_when_somebody_samples_and_once(made):
     assert sum(len(s.ids) for s in ask(engine)) == engine.sampled_tokens - before  # a probe's tokens do not count
 
 
+@pytest.mark.slow
 def test_stale_weights_are_caught_and_nothing_is_sampled_after(made):
     engine, core = made
     ask(engine)
@@ -189,6 +190,7 @@ def test_where_memory_is_short_vllm_sleeps_while_the_model_trains(monkeypatch, w
     assert len(read_metrics(run)) == 2
 
 
+@pytest.mark.slow
 def test_a_run_samples_with_vllm_and_its_checkpoint_keeps_the_baseline(warm_model, tmp_path):
     config = small_config(
         tmp_path, warm_model, rollout={"sampler": "vllm", **FEW}, train={"steps": 3},
@@ -228,6 +230,7 @@ def test_a_run_samples_with_vllm_and_its_checkpoint_keeps_the_baseline(warm_mode
         assert {t["policy_version"] for r in read_rollouts(run, n) for t in r["turns"]} == {n}
 
 
+@pytest.mark.slow
 def test_a_run_whose_vllm_fails_is_saved_and_resumes(warm_model, tmp_path):
     config = small_config(tmp_path, warm_model, rollout={"sampler": "vllm", **FEW}, train={"steps": 3})
 

@@ -88,7 +88,7 @@ def test_what_is_wrong_is_explained(text, kind, why):
 
 
 @each
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(name=st.text(min_size=1, max_size=20), arguments=st.dictionaries(st.text(max_size=5), values, max_size=4))
 def test_any_arguments_survive(format, name, arguments):
     try:

@@ -92,6 +92,7 @@ SHARED = {
 }  # words that are places' names, too
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_world_in_another_process(world):
     code = (
         "import hashlib, json; from agentrl.envs.worlds.geography import GeographyWorld as G; w = G(0); "
