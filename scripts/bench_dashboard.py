@@ -1,6 +1,7 @@
 """What the dashboard's documentation claims: `python scripts/bench_dashboard.py [--gib 2]`.
 
-The list of 500 runs, the first look at a large metrics file, and the time from a row on the disk to its event.
+The list of 500 runs, the first look at a large metrics file, the time from a row on the disk to its event, and the time
+until a run of 100,000 steps is answered with every extreme and every value that is not finite.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -22,9 +26,10 @@ from agentrl.runs.files import append_line
 from agentrl.runs.log import RunLog
 
 RUNS, STEPS, SIGNALS = 500, 140, 55
+LONG, ODD = 100_000, 1_000  # steps of the long run; every so many steps a spike and a NaN
 
 
-def row(step: int) -> dict[str, float]:
+def row(step: int) -> dict[str, Any]:
     """A row as long as the trainer's."""
     numbers = {f"signal_{i}": 0.123456789 * (i + step % 7) for i in range(SIGNALS)}
     return {"step": step, "time": 1.79e9 + step, "reward": step % 100 / 100, "logprob_correct": -0.3} | numbers
@@ -43,13 +48,43 @@ def seconds(what: str, began: float) -> None:
     print(f"{what:60} {time.perf_counter() - began:8.3f} s", flush=True)
 
 
-def latency(run: Path) -> float:
-    """Median seconds from appending a row to its event, over ten rows."""
-    command = [sys.executable, "-m", "agentrl", "dashboard", str(run.parent), "--port", "0"]
+@contextmanager
+def dashboard(root: Path) -> Iterator[str]:
+    """A dashboard of `root` as a user starts it; its address."""
+    command = [sys.executable, "-m", "agentrl", "dashboard", str(root), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        url = server.stdout.readline().split()[1]
+        yield server.stdout.readline().split()[1]
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def opened(root: Path) -> None:
+    """Print how long the first answer about a run of `LONG` steps takes, and what it shows of its odd rows."""
+    run = make(root, "long", 0)
+    with (run / "metrics.jsonl").open("w") as file:
+        for step in range(LONG):
+            odd = (
+                {"signal_3": 1e6 + step, "signal_4": None, "nonfinite": ["signal_4"]} if step % ODD == ODD // 2 else {}
+            )
+            file.write(json.dumps(row(step) | odd) + "\n")
+    size = (run / "metrics.jsonl").stat().st_size / 2**20
+    with dashboard(root) as url:
+        httpx.get(url)
+        began = time.perf_counter()
+        answer = httpx.get(f"{url}api/run", params={"run": run.name}, timeout=60)
+        seconds(f"first answer about a run of {LONG:,} steps, {size:.0f} MiB", began)
+    shown = answer.json()
+    spikes = sum((value or 0) >= 1e6 for value in shown["columns"]["signal_3"])
+    nan = len(shown["nonfinite"]["signal_4"])
+    print(f"  {spikes} of {LONG // ODD} spikes and {nan} of {LONG // ODD} NaN are in it")
+
+
+def latency(run: Path) -> float:
+    """Median seconds from appending a row to its event, over ten rows."""
+    with dashboard(run.parent) as url:
         start = httpx.get(f"{url}api/run", params={"run": run.name}).json()
         took: list[float] = []
         query = {"run": run.name, "after": start["cursor"]}
@@ -63,9 +98,6 @@ def latency(run: Path) -> float:
                     pass
                 took.append(time.perf_counter() - began)
         return sorted(took)[len(took) // 2]
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def main() -> None:
@@ -92,6 +124,7 @@ def main() -> None:
         began = time.perf_counter()
         History(large).refresh()
         seconds(f"first look at a metrics file of {args.gib:g} GiB, {step:,} rows", began)
+        opened(root / "long")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from agentrl.runs.files import parse_line
 
 BROKEN = 100  # rows of a stretch with a value that is not finite; of the others the step alone is kept
+FAR, SPIKES = 10.0, 20  # rows of a stretch with a value that far outside, at most, by signal
 FIRST = 5  # rows at the beginning, from which a sentence says where a signal began
 _NONFINITE = b'"nonfinite"'
 _Table = dict[str, "np.ndarray[Any, np.dtype[np.float64]]"]
@@ -21,8 +23,8 @@ _Table = dict[str, "np.ndarray[Any, np.dtype[np.float64]]"]
 def choose(block: bytes, even: int, first: bool = False) -> tuple[list[tuple[int, int]], dict[str, list[int]]]:
     """Lines (start, stop) of a stretch of metrics.jsonl to keep, in order, and signal -> steps where it was not finite.
 
-    `block` is whole lines. Kept are the rows with the lowest and the highest value of each signal, those that are not
-    finite somewhere, the `first` ones, and `even` others.
+    `block` is whole lines. Kept are the rows with the lowest and the highest value of each signal, those with a value
+    far outside (`_far`), those that are not finite somewhere, the `first` ones, and `even` others.
     """
     ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
     starts = np.concatenate(([0], ends[:-1])) if len(ends) else ends
@@ -30,10 +32,20 @@ def choose(block: bytes, even: int, first: bool = False) -> tuple[list[tuple[int
     keep = set(range(0, len(ends), max(1, len(ends) // even))) | ({*range(min(FIRST, len(ends)))} if first else set())
     for name, values in table.items():
         if name not in ("step", "time", "tokens") and not np.isnan(values).all():
-            keep |= {int(np.nanargmin(values)), int(np.nanargmax(values))}
+            keep |= {int(np.nanargmin(values)), int(np.nanargmax(values)), *_far(values)}
     bad, steps = _nonfinite(block, starts, ends)
     keep |= set(bad[:BROKEN])
     return [(int(starts[i]), int(ends[i])) for i in sorted(keep)], steps
+
+
+def _far(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
+    """Places of values `FAR` times the distance of the quartiles outside of them: a stretch may have several spikes."""
+    known = np.flatnonzero(~np.isnan(values))
+    quarter = len(known) // 4  # at least one value is known
+    low, high = np.partition(values[known], [quarter, len(known) - 1 - quarter])[[quarter, len(known) - 1 - quarter]]
+    beyond = np.maximum(low - values[known], values[known] - high)
+    places = np.flatnonzero(beyond > FAR * (high - low))
+    return known[places[np.argsort(-beyond[places])[:SPIKES]]].tolist() if high > low else []
 
 
 def _nonfinite(block: bytes, starts: Any, ends: Any) -> tuple[list[int], dict[str, list[int]]]:
@@ -69,7 +81,7 @@ def _columns(block: bytes, starts: Any, ends: Any) -> _Table:
 def warm() -> None:
     """Load pyarrow where it is installed, before somebody waits for it."""
     with suppress(ImportError):
-        pass
+        importlib.import_module("pyarrow.json")
 
 
 def _with_pyarrow(block: bytes, starts: Any, ends: Any) -> _Table:

@@ -76,6 +76,16 @@ def test_the_extremes_of_every_signal_and_what_was_not_finite_stay(tmp_path, rea
     assert all(step in kept for step in (0, 1, 2, 3, 4, *BROKEN)) and history.unseen_bytes == 0
 
 
+def test_several_spikes_of_one_stretch_stay():
+    rows = [{"step": i, "grad_norm": 1.0 + i % 7 / 10, "flat": 1.0} for i in range(400)]
+    spikes = {30: 50.0, 31: 1e6, 200: -40.0, 399: 60.0}
+    for at, value in spikes.items():
+        rows[at]["grad_norm"] = value
+    spans, _ = choose(text(rows).encode(), even=10)
+    kept = {json.loads(text(rows)[a:b])["step"] for a, b in spans}
+    assert set(spikes) <= kept and len(kept) < 20
+
+
 def test_a_run_that_is_never_finite_stays_small_and_counts_every_step(tmp_path, reader, small):
     rows = [row | {"grad_norm": None, "nonfinite": ["grad_norm"]} for row in ROWS]
     (tmp_path / "metrics.jsonl").write_text(text(rows))
