@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "retriever": ("agentrl.commands.retriever", "index a corpus, serve it, search it"),
     "lab": ("agentrl.commands.lab", "likelihood displacement: the papers' experiments on your model and task"),
     "plot": ("agentrl.commands.plot", "figures of the algorithms themselves"),
+    "config": ("agentrl.commands.config", "what the keys of a config file mean"),
     "doctor": ("agentrl.commands.doctor", "what is installed, what fits together, what to do about the rest"),
     "completion": ("agentrl.commands.completion", "print a completion script for your shell"),
 }

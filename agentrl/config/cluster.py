@@ -22,7 +22,9 @@ class OpenRLHFConfig(Part):
     colocate: bool = Field(False, description="engines sleep on the policy's GPUs while it trains")
     zero_stage: Literal[2, 3] = Field(2, description="2 splits gradients and optimiser, 3 the weights too")
     adam_offload: bool = Field(False, description="optimiser state in main memory")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="of the trained model; flash_attention_2 needs the package flash-attn"
+    )
     packing: bool = Field(False, description="no padding in forward passes: the rows of a micro-batch in one")
     prefix_caching: bool = Field(True, description="a conversation's next turn feeds only its new tokens")
     gpu_memory: Share = Field(0.85, description="share of a GPU's memory that a vLLM engine may take")

@@ -27,58 +27,64 @@ from agentrl.errors import PluginError
 class LoraConfig(Part):
     """Low-rank adapters (peft). The base weights stay frozen."""
 
-    rank: PositiveInt = 16
-    alpha: float = 32.0
-    dropout: Share = 0.0
-    targets: str | list[str] = "all-linear"
+    rank: PositiveInt = Field(16, description="of the two factors of a change of weights")
+    alpha: float = Field(32.0, description="the change is scaled by alpha / rank")
+    dropout: Share = Field(0.0, description="of the adapters' input while they are trained")
+    targets: str | list[str] = Field(
+        "all-linear", description="names of the layers that get adapters, as peft takes them"
+    )
 
 
 class TinyModelConfig(Part):
     """The built-in Qwen2-architecture model for machines without a GPU; used where `model.path` is `builtin:tiny`."""
 
-    hidden_size: PositiveInt = 128
-    layers: PositiveInt = 2
-    heads: PositiveInt = 2
-    kv_heads: PositiveInt = 2
-    intermediate_size: PositiveInt = 128
-    max_positions: PositiveInt = 512
+    hidden_size: PositiveInt = Field(128, description="width")
+    layers: PositiveInt = Field(2, description="transformer blocks")
+    heads: PositiveInt = Field(2, description="attention heads of a layer")
+    kv_heads: PositiveInt = Field(2, description="key/value heads of a layer")
+    intermediate_size: PositiveInt = Field(128, description="width inside a feed-forward part")
+    max_positions: PositiveInt = Field(512, description="tokens that a context may have")
     init_std: float = Field(0.03, gt=0, description="of the weight matrices")
-    embedding_std: float = Field(0.1, gt=0)
+    embedding_std: float = Field(0.1, gt=0, description="of the embedding, at the start")
 
 
 class ModelConfig(Part):
     """Which model, and how it is held in memory."""
 
     path: str = Field("builtin:tiny", description="a folder in Hugging Face format, a hub id, or builtin:tiny")
-    revision: str | None = None
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id; null: its newest")
     tiny: TinyModelConfig = TinyModelConfig()
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast over fp32 weights")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(
+        "auto", description="auto (a GPU where there is one), cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+    )
     threads: int = Field(0, ge=0, description="torch CPU threads; 0 = all cores")
     fast_path: Literal["auto", "off"] = Field("auto", description="hand-written forward for small Llama and Qwen2")
     head: str | None = Field(None, description="module name of the output head, where it cannot be found")
     lora: LoraConfig | None = None
-    gradient_checkpointing: bool = False
-    trust_remote_code: bool = False
+    gradient_checkpointing: bool = Field(False, description="less memory for activations, a third more computing")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that the model's folder brings; it can do anything"
+    )
 
 
 class WarmStartConfig(Part):
     """Supervised demonstrations before RL: from a file, or written by the world. Practice is the built-in model's."""
 
     file: str | None = Field(
-        None, description="JSONL of demonstrations (docs/extending.md); else the world writes `demonstrations` of them"
+        None, description="JSONL of demonstrations (docs/real_model.md); else the world writes `demonstrations` of them"
     )
     held_out: Share = Field(0.1, description="share kept back to measure accuracy, at most 32; not builtin:tiny")
     lookup_steps: int = Field(
         600, ge=0, description="steps of practice: looking up throw-away facts, or the table of arithmetic"
     )
-    lookup_batch: PositiveInt = 16
-    lookup_lr: float = Field(3e-3, gt=0)
+    lookup_batch: PositiveInt = Field(16, description="sequences of a step of practice")
+    lookup_lr: float = Field(3e-3, gt=0, description="learning rate of practice")
     lookup_decay: Share = Field(0.0, description="share of lookup_lr that is gone at the last step, falling linearly")
-    lookup_stop_accuracy: Share = 0.97
-    demonstrations: PositiveInt = 3000
-    epochs: float = Field(3.0, gt=0)
-    batch: PositiveInt = 32
+    lookup_stop_accuracy: Share = Field(0.97, description="practice ends when this share is looked up correctly")
+    demonstrations: PositiveInt = Field(3000, description="how many the world writes, where there is no file")
+    epochs: float = Field(3.0, gt=0, description="passes over the demonstrations; may be a fraction")
+    batch: PositiveInt = Field(32, description="demonstrations of an optimiser step")
     bucket: PositiveInt = Field(1024, description="demonstrations sorted by length together; 1 = mixed lengths")
     lr: float | None = Field(
         None, gt=0, description="null: 2e-3 for builtin:tiny, 2e-5 for other models, 2e-4 with LoRA"
@@ -86,7 +92,7 @@ class WarmStartConfig(Part):
     context_weight: Share = Field(
         0.1, description="loss weight of tokens that are not actions; builtin:tiny alone, 0 for other models"
     )
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, description="torch CPU threads of the warm start; 0: as model.threads")
 
 
 # ----------------------------------------------------------------------------------------------------------- task
@@ -100,10 +106,10 @@ class WorldConfig(Part):
     )
     kwargs: dict[str, Any] = Field({}, description="of a plug-in world, passed to it as they are")
     seed: int | None = Field(None, description="defaults to the run's seed")
-    people: PositiveInt = 120
-    companies: PositiveInt = 50
-    cities: PositiveInt = 32
-    regions: PositiveInt = 12
+    people: PositiveInt = Field(120, description="search: people of the encyclopedia")
+    companies: PositiveInt = Field(50, description="search: companies of it")
+    cities: PositiveInt = Field(32, description="search: cities of it")
+    regions: PositiveInt = Field(12, description="search: regions of it")
     hops: list[int] = Field([1, 2], description="lengths of the question chains, 1 to 4")
     name_tokens: int = Field(1, ge=1, le=4, description="words per name")
     levels: list[int] = Field([1, 2], description="arithmetic: difficulty levels, 1 to 4")
@@ -141,9 +147,9 @@ class DataConfig(Part):
     """Questions. Not needed where `world` is set."""
 
     train: str | None = Field(None, description="JSONL or Parquet file, folder, hub id, or recipe:NAME")
-    test: str | None = None
-    train_split: str = "train"
-    test_split: str = "test"
+    test: str | None = Field(None, description="held-out questions, named as train is; null: no evaluation")
+    train_split: str = Field("train", description="of a hub data set or a folder of several")
+    test_split: str = Field("test", description="the same for held-out questions")
     limit: PositiveInt | None = Field(None, description="use only the first N rows of each set")
 
 
@@ -191,13 +197,13 @@ class RolloutConfig(Part):
     call_format: Annotated[str, plugin_name("call format")] | None = Field(
         None, description="of native tools; by default the one that the model's template writes"
     )
-    prompts_per_step: PositiveInt = 12
+    prompts_per_step: PositiveInt = Field(12, description="questions of a training step")
     group_size: int = Field(8, description="responses per question, at least 2")
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, ge=0, description="of sampling in training; the loss is at the same temperature")
     max_turns: PositiveInt = Field(6, description="a safety cap; the environment has its own limit")
-    max_tokens_per_turn: PositiveInt = 22
-    max_observation_tokens: PositiveInt = 500
-    max_context: PositiveInt = 300
+    max_tokens_per_turn: PositiveInt = Field(22, description="sampled tokens of one turn; what is longer is cut")
+    max_observation_tokens: PositiveInt = Field(500, description="tokens of one tool result; what is longer is cut")
+    max_context: PositiveInt = Field(300, description="tokens of an episode, prompt and tool results included")
     concurrency: PositiveInt = Field(256, description="episodes in flight at once")
     tool_timeout_s: float = Field(60.0, gt=0, description="an environment step that takes longer is a failed rollout")
     outage_wait_s: float = Field(
@@ -239,10 +245,15 @@ class RolloutConfig(Part):
 class NTHRConfig(Part):
     """Negative Token Hidden Reward (NTHR §5)."""
 
-    enabled: bool = False
-    method: Literal["auto", "exact", "vstar"] = "auto"
+    enabled: bool = Field(False, description="soften the penalty on tokens that correct responses share")
+    method: Literal["auto", "exact", "vstar"] = Field(
+        "auto",
+        description="scores over the whole vocabulary, or over V* alone (faster); auto: whichever is cheaper here",
+    )
     beta: float = Field(1.0, allow_inf_nan=True, description="threshold factor; -inf selects every incorrect token")
-    eta: Literal["2|0.5-p|", "0", "p", "1-p"] | Annotated[float, Field(allow_inf_nan=True)] = "2|0.5-p|"
+    eta: Literal["2|0.5-p|", "0", "p", "1-p"] | Annotated[float, Field(allow_inf_nan=True)] = Field(
+        "2|0.5-p|", description="factor of the penalty on selected tokens; p is the group's share of correct responses"
+    )
     baseline: Literal["random"] | None = Field(None, description="random: as many tokens, chosen uniformly")
 
     @model_validator(mode="after")
@@ -269,9 +280,11 @@ class NTHRConfig(Part):
 class LLDSConfig(Part):
     """Likelihood preservation (LLDS §5.5)."""
 
-    enabled: bool = False
-    weight: float = Field(0.2, ge=0, description="λ")
-    gate: Literal["action", "response", "token"] = "action"
+    enabled: bool = Field(False, description="penalise a fall of the likelihood of responses that are not penalised")
+    weight: float = Field(0.2, ge=0, description="λ, the factor of the penalty")
+    gate: Literal["action", "response", "token"] = Field(
+        "action", description="what must have lost likelihood as a whole before its tokens count"
+    )
     answer_weight: float | Literal["schedule"] = Field(1.0, description="LLDS-MA's β_ans; schedule: min(V_s/2, 1)")
 
     margin: float | Literal["measured"] = Field(
@@ -297,14 +310,16 @@ class LossConfig(Part):
     """The clipped surrogate, or another loss by name, and what is added to it (docs/algorithms.md)."""
 
     name: Annotated[str, plugin_name("loss")] = Field("clipped", description="the loss of one token")
-    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.2, ge=0)
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = Field(
+        "token-mean", description="how the losses of tokens become one: over all tokens, or response by response"
+    )
+    clip_low: float = Field(0.2, ge=0, description="ε below: a ratio under 1 - clip_low is clipped")
+    clip_high: float = Field(0.2, ge=0, description="ε above: a ratio over 1 + clip_high is clipped")
     dual_clip: float | None = Field(None, description="bound c > 1 on the loss of negative advantages")
     ratio: Literal["token", "sequence"] = Field("token", description="sequence: GSPO")
     kl_coef: float = Field(0.0, ge=0, description="k3 KL to the frozen initial policy")
     nll_coef: float = Field(0.0, ge=0, description="negative log-likelihood of correct responses (NTHR §7.8)")
-    entropy_coef: float = 0.0
+    entropy_coef: float = Field(0.0, description="bonus on the entropy of sampled tokens")
     tis_cap: float | None = Field(None, gt=0, description="cap of truncated importance weights against the sampler")
     llds: LLDSConfig = LLDSConfig()
 
@@ -325,7 +340,7 @@ class LossConfig(Part):
 class AlgorithmConfig(Part):
     """Advantages and what changes them (docs/algorithms.md)."""
 
-    name: Annotated[str, plugin_name("advantage")] = "grpo"
+    name: Annotated[str, plugin_name("advantage")] = Field("grpo", description="the advantage (docs/algorithms.md)")
     k: PositiveInt = Field(1, description="K of the pass@K advantages")
     correct_threshold: float = Field(1.0, description="a response with at least this reward is correct")
     mask_truncated: bool = Field(
@@ -388,12 +403,14 @@ class AlgorithmConfig(Part):
 class OptimConfig(Part):
     """AdamW."""
 
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(5e-4, gt=0, description="learning rate, after the warm-up")
     warmup_steps: int = Field(
         0, ge=0, description="optimiser steps, of which a training step makes train.mini_batches x train.epochs"
     )
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="of the learning rate after the warm-up, to 0 at the last step"
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments")
     weight_decay: float = Field(0.0, ge=0, description="of matrices; norms and biases are left alone")
     max_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
 
@@ -401,7 +418,7 @@ class OptimConfig(Part):
 class TrainConfig(Part):
     """The loop."""
 
-    steps: int = Field(50, ge=0)
+    steps: int = Field(50, ge=0, description="training steps; 0 evaluates alone")
     mini_batches: PositiveInt = Field(2, description="optimiser steps per epoch over a rollout batch, in equal parts")
     epochs: PositiveInt = Field(1, description="passes over a rollout batch")
     micro_batch_tokens: PositiveInt = Field(8192, description="padded tokens per forward and backward pass")
@@ -416,7 +433,7 @@ class EvalConfig(Part):
 
     every: int = Field(0, ge=0, description="steps; 0 = before and after only")
     questions: int = Field(200, ge=0, description="0 = none")
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(0.0, ge=0, description="of evaluation; 0: greedy")
     samples: PositiveInt = Field(1, description="responses per question (avg@n, pass@k)")
     batch: PositiveInt = Field(256, description="episodes in flight")
 
@@ -424,10 +441,10 @@ class EvalConfig(Part):
 class LogConfig(Part):
     """The run directory."""
 
-    runs_dir: str = "runs"
+    runs_dir: str = Field("runs", description="folder of all runs")
     name: str | None = Field(None, description="folder name under runs_dir; default: config name, time and seed")
     checkpoint_every: int = Field(50, ge=0, description="steps; 0 = at the end only")
-    keep_checkpoints: PositiveInt = 3
+    keep_checkpoints: PositiveInt = Field(3, description="the newest ones; older ones are deleted")
     keep_best: str | None = Field(
         None, description="held-out metric (em): its best checkpoint is kept, as checkpoints/best"
     )
@@ -437,7 +454,7 @@ class LogConfig(Part):
     )
     tensorboard: bool = Field(False, description="the same as trackers: [tensorboard]")
     wandb: bool = Field(False, description="the same as trackers: [wandb]")
-    wandb_project: str = "agentrl"
+    wandb_project: str = Field("agentrl", description="of the tracker wandb")
     sinks: list[str] = Field([], description="where alarms go besides console and alarms.jsonl: NAME or NAME=ARGUMENT")
 
     @field_validator("sinks")
@@ -457,13 +474,15 @@ class LogConfig(Part):
 class GuardConfig(Part):
     """What the run may do about its own alarms (`agentrl.monitors.stop_rule`)."""
 
-    enabled: bool = False
+    enabled: bool = Field(False, description="act on alarms: false only raises them")
     rules: list[str] = Field(["collapse", "death_spiral"], description="alarms that count")
     llds_weight: float = Field(0.2, gt=0, description="λ of LLDS once a warning came; doubled by each further one")
     lr_factor: float = Field(0.5, gt=0, le=1, description="at each warning, of the learning rate; it stays below that")
     patience: int = Field(10, ge=0, description="steps a protection is given before another warning adds to it")
-    on_warn: Literal["protect", "nothing"] = "protect"
-    on_critical: Literal["rollback", "stop", "protect"] = "rollback"
+    on_warn: Literal["protect", "nothing"] = Field("protect", description="protect: LLDS on, learning rate down")
+    on_critical: Literal["rollback", "stop", "protect"] = Field(
+        "rollback", description="rollback: back to weights from before the trouble, protected"
+    )
     max_rollbacks: int = Field(3, ge=0, description="then the run stops")
     release_after: int = Field(0, ge=0, description="quiet steps after which a protection is taken back; 0 = never")
 
@@ -476,8 +495,8 @@ class GuardConfig(Part):
 class RunConfig(Part):
     """Everything a run depends on."""
 
-    name: str = "run"
-    seed: int = Field(0, ge=0)
+    name: str = Field("run", description="of the config, in the names of its runs")
+    seed: int = Field(0, ge=0, description="of questions, sampling and everything else that is drawn")
     engine: Annotated[str, plugin_name("engine")] = Field(
         "local", description="local: this process; openrlhf: a Ray cluster; or a plug-in"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,8 +34,25 @@ def warmed_up(job: Job, say: Callable[[str], None] = print) -> dict[str, float]:
     """Warm up the job's model as its config says; what was measured. DataError for demonstrations that are wrong."""
     config = job.config.warm_start
     assert config is not None
-    if config.file is None and job.config.model.path == BUILTIN:
-        return warm_start(job.local, job.world, config, job.config.seed, say)
+    with _threads(config.threads):
+        if config.file is None and job.config.model.path == BUILTIN:
+            return warm_start(job.local, job.world, config, job.config.seed, say)
+        return _imitation(job, config, say)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch's CPU threads within; 0 changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _imitation(job: Job, config: WarmStartConfig, say: Callable[[str], None]) -> dict[str, float]:
+    """Of any model, by demonstrations that are played in the environment."""
     start = time.perf_counter()
     rng = random.Random(job.config.seed)
     demos = demonstrations(job, rng)

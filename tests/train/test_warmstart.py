@@ -100,6 +100,20 @@ def test_batches_are_of_one_length_or_mixed(bucket, mixed):
     assert any(len({len(ids) for ids, _ in batch}) > 1 for batch in epoch) == mixed
 
 
+@pytest.mark.parametrize("asked", [0, 1])
+def test_it_has_its_own_number_of_threads(job, monkeypatch, asked):
+    seen = []
+    monkeypatch.setattr(warmstart, "warm_start", lambda *_: seen.append(torch.get_num_threads()) or {})
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        job.config.warm_start = WarmStartConfig(threads=asked)
+        warmstart.warmed_up(job)
+        assert seen == [asked or 2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("decay", "last"), [(0.0, 1.0), (0.9, 0.1)])
 def test_the_learning_rate_of_practice_falls_as_far_as_asked(job, monkeypatch, decay, last):
     rates = []
