@@ -26,6 +26,7 @@ from agentrl.envs.protocol import (
     defuse,
     parse_action,
     passage_format,
+    without_thoughts,
 )
 from agentrl.envs.scoring import Reward, exact_match, reward_named
 from agentrl.envs.spaces import AnyText
@@ -55,6 +56,9 @@ class SearchEnv(gymnasium.Env[str, str]):
     `retriever` is a url, an index folder or an object with `search_batch`. Without a retriever and without `tasks` the
     environment plays the questions of a small made-up encyclopedia.
 
+    `skip_thoughts` ignores tags in closed `<think>` blocks ("I will write <answer> and </answer>"). A closing tag then ends
+    no turn, only the model's own end of turn does: for models that think, in chat style.
+
     All text is a parameter. Released Search-R1 checkpoints saw titles in double quotes and no line break after the last
     passage: passage_template='Doc {rank}(Title: "{title}") {text}\\n', trim=True (no white space around the passages).
     """
@@ -81,6 +85,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         invalid_message: str = INVALID,
         reward: str | Reward = "exact_match",
         format_reward: float = 0.0,
+        skip_thoughts: bool = False,
         render_mode: str | None = None,
     ) -> None:
         if "{question}" not in prompt_template:
@@ -89,7 +94,8 @@ class SearchEnv(gymnasium.Env[str, str]):
             raise ValueError(f"topk is {topk} and max_turns {max_turns}; both must be 1 or more")
         self.observation_space, self.action_space = AnyText(), AnyText()
         self.render_mode = render_mode
-        self.stop_strings = ("</search>", "</answer>")
+        self._skip_thoughts = skip_thoughts
+        self.stop_strings: tuple[str, ...] = () if skip_thoughts else ("</search>", "</answer>")
         self._prompt = tuple(prompt_template.split("{question}", 1))
         self._open, self._close, self._invalid = information_open, information_close, invalid_message
         self._nothing, self._show, self._trim = nothing_found, passage_format(passage_template), trim
@@ -165,7 +171,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         """What `action` asks for. Changes nothing; raises ResetNeeded outside an episode."""
         if self._golden is None:
             raise gymnasium.error.ResetNeeded("step() was called before reset(), or after the episode ended")
-        return parse_action(action)
+        return parse_action(without_thoughts(action) if self._skip_thoughts else action)
 
     def needs_search(self, parsed: ParsedAction) -> bool:
         """Whether this turn executes a search; the final one never does."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agentrl.envs.protocol import PASSAGE, PROMPT, ParsedAction, defuse, parse_action, passage_format
+from agentrl.envs.protocol import PASSAGE, PROMPT, ParsedAction, defuse, parse_action, passage_format, without_thoughts
 
 TAGS = [f"<{c}{tag}>" for tag in ("think", "search", "information", "answer") for c in ("", "/")]
 MESSY = st.lists(st.one_of(st.sampled_from([*TAGS, "<", ">", " ", "\n", "x"]), st.text(max_size=5)), max_size=25).map(
@@ -106,3 +106,26 @@ def test_the_prompt_asks_for_what_the_protocol_reads():
     for part in ("<think>", "<search>", "<information>", "<answer> Lisbon </answer>"):
         assert part in PROMPT
     assert PROMPT.endswith("Question: {question}")
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "content"),
+    [
+        ("<think> I will write <answer> and </answer> </think> <search> q </search>", "search", "q"),
+        ("<think> <search> a </search> </think><think></think><answer> b </answer>", "answer", "b"),
+        ("<think> never closed <answer> b </answer>", "answer", "b"),  # as before: the block is not closed
+        ("</think> <answer> b </answer>", "answer", "b"),
+        ("<think> <answer> b </answer> </think>", "invalid", ""),
+    ],
+)
+def test_tags_in_closed_thoughts_ask_for_nothing(action, kind, content):
+    parsed = parse_action(without_thoughts(action))
+    assert (parsed.kind, parsed.content) == (kind, content)
+    assert action[slice(*parsed.span)] == content
+
+
+@given(MESSY)
+def test_thoughts_are_blanked_and_nothing_else_moves(action):
+    found = without_thoughts(action)
+    assert len(found) == len(action)
+    assert found == re.sub("(?s)<think>.*?</think>", lambda m: " " * len(m[0]), action)

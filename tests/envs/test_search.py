@@ -435,3 +435,13 @@ def test_as_tokens_no_passage_holds_a_control_token_and_the_closing_tag_survives
     control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     own = [i for tag in ("<information>", "</information>") for i in tokenizer.encode(tag, add_special_tokens=False)]
     assert [i for i in ids if i in control] == [i for i in own if i in control]
+
+
+def test_a_tag_named_in_a_closed_thought_ends_nothing():
+    turn = "<think> then <answer> x </answer> </think> <answer> Lisbon </answer>"
+    task = {"question": "capital of Portugal?", "golden_answers": ["Lisbon"]}
+    for skip, reward in ((False, 0.0), (True, 1.0)):
+        env = SearchEnv(retriever=object(), skip_thoughts=skip)
+        env.reset(options=task)
+        assert env.step(turn)[1] == reward
+        assert bool(env.stop_strings) is not skip  # a closing tag in a thought must not end the turn either
