@@ -56,8 +56,8 @@ class SearchEnv(gymnasium.Env[str, str]):
     `retriever` is a url, an index folder or an object with `search_batch`. Without a retriever and without `tasks` the
     environment plays the questions of a small made-up encyclopedia.
 
-    `skip_thoughts` ignores tags in closed `<think>` blocks ("I will write <answer> and </answer>"). A closing tag then ends
-    no turn, only the model's own end of turn does: for models that think, in chat style.
+    `skip_thoughts` ignores tags in closed `<think>` blocks ("I will write <answer> and </answer>"). A closing tag then
+    ends no turn, only the model's own end of turn does: for models that think, in chat style.
 
     All text is a parameter. Released Search-R1 checkpoints saw titles in double quotes and no line break after the last
     passage: passage_template='Doc {rank}(Title: "{title}") {text}\\n', trim=True (no white space around the passages).

@@ -441,7 +441,7 @@ def test_a_tag_named_in_a_closed_thought_ends_nothing():
     turn = "<think> then <answer> x </answer> </think> <answer> Lisbon </answer>"
     task = {"question": "capital of Portugal?", "golden_answers": ["Lisbon"]}
     for skip, reward in ((False, 0.0), (True, 1.0)):
-        env = SearchEnv(retriever=object(), skip_thoughts=skip)
+        env = SearchEnv(retriever=INDEX, skip_thoughts=skip)
         env.reset(options=task)
         assert env.step(turn)[1] == reward
         assert bool(env.stop_strings) is not skip  # a closing tag in a thought must not end the turn either
