@@ -3,7 +3,7 @@
 #   PIP_EXTRA_INDEX_URL=... make test        pip's own variables work, for example for another build of torch
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart real test test-slow test-browser test-trackio test-peers test-load test-distributed check mutants bench clean
+.PHONY: help quickstart real docs test test-slow test-browser test-trackio test-peers test-load test-distributed check mutants bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +19,10 @@ quickstart: $(INSTALLED)   ## train the built-in search agent, about a minute an
 
 real: $(INSTALLED)         ## train a pretrained model (135M) on real facts; 98 MB to fetch, under an hour on two cores
 	$(BIN)/agentrl real $(ARGS)
+
+docs: $(VENV)-docs/.installed    ## the documentation site, in build/site; a broken link is an error
+	$(BIN)/python scripts/docs_site.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
 
 test: $(INSTALLED)         ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
@@ -59,7 +63,7 @@ bench: $(INSTALLED)        ## the measured figures of the documentation
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:               ## remove the environment and caches; runs/ is kept
-	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem $(VENV)-mutants .mutants build dist *.egg-info \
+	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem $(VENV)-docs $(VENV)-mutants .mutants build dist *.egg-info \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -95,6 +99,11 @@ $(VENV)-gem/.installed: $(INSTALLED)
 $(VENV)-trackio/.installed: $(INSTALLED)
 	$(BIN)/python -m venv $(VENV)-trackio
 	$(VENV)-trackio/bin/python -m pip install -qq --disable-pip-version-check trackio==0.43.0 pytest
+	@touch $@
+
+$(VENV)-docs/.installed: $(INSTALLED)
+	$(BIN)/python -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install -qq --disable-pip-version-check mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings-python==2.0.11
 	@touch $@
 
 $(VENV)-mutants/.installed: $(INSTALLED)    # mutmut, which finds the pinned packages in the first environment

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,5 +32,4 @@ def _lines(key: Key) -> list[str]:
 
     if key.is_part:
         return [f"{color(key.name, 'blue')}  {key.meaning}" + ("  Default: null." if key.default is None else "")]
-    default = key.default if isinstance(key.default, str) and key.default else json.dumps(key.default)
-    return [f"{color(key.name, 'blue')} = {default}    {key.values}", f"    {key.meaning}"]
+    return [f"{color(key.name, 'blue')} = {key.shown}    {key.values}", f"    {key.meaning}"]

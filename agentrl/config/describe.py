@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ class Key:
     def is_part(self) -> bool:
         """Whether it holds keys."""
         return not self.values
+
+    @property
+    def shown(self) -> str:
+        """The default as one would write it in YAML."""
+        return self.default if isinstance(self.default, str) and self.default else json.dumps(self.default)
 
 
 def keys(model: type[BaseModel] = RunConfig, before: str = "") -> Iterator[Key]:
