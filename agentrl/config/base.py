@@ -13,7 +13,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Part(BaseModel):
-    """Base of all parts: unknown keys and numbers that are none are errors, values are checked on assignment too."""
+    """Base of all parts: unknown keys and NaN or infinite numbers are errors; values are checked on assignment, too."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 

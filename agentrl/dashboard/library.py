@@ -297,7 +297,7 @@ class Library:
 
 
 def info_of(path: Path) -> RunInfo:
-    """`read_info`, also where a file holds numbers that are none."""
+    """`read_info`, also where a file holds NaN or infinite numbers."""
     try:
         return read_info(path)
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -176,7 +176,7 @@ def strict_json(value: Any) -> str:
     """
     try:
         return json.dumps(value, default=_plain, allow_nan=False)
-    except (ValueError, TypeError, RecursionError):  # a number that is none, a key that is no text, a circle
+    except (ValueError, TypeError, RecursionError):  # NaN, a key that is no text, a circle
         return json.dumps(finite(value), allow_nan=False)
 
 

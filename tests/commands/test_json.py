@@ -1,4 +1,4 @@
-"""`--json` of every command is JSON as any parser reads it, also where a number is none.
+"""`--json` of every command is JSON as any parser reads it, also where a number is NaN or infinite.
 
 Python's own writer prints NaN and Infinity, which no standard knows, and Python's own reader takes them.
 """
@@ -36,7 +36,7 @@ def run(warm_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def poisoned(run, tmp_path_factory):
-    """The same run with numbers that are none in every file of records."""
+    """The same run with NaN and infinite numbers in every file of records."""
     copy = tmp_path_factory.mktemp("poisoned") / "a"
     shutil.copytree(run, copy)
     for file in copy.glob("*.jsonl"):
@@ -57,7 +57,7 @@ def _poisoned(text):
 
 @pytest.fixture
 def no_numbers(monkeypatch, tmp_path):
-    """What takes long, or cannot be made to have no number, returns one that is none."""
+    """What takes long, or cannot be made to have no number, returns NaN."""
     done = FinishedRun(tmp_path, TrainResult("finished", 1, [EVALUATION]))
     monkeypatch.setattr(start, "train_run", lambda *args, **kwargs: done)
     monkeypatch.setattr(start, "resume_run", lambda *args, **kwargs: done)
