@@ -63,10 +63,13 @@ def begin(runs: Path) -> None:
 
 
 def go_on(runs: Path) -> None:
-    """Resume it, or begin where it was killed before it had anything to resume from."""
+    """Resume it, unless it came to its end; or begin, where it was killed before it had anything to resume from."""
     from agentrl.runs.checkpoint import list_checkpoints
+    from agentrl.runs.read import read_info
     from agentrl.train.start import resume_run
 
+    if list_checkpoints(runs / "run") and read_info(runs / "run").status == "finished":
+        return
     if list_checkpoints(runs / "run"):
         resume_run(runs / "run", quiet=True)
     else:
