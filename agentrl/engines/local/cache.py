@@ -43,6 +43,11 @@ class RowCache:
         self.n_rows = 0
         self.capacity = 0  # T
 
+    @property
+    def bytes(self) -> int:
+        """Of all buffers."""
+        return sum(buffer.nbytes for buffer in self.layers if buffer is not None)
+
     def reserve(self, rows: int, length: int) -> None:
         """Make room; both sizes grow by half again, so that growing is rare."""
         grow_rows = rows > self.n_rows

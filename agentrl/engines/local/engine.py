@@ -199,6 +199,7 @@ class LocalEngine:
 
     def before_training(self) -> None:
         """Called before the model scores or trains: a sampler that holds memory gives it back here."""
+        self.sampler.rest()
 
     @torch.no_grad()
     def score(

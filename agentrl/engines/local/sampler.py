@@ -25,6 +25,7 @@ from agentrl.engines.shared.text import TokenText
 from agentrl.types import Sample, Stop
 
 PREFILL_TOKENS = 16_384  # padded tokens of one prefill pass
+KEPT_BYTES = 64 << 20  # of a cache that stays while the model is trained: making it anew costs more than it holds
 QUIET_TICKS = 4  # event-loop rounds without news before an idle sampler starts a batch
 
 # ids (n, C), index of each row's last real token (n,), cache, plan -> logits (n, V) fp32
@@ -127,6 +128,12 @@ class BatchSampler:
         self.policy_version = policy_version
         _fail([*self.waiting, *self.active], "the weights changed")
         self._clear()
+
+    def rest(self) -> None:
+        """Give the memory of a large cache back where no conversation is open; the next turn makes another one."""
+        if not (self.by_session or self.waiting or self.active) and self.cache.bytes > KEPT_BYTES:
+            self.cache.clear()
+            self.rows = []
 
     # ------------------------------------------------------------------------------------------------------- driving
 

@@ -74,6 +74,17 @@ def test_sampler_and_scorer_agree(folder, fast_path):
     assert torch.allclose(scored.entropy[0][batch.action_mask[0]], own, atol=1e-4)
 
 
+def test_the_sampler_rests_before_the_model_scores_or_trains(folder, monkeypatch):
+    engine = make(folder)
+    batch = rollout(engine, 4)
+    rests = []
+    monkeypatch.setattr(engine.sampler, "rest", lambda: rests.append(True))
+    old = engine.score(batch).logprobs
+    assert len(rests) == 1
+    engine.update(batch, torch.ones_like(old), old, loss=LossConfig())
+    assert len(rests) == 2
+
+
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
 def test_micro_batches_do_not_change_scores_or_updates(folder, aggregation):
     results = []

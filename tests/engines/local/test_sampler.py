@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from agentrl.engines.local import sampler as sampler_module
 from agentrl.engines.local.cache import RowCache
 from agentrl.engines.local.qwen2 import FastQwen2
 from agentrl.engines.local.sampler import BatchSampler, _inverse_cdf
@@ -333,3 +334,29 @@ def test_a_context_that_many_begin_with_is_fed_once(model, path):
     assert len({tuple(s.ids) for s in got}) > 3
     for a, b in zip(got, alone, strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+def test_a_large_cache_rests_while_nobody_speaks_and_changes_nothing(model, monkeypatch):
+    monkeypatch.setattr(sampler_module, "KEPT_BYTES", 0)
+
+    async def played(rests):
+        sampler = make(model)
+        open_one = await sampler.sample([3, 4, 5], max_tokens=4, session=1)
+        held = sampler.cache.bytes
+        sampler.rest()
+        assert held and sampler.cache.bytes == held  # a conversation is open
+        sampler.release(1)
+        if rests:
+            sampler.rest()
+            assert sampler.cache.bytes == 0
+        seen, _ = await conversation(sampler, 2)
+        return open_one, seen
+
+    assert asyncio.run(played(True)) == asyncio.run(played(False))
+
+
+def test_a_small_cache_stays(model):
+    sampler = make(model)
+    asyncio.run(conversation(sampler, 1))
+    sampler.rest()
+    assert sampler.cache.bytes
