@@ -386,7 +386,7 @@ class AlgorithmConfig(Part):
             )
         if self.loss.llds.enabled and not row.penalises:
             raise ValueError(
-                f"llds protects every response whose advantage is not negative, and {self.name} has incorrect ones among them; "
+                f"llds protects every response whose advantage is not negative, with {self.name} incorrect ones, too; "
                 "use grpo with llds"
             )
         if self.loss.dual_clip is not None and row.incorrect == "zero":
