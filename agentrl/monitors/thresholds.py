@@ -137,6 +137,9 @@ class PhaseThresholds(Part):
         2.0, "standard errors of a slope that counts, and what the largest of the run's windows owes to luck"
     )
     flat: float = limit(1.0, "standard errors below which a slope is flat; between the two the phase stays as it was")
+    hidden: float = limit(
+        0.2, "change of the likelihood (logarithm) over the window that noise may hide where it is called flat"
+    )
     fast: float = limit(2.0, "recent slope over the slope of the whole decay that counts as acceleration")
     collapsed: float = limit(0.5, "share of the peak reward gone that counts as the collapse itself")
     collapsed_z: float = limit(2.0, "and standard errors, where they are known")
