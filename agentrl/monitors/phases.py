@@ -8,7 +8,8 @@ there was a reward to lose. `warmup`: too few correct responses so far to say; a
 there until the reward is lost.
 
 Noise first: the likelihood is flat where the noise is so small that a rise of a fifth over the window would have shown,
-and it falls where its slope and its distance from the best level so far are both more standard errors than luck gives.
+and it falls where its slope and its distance from the best level so far are both more standard errors than luck gives,
+unless the updates themselves, where that is measured, make correct responses more likely.
 
 `death_spiral` (Def. 5.1): the change of the correct responses' likelihood by the updates is below a negative constant
 and keeps getting more negative. The likelihood under the sampling policy is survivor-biased (responses that became
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agentrl.monitors.falls import best_by_luck
-from agentrl.monitors.stats import Series, median
+from agentrl.monitors.stats import WINDOW, Series, median
 from agentrl.monitors.thresholds import PhaseThresholds, SpiralThresholds
 
 Phase = Literal["warmup", "learning", "plateau", "I", "II", "III"]
@@ -102,7 +103,8 @@ class PhaseClassifier:
         if sign["logprob_correct"] > 0:
             return "learning", slopes
         limit = t.significant + best_by_luck(likelihood.count, t.window)
-        if sign["logprob_correct"] == 0 or likelihood.drop() < limit:
+        spared = _raised_by_updates(series.get("delta_correct"))
+        if sign["logprob_correct"] == 0 or likelihood.drop() < limit or spared:
             return self._not_falling(likelihood, slopes, scores, sign.get("reward", 0) > 0), slopes
         recent = likelihood.trend(max(t.window // 2, 5))[0]
         accelerating = recent < t.fast * slopes["logprob_correct"]
@@ -139,6 +141,11 @@ def _shown_flat(likelihood: Series, slope: float, t: PhaseThresholds) -> bool:
     n = min(likelihood.count, t.window)
     span = likelihood.steps[-1] - likelihood.steps[-n]
     return abs(slope) * span + 2 * likelihood.noise() * math.sqrt(12 / n) < t.hidden
+
+
+def _raised_by_updates(delta: Series | None) -> bool:
+    """Whether the updates make correct responses more likely: then harder questions are answered, nothing decays."""
+    return delta is not None and median(delta.last(WINDOW)) > 0
 
 
 def _gone(reward: Series, t: PhaseThresholds) -> bool:

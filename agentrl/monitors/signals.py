@@ -48,6 +48,7 @@ SIGNALS: dict[str, Signal] = _table(
         ("groups_all_correct", "share", "none", "reward", "groups in which every response is correct", False),
         ("groups_all_wrong", "share", "down", "reward", "groups in which every response is wrong", False),
         ("validation", "reward", "up", "reward", "mean of the held-out rewards or accuracies", False),
+        ("validation_error", "reward", "none", "reward", "standard error of that mean, where it is known", False),
         ("validation_at_zero", "count", "down", "reward", "data sets whose held-out success is near 0", False),
         ("logprob_correct", "nats/token", "up", "likelihood", "mean log π of correct responses, sampling policy", True),
         ("logprob_incorrect", "nats/token", "none", "likelihood", "the same over incorrect responses", True),
@@ -322,7 +323,7 @@ UNJUDGED = frozenset((
     "ratio_max", "mismatch_max", "loss", "pg_loss", "lr", "skipped_updates", "nthr_selected", "nthr_eta",
     "nthr_agreement", "llds_loss", "llds_open_share", "truncated_masked_share", "llds_noise", "context_length",
     "distinct_queries", "shared_first_retrieval", "diversity_between", "tool_retries", "tokens_per_s", "t_score_s",
-    "t_update_s", "t_delta_s", "t_step_s",
+    "t_update_s", "t_delta_s", "t_step_s", "validation_error",
 ))  # fmt: skip
 
 STEP_COLUMNS = ("step", "global_step", "_step", "training/global_step", "trainer/global_step", "Step", "iteration")

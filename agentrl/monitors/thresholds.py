@@ -242,6 +242,7 @@ class ValidationThresholds(Part):
     """Held-out reward falls while the training reward does not."""
 
     lost: float = limit(0.2, "share of the best held-out reward gone in the last two validations")
+    z: float = limit(2.0, "and standard errors, after what the best of so many validations owes to luck")
     least: int = limit(3, "validations before one is judged", 3)
 
 
