@@ -84,6 +84,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	@echo "installing the pinned dependencies into $(VENV), some minutes the first time"
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q agentrl envs retriever  # as pip does with what it copies
 	@touch $@
 
 $(VENV)-skyrl/.installed: $(INSTALLED)

@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(only: str | None = None) -> Parser:
-    """The parser; the arguments of all commands, or of the command `only`."""
+    """The parser: of all commands; of the command `only`; of their names alone where that is none of them."""
     parser = Parser(
         prog="agentrl",
         description="Train language-model search agents with reinforcement learning, and see their collapse coming.",
@@ -62,7 +62,8 @@ def build_parser(only: str | None = None) -> Parser:
     parser.set_defaults(whole_parser=build_parser)  # `completion` describes all commands
     parser.add_argument("--version", action="version", version=f"agentrl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for name, (module, text) in COMMANDS.items():
+    for name in [only] if only in COMMANDS else COMMANDS:
+        module, text = COMMANDS[name]
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if only in (None, name):
             importlib.import_module(module).add_arguments(command)

@@ -1,7 +1,8 @@
-"""What the monitors add to a training step.
+"""What the monitors add to a training step, and how long `agentrl watch` takes to start.
 
     python scripts/bench_monitors.py                 # trains the default job for a few steps first
     python scripts/bench_monitors.py --run runs/NAME # replays a finished run
+    python scripts/bench_monitors.py --start         # only the start: `watch` of a log of 30 rows, beside bare Python
 
 The run's own records (all signals, all groups) go through a fresh `Monitor` with the console and file sinks, several
 times over; the time of one `observe` is compared with the run's own step time. The measurement of Δ and of the probe
@@ -13,7 +14,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +26,7 @@ from pathlib import Path
 from agentrl.monitors import Monitor, StepRecord, sinks
 
 STEPS, REPEATS = 20, 20
+STARTS = 20  # of each command, after one that may write bytecode
 NOT_METRICS = ("step", "time", "tokens")
 
 
@@ -61,13 +67,45 @@ def observe_seconds(steps: list[StepRecord], folder: Path) -> list[float]:
     return seconds
 
 
+def start_seconds(*arguments: str) -> tuple[float, float, float]:
+    """(least wall, median wall, least CPU) seconds of a Python process with these arguments."""
+    walls, cpus = [], []
+    for _ in range(STARTS + 1):
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        walls.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpus.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(walls[1:]), statistics.median(walls[1:]), min(cpus[1:])
+
+
+def print_starts(folder: Path) -> None:
+    """A line each for bare Python, the help, and `watch` of a short log."""
+    log = folder / "short.jsonl"
+    log.write_text("".join(f'{{"step": {n}, "reward": {0.1 + 0.01 * n:.2f}, "entropy": 1.0}}\n' for n in range(30)))
+    if "PYTHONDONTWRITEBYTECODE" in os.environ:
+        print("PYTHONDONTWRITEBYTECODE is set: what was not compiled before is compiled at each start")
+    command = ("-c", "import sys; from agentrl.cli import main; sys.exit(main())")
+    for name, arguments in {
+        "python -c pass": ("-c", "pass"),
+        "agentrl watch --help": (*command, "watch", "--help"),
+        "agentrl watch short.jsonl --once": (*command, "watch", str(log), "--once"),
+    }.items():
+        least, median, cpu = start_seconds(*arguments)
+        print(f"{name:34} {1e3 * least:4.0f} ms at least, {1e3 * median:4.0f} (median); CPU {1e3 * cpu:.0f} ms")
+
+
 def main() -> None:
     """Print one line per figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a run directory")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--start", action="store_true", help="only the start of `watch`")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
+        if args.start:
+            print_starts(Path(temporary))
+            return
         run = args.run or trained(Path(temporary))
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         seconds = observe_seconds(records(run), Path(temporary))

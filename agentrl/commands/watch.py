@@ -144,9 +144,11 @@ def rollouts_of(args: argparse.Namespace, path: Path | None) -> RolloutImport | 
 
 def tell_rollouts(rollouts: RolloutImport | None) -> None:
     """What was read of them, on stderr, control characters shown."""
+    if rollouts is None:
+        return
     from agentrl.console import printable
 
-    for line in rollouts.summary() if rollouts is not None else ():
+    for line in rollouts.summary():
         print(printable(line), file=sys.stderr)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -37,6 +36,8 @@ def _plain(alarm: Alarm) -> dict[str, Any]:
 
 def about(run: str = "", source: str = "") -> dict[str, Any]:
     """Whose alarms these are: run, source, this host, and the dashboard's address where the environment has it."""
+    import socket  # for who posts
+
     known = {"run": run, "source": source, "host": socket.gethostname()}
     known["dashboard"] = os.environ.get(DASHBOARD_VARIABLE, "").rstrip("/")
     return {k: v for k, v in known.items() if v}

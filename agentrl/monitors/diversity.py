@@ -62,11 +62,12 @@ class ControlTokens:
 
     def __call__(self, view: View) -> Finding | None:
         """Warn when their share has jumped far above what it was, in some rows in a row."""
-        t, one = view.thresholds.diversity, view.get("control_tokens", view.warmup)
+        t = view.thresholds.diversity
+        one = view.get("control_tokens", max(view.warmup, t.control_rows + 1))
         if one is None:
             return None
         now, before = min(one.last(t.control_rows)), one.last(20 + t.control_rows)[: -t.control_rows]
-        limit = max(t.control, t.control_factor * max(before, default=0.0))
+        limit = max(t.control, t.control_factor * max(before))
         if now < limit:
             return None
         return Finding(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from agentrl.monitors.collapse import spiral
+from agentrl.monitors.falls import best_by_luck
 from agentrl.monitors.stats import Series
 from agentrl.monitors.thresholds import RewardHackingThresholds
 from agentrl.monitors.view import Finding, View
@@ -442,7 +443,10 @@ class Validation:
     name = "validation"
 
     def __call__(self, view: View) -> Finding | None:
-        """Warn when the last two validations lost a part of the best, and the training reward is at its best."""
+        """Warn when the last two validations lost a part of the best, and the training reward is at its best.
+
+        The noise of one is the standard error that is logged with it, or what validations differ by.
+        """
         t = view.thresholds.validation
         held_out, reward = view.series.get("validation"), view.get("reward", view.warmup)
         if held_out is None or reward is None or held_out.steps[-1] != view.record.step or held_out.count < t.least:
@@ -451,6 +455,10 @@ class Validation:
         best, last = max(values[:-2]), max(values[-2:])
         falling = reward.falls is not None and reward.falls.significant(t.lost, 2.0) is not None
         if best <= 0 or last > (1 - t.lost) * best or falling:
+            return None
+        error = view.value("validation_error") or held_out.noise()
+        certain = best - best_by_luck(len(values) - 2, 1) * error - sum(values[-2:]) / 2
+        if certain < t.z * error * math.sqrt(1 + 1 / 2):
             return None
         return Finding(
             "warn",

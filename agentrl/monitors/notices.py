@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from agentrl.monitors.stop_rule import in_words
 from agentrl.types import Alarm
 
 Level = Literal["info", "warn", "critical"]
@@ -43,6 +42,8 @@ def failed(step: int, run: str, message: str, resume: str = "", when: float = 0.
 
 def guarded(row: Mapping[str, Any]) -> Alarm:
     """What the guard did: a row of guard.jsonl."""
+    from agentrl.monitors.stop_rule import in_words  # other trainers' logs have no guard
+
     kind = str(row.get("kind"))
     remedy = "Nothing has to be done; guard.jsonl and the dashboard have the details."
     if kind == "stop":

@@ -1,10 +1,15 @@
 """Online classifier of the phases of a collapse (LLDS §5, Def. 5.1, A.3; arXiv 2512.04220).
 
-`learning`: the likelihood of correct responses rises. `I` early stagnation: it stays flat while the reward rises.
-`II` steady decay: it falls while the reward has not yet fallen and gradient norm and entropy are steady. `III`
-acceleration: it falls faster than before, or entropy and gradient norm rise with it, or the reward goes with it.
-`plateau`: neither moves, or correct responses vanished before there was a reward to lose. `warmup`: too few correct
-responses so far to say; a log without their likelihood stays there until the reward is lost.
+`learning`: the likelihood of correct responses rises, or the reward does and nothing shows that the likelihood does
+not. `I` early stagnation: it stays flat while the reward rises. `II` steady decay: it falls while the reward has not
+yet fallen and gradient norm and entropy are steady. `III` acceleration: it falls faster than before, or entropy and
+gradient norm rise with it, or the reward goes with it. `plateau`: neither moves, or correct responses vanished before
+there was a reward to lose. `warmup`: too few correct responses so far to say; a log without their likelihood stays
+there until the reward is lost.
+
+Noise first: the likelihood is flat where the noise is so small that a rise of a fifth over the window would have shown,
+and it falls where its slope and its distance from the best level so far are both more standard errors than luck gives,
+unless the updates themselves, where that is measured, make correct responses more likely.
 
 `death_spiral` (Def. 5.1): the change of the correct responses' likelihood by the updates is below a negative constant
 and keeps getting more negative. The likelihood under the sampling policy is survivor-biased (responses that became
@@ -13,12 +18,13 @@ unlikely stop being sampled), so the phase is a description for the reader; alar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agentrl.monitors.falls import best_by_luck
-from agentrl.monitors.stats import Series, median
+from agentrl.monitors.stats import WINDOW, Series, median
 from agentrl.monitors.thresholds import PhaseThresholds, SpiralThresholds
 
 Phase = Literal["warmup", "learning", "plateau", "I", "II", "III"]
@@ -96,14 +102,28 @@ class PhaseClassifier:
             return "III", slopes
         if sign["logprob_correct"] > 0:
             return "learning", slopes
-        if sign["logprob_correct"] == 0:
-            if abs(scores["logprob_correct"]) > t.flat:  # neither: what it was until it is clear, but no collapse
-                return ("plateau" if self.state.phase in ("warmup", "III") else self.state.phase), slopes
-            return ("I" if sign.get("reward", 0) > 0 else "plateau"), slopes
+        limit = t.significant + best_by_luck(likelihood.count, t.window)
+        spared = _raised_by_updates(series.get("delta_correct"))
+        if sign["logprob_correct"] == 0 or likelihood.drop() < limit or spared:
+            return self._not_falling(likelihood, slopes, scores, sign.get("reward", 0) > 0), slopes
         recent = likelihood.trend(max(t.window // 2, 5))[0]
         accelerating = recent < t.fast * slopes["logprob_correct"]
         unrest = sign.get("entropy", 0) > 0 and sign.get("grad_norm", 1) > 0
         return ("III" if accelerating or unrest or sign.get("reward", 0) < 0 else "II"), slopes
+
+    def _not_falling(
+        self, likelihood: Series, slopes: dict[str, float], scores: dict[str, float], rising: bool
+    ) -> Phase:
+        """Neither rises nor falls for certain. What is not clear stays what it was, but no collapse."""
+        t, z = self.thresholds, scores["logprob_correct"]
+        if rising:
+            if abs(z) <= t.flat and _shown_flat(likelihood, slopes["logprob_correct"], t):
+                return "I"
+            if z > -t.flat:
+                return "learning"
+        elif abs(z) <= t.flat:
+            return "plateau"
+        return "plateau" if self.state.phase in ("warmup", "III") else self.state.phase
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -114,6 +134,18 @@ class PhaseClassifier:
         self.state = PhaseState(**state["state"])
         pending = state["pending"]
         self._pending = (pending[0], pending[1], pending[2]) if pending else None
+
+
+def _shown_flat(likelihood: Series, slope: float, t: PhaseThresholds) -> bool:
+    """Whether a rise by `hidden` over the window would have shown: two standard errors of the slope are less."""
+    n = min(likelihood.count, t.window)
+    span = likelihood.steps[-1] - likelihood.steps[-n]
+    return abs(slope) * span + 2 * likelihood.noise() * math.sqrt(12 / n) < t.hidden
+
+
+def _raised_by_updates(delta: Series | None) -> bool:
+    """Whether the updates make correct responses more likely: then harder questions are answered, nothing decays."""
+    return delta is not None and median(delta.last(WINDOW)) > 0
 
 
 def _gone(reward: Series, t: PhaseThresholds) -> bool:

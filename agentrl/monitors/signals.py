@@ -48,6 +48,7 @@ SIGNALS: dict[str, Signal] = _table(
         ("groups_all_correct", "share", "none", "reward", "groups in which every response is correct", False),
         ("groups_all_wrong", "share", "down", "reward", "groups in which every response is wrong", False),
         ("validation", "reward", "up", "reward", "mean of the held-out rewards or accuracies", False),
+        ("validation_error", "reward", "none", "reward", "standard error of that mean, where it is known", False),
         ("validation_at_zero", "count", "down", "reward", "data sets whose held-out success is near 0", False),
         ("logprob_correct", "nats/token", "up", "likelihood", "mean log π of correct responses, sampling policy", True),
         ("logprob_incorrect", "nats/token", "none", "likelihood", "the same over incorrect responses", True),
@@ -223,6 +224,8 @@ _PRIME_RL = {
     "loss": ("Loss", "loss/mean"),
     "lr": ("LR",),
     "response_length": ("Seq. Length", "seq_len/all/mean"),
+    "truncated_share": ("Truncation",),
+    "turns": ("Turns",),
     "validation": ("Val. Reward",),
     "t_step_s": ("Time", "time/step"),
 }
@@ -322,7 +325,7 @@ UNJUDGED = frozenset((
     "ratio_max", "mismatch_max", "loss", "pg_loss", "lr", "skipped_updates", "nthr_selected", "nthr_eta",
     "nthr_agreement", "llds_loss", "llds_open_share", "truncated_masked_share", "llds_noise", "context_length",
     "distinct_queries", "shared_first_retrieval", "diversity_between", "tool_retries", "tokens_per_s", "t_score_s",
-    "t_update_s", "t_delta_s", "t_step_s",
+    "t_update_s", "t_delta_s", "t_step_s", "validation_error",
 ))  # fmt: skip
 
 STEP_COLUMNS = ("step", "global_step", "_step", "training/global_step", "trainer/global_step", "Step", "iteration")
@@ -334,12 +337,14 @@ POOLED = {
     "validation": re.compile(
         r"^(?:val-core/.+/mean@\d+|val/test_score/.+|val/.*(?:reward|accuracy|score)(?:/mean)?|eval/(?:.+/)?"
         r"(?:reward|rewards?/mean|accuracy|correct|score|pass@?1)|eval_(?:reward|accuracy|score)|"
-        r"test/(?:.+/)?(?:reward/total|correct|accuracy|reward)|eval/all/avg_score|eval/all/pass_at_1)$"
+        r"test/(?:.+/)?(?:reward/total|correct|accuracy|reward)|eval/all/avg_score|eval/all/pass_at_1|eval_.+_pass1)$"
     ),
     "reward": re.compile(r"^reward/[^/]+/mean$"),  # rLLM: by the name of the agent
     "tool_timeouts": re.compile(r"^val-aux/.+/\w*timeout\w*/mean@\d+$"),
     "tool_success": re.compile(r"^val-aux/.+/\w*(?:search|tool)_success_count/mean@\d+$"),
 }
+#: The same, of names that only this trainer uses so.
+POOLED_OF = {"slime": {"validation": re.compile(r"^eval/(?!step$)(?!.*-(?:truncated_ratio|pass@))[^/]+$")}}
 NEAR_ZERO = 0.01  # of a held-out success
 _PERCENT = re.compile(r"%|percent|(?:^|[/_.])pct(?:$|[/_.])", re.IGNORECASE)
 
@@ -427,7 +432,7 @@ def guess_mapping(columns: Iterable[str], overrides: Mapping[str, str] | None = 
     trainer = best if own[best] and best != "short" else None
     pooled = {
         signal: columns
-        for signal, pattern in POOLED.items()
+        for signal, pattern in (POOLED | POOLED_OF.get(trainer or "", {})).items()
         if signal not in found and (columns := tuple(c for c in by_bare.values() if pattern.match(c)))
     }
     return SignalMap(found, tuple(s for s in WATCHED if s not in found), trainer, pooled)

@@ -11,14 +11,16 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from agentrl import plugins
 from agentrl.errors import AgentRLError
 from agentrl.monitors import bodies
 from agentrl.monitors.bodies import as_json
-from agentrl.monitors.delivery import Webhook, optional
 from agentrl.types import Alarm
+
+if TYPE_CHECKING:
+    from agentrl.monitors.delivery import Webhook
 
 WEBHOOK_VARIABLE = "AGENTRL_WEBHOOK"
 Sink = Callable[[Alarm], None]
@@ -145,6 +147,8 @@ def webhook_from_environment(extra: dict[str, Any] | None = None) -> Webhook | N
     url = os.environ.get(WEBHOOK_VARIABLE)
     if not url:
         return None
+    from agentrl.monitors.delivery import Webhook  # threads and queues, for who posts
+
     try:
         return Webhook(url, extra=extra)
     except ValueError:
@@ -153,6 +157,8 @@ def webhook_from_environment(extra: dict[str, Any] | None = None) -> Webhook | N
 
 def wandb() -> Sink:
     """`wandb.alert` on the current run; raises ImportError with the remedy where wandb is missing."""
+    from agentrl.monitors.delivery import optional
+
     module = optional("wandb")
     levels = {"info": "INFO", "warn": "WARN", "critical": "ERROR"}
 
@@ -166,6 +172,8 @@ def wandb() -> Sink:
 
 def trackio() -> Sink:
     """`trackio.alert` on the current run; raises ImportError with the remedy where trackio is missing."""
+    from agentrl.monitors.delivery import optional
+
     module = optional("trackio")
     levels = {"info": "INFO", "warn": "WARN", "critical": "ERROR"}
 

@@ -1,4 +1,4 @@
-"""Every threshold of phases and alarms: one tree of dataclasses, with unit, default and reason. Standard library only.
+"""Every threshold of phases and alarms: one tree, with unit, default and reason. Standard library only.
 
 `Thresholds()` are the shipped values. `changed` sets some by name, dotted (`collapse.clip_share`) or alone where only
 one part has it (`clip_share`): what `agentrl watch --set` and the config's `monitors.thresholds` do. Share, z and ratio
@@ -10,21 +10,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 from agentrl.errors import AgentRLError, nearest
 
 
+class Limit(NamedTuple):
+    """One threshold: its shipped value, what it is, and the smallest value that makes sense."""
+
+    default: float
+    doc: str
+    least: float | None
+
+
 def limit(default: float, doc: str, least: float | None = None) -> Any:
-    """A field of a threshold part. `least`: the smallest value that makes sense (1 for whole numbers)."""
-    return field(
-        default=default, metadata={"doc": doc, "least": 1 if least is None and type(default) is int else least}
-    )
+    """A threshold of a part. `least`: the smallest value that makes sense (1 for whole numbers)."""
+    return Limit(default, doc, 1 if least is None and type(default) is int else least)
 
 
-@dataclass(frozen=True)
-class RaisingThresholds:
+class Part:
+    """Thresholds of one rule, unchangeable and equal by value: class attributes made by `limit`.
+
+    Frozen dataclasses would do, but making sixteen of them is a tenth of the time in which `watch` starts.
+    """
+
+    limits: ClassVar[dict[str, Limit]]
+
+    def __init_subclass__(cls) -> None:
+        cls.limits = {name: one for name, one in vars(cls).items() if isinstance(one, Limit)}
+        for name, one in cls.limits.items():
+            setattr(cls, name, one.default)
+
+    def __init__(self, **values: float) -> None:
+        if unknown := values.keys() - self.limits.keys():
+            raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
+        vars(self).update(values)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(
+            f"thresholds do not change; make others with Thresholds().changed({{{name!r}: {value!r}}})"
+        )
+
+    def values(self) -> dict[str, float]:
+        """Name -> value, in the order in which they are written here."""
+        return {name: getattr(self, name) for name in self.limits}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, type(self)) and self.values() == other.values()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.values().items()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.values().items())})"
+
+
+class RaisingThresholds(Part):
     """When a rule's finding becomes an alarm."""
 
     warmup: int = limit(10, "steps before a trend alarm: a rolling median and a slope need them to mean anything")
@@ -33,8 +74,7 @@ class RaisingThresholds:
     cooldown: int = limit(20, "steps before an alarm that ended may be raised again at the same level", 0)
 
 
-@dataclass(frozen=True)
-class CollapseThresholds:
+class CollapseThresholds(Part):
     """The collapse rule's evidence and when it becomes critical."""
 
     clip_share: float = limit(
@@ -80,8 +120,7 @@ class CollapseThresholds:
     collapse_z: float = limit(3.0, "and standard errors, as for the decline: no critical alarm without significance")
 
 
-@dataclass(frozen=True)
-class SpiralThresholds:
+class SpiralThresholds(Part):
     """The death spiral (LLDS Def. 5.1), for the phase, the alarm and the collapse rule alike."""
 
     window: int = limit(12, "measurements of Δ, judged in two halves", 2)
@@ -89,8 +128,7 @@ class SpiralThresholds:
     share: float = limit(0.6, "of the window's Δ that must be negative")
 
 
-@dataclass(frozen=True)
-class PhaseThresholds:
+class PhaseThresholds(Part):
     """What separates the phases."""
 
     window: int = limit(20, "steps per slope: long enough that a slope of a fifth of the noise per step shows", 3)
@@ -99,21 +137,22 @@ class PhaseThresholds:
         2.0, "standard errors of a slope that counts, and what the largest of the run's windows owes to luck"
     )
     flat: float = limit(1.0, "standard errors below which a slope is flat; between the two the phase stays as it was")
+    hidden: float = limit(
+        0.2, "change of the likelihood (logarithm) over the window that noise may hide where it is called flat"
+    )
     fast: float = limit(2.0, "recent slope over the slope of the whole decay that counts as acceleration")
     collapsed: float = limit(0.5, "share of the peak reward gone that counts as the collapse itself")
     collapsed_z: float = limit(2.0, "and standard errors, where they are known")
     hold: int = limit(3, "steps that a new phase must last before it is announced")
 
 
-@dataclass(frozen=True)
-class NonFiniteThresholds:
+class NonFiniteThresholds(Part):
     """NaN and infinity."""
 
     critical_run: int = limit(3, "steps in a row that make it critical")
 
 
-@dataclass(frozen=True)
-class EntropyCollapseThresholds:
+class EntropyCollapseThresholds(Part):
     """A policy that stops exploring."""
 
     low: float = limit(0.15, "share of the starting entropy: information below it")
@@ -122,8 +161,7 @@ class EntropyCollapseThresholds:
     correct: float = limit(0.7, "share of correct answers up to which they are")
 
 
-@dataclass(frozen=True)
-class RewardHackingThresholds:
+class RewardHackingThresholds(Part):
     """A reward that rises for another reason than the task."""
 
     rising_z: float = limit(3.0, "standard errors of the reward's slope")
@@ -138,8 +176,7 @@ class RewardHackingThresholds:
     least_search: float = limit(0.1, "share of searches at the start, to be judged")
 
 
-@dataclass(frozen=True)
-class MismatchThresholds:
+class MismatchThresholds(Part):
     """Sampler and trainer apart."""
 
     factor: float = limit(2.0, "times the starting level")
@@ -148,8 +185,7 @@ class MismatchThresholds:
     z: float = limit(4.0, "standard errors above its lowest level")
 
 
-@dataclass(frozen=True)
-class ToolOutageThresholds:
+class ToolOutageThresholds(Part):
     """Failing and slow tools."""
 
     run: int = limit(3, "steps in a row with failures")
@@ -158,15 +194,13 @@ class ToolOutageThresholds:
     latency_s: float = limit(1.0, "seconds at least")
 
 
-@dataclass(frozen=True)
-class InvalidActionThresholds:
+class InvalidActionThresholds(Part):
     """Actions that the environment cannot read."""
 
     lost: float = limit(0.2, "share of all actions that became unreadable since the best level")
 
 
-@dataclass(frozen=True)
-class TruncationThresholds:
+class TruncationThresholds(Part):
     """Episodes that run into a limit."""
 
     share: float = limit(0.5, "of the episodes in each of the last rows (collapse.truncated_rows), or")
@@ -177,8 +211,7 @@ class TruncationThresholds:
     z: float = limit(2.0, "and by how many standard errors")
 
 
-@dataclass(frozen=True)
-class GradientSpikeThresholds:
+class GradientSpikeThresholds(Part):
     """One gradient far out of the ordinary."""
 
     factor: float = limit(10.0, "times the usual")
@@ -188,15 +221,13 @@ class GradientSpikeThresholds:
     least: float = limit(0.01, "usual norm, below which nothing is judged")
 
 
-@dataclass(frozen=True)
-class NoSignalThresholds:
+class NoSignalThresholds(Part):
     """Groups of equal rewards."""
 
     share: float = limit(0.9, "of the groups with equal rewards")
 
 
-@dataclass(frozen=True)
-class StartThresholds:
+class StartThresholds(Part):
     """What cannot be learned from, from the first row on."""
 
     rows: int = limit(5, "rows from the start in which it must be so for a warning")
@@ -207,16 +238,15 @@ class StartThresholds:
     answered: float = limit(0.01, "share of episodes that end with an answer")
 
 
-@dataclass(frozen=True)
-class ValidationThresholds:
+class ValidationThresholds(Part):
     """Held-out reward falls while the training reward does not."""
 
     lost: float = limit(0.2, "share of the best held-out reward gone in the last two validations")
+    z: float = limit(2.0, "and standard errors, after what the best of so many validations owes to luck")
     least: int = limit(3, "validations before one is judged", 3)
 
 
-@dataclass(frozen=True)
-class DiversityThresholds:
+class DiversityThresholds(Part):
     """Responses that lose their difference, and control tokens among them."""
 
     information: float = limit(0.5, "share of the starting mutual information of question and response, or less")
@@ -228,8 +258,7 @@ class DiversityThresholds:
     control_rows: int = limit(2, "rows in a row that must be so")
 
 
-@dataclass(frozen=True)
-class Thresholds:
+class Thresholds(NamedTuple):
     """The whole tree: one part for each rule, `raising` for all of them."""
 
     raising: RaisingThresholds = RaisingThresholds()
@@ -258,13 +287,14 @@ class Thresholds:
         for name, value in _flat(values):
             part, leaf = self._find(name)
             parts.setdefault(part, {})[leaf] = self._checked(part, leaf, value)
-        return replace(self, **{part: replace(getattr(self, part), **new) for part, new in parts.items()})
+        made = {part: type(old := getattr(self, part))(**{**old.values(), **new}) for part, new in parts.items()}
+        return self._replace(**made)
 
     def items(self) -> Iterator[tuple[str, float, str]]:
         """(dotted name, value, what it is) of every threshold."""
-        for part in fields(self):
-            for leaf in fields(inner := getattr(self, part.name)):
-                yield f"{part.name}.{leaf.name}", getattr(inner, leaf.name), leaf.metadata["doc"]
+        for part, inner in self._asdict().items():
+            for name, one in inner.limits.items():
+                yield f"{part}.{name}", getattr(inner, name), one.doc
 
     def _find(self, name: str) -> tuple[str, str]:
         dotted = [n for n, _, _ in self.items()]
@@ -277,12 +307,12 @@ class Thresholds:
         if found:
             raise AgentRLError(f"threshold {name!r} is in several parts: write {' or '.join(found)}")
         every = dotted if "." in name else [n.partition(".")[2] for n in dotted]
-        hint = nearest(name, every) or f"; the parts are {', '.join(f.name for f in fields(self))}"
+        hint = nearest(name, every) or f"; the parts are {', '.join(self._fields)}"
         raise AgentRLError(f"there is no threshold {name!r}{hint}; docs/alarms.md lists them")
 
     def _checked(self, part: str, leaf: str, value: Any) -> float:
-        one = next(f for f in fields(getattr(self, part)) if f.name == leaf)
-        name, least = f"threshold {part}.{leaf}", one.metadata["least"]
+        one: Limit = getattr(self, part).limits[leaf]
+        name, least = f"threshold {part}.{leaf}", one.least
         whole = type(one.default) is int
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise AgentRLError(f"{name} is {value!r}; it must be a number, for example {one.default}")

@@ -129,9 +129,10 @@ class Teller:
             self._post(post, alarm, what)
 
     def _post(self, post: sinks.Sink, alarm: Alarm, what: str) -> None:
-        run = self._run
-        if isinstance(post, sinks.Webhook) or isinstance(getattr(post, "sink", None), sinks.Webhook):
-            hook: Any = post if isinstance(post, sinks.Webhook) else post.sink  # type: ignore[attr-defined]
+        from agentrl.monitors.delivery import Webhook  # for who posts
+
+        run, hook = self._run, getattr(post, "sink", post)
+        if isinstance(hook, Webhook):
             hook.post(alarm, partial(self.memory.add, run, what))
             return
         before = getattr(post, "undelivered", 0)

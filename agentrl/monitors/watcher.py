@@ -68,8 +68,10 @@ def watch(
     log = Following(path, lambda newest: open_source(path, run, form, where=only, step=step, newest=newest))
     posted: list[sinks.Sink] = []
     if webhook:
+        from agentrl.monitors.delivery import Webhook  # threads and queues, for who posts
+
         try:
-            posted.append(sinks.Webhook(webhook, extra=whose if whose is not None else bodies.about(source=path)))
+            posted.append(Webhook(webhook, extra=whose if whose is not None else bodies.about(source=path)))
         except ValueError as error:
             raise AgentRLError(str(error)) from error
     posted += [sinks.make(spec, path) for spec in outputs]
@@ -144,7 +146,8 @@ def parse_map(pairs: list[str]) -> dict[str, str]:
         if not equals or not signal_name or not column:
             raise AgentRLError(f"--map {pair}: expected SIGNAL=COLUMN, for example reward=critic/score/mean")
         mapping[signal_name.strip()] = column.strip()
-    guess_mapping([], mapping)  # unknown signals are an error before the file is read
+    if mapping:
+        guess_mapping([], mapping)  # unknown signals are an error before the file is read
     return mapping
 
 

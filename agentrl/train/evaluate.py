@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from agentrl.config import RolloutConfig
 from agentrl.data.tasks import subset
+from agentrl.monitors.signals import NEAR_ZERO
 from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
 from agentrl.train.patience import Patience
@@ -66,6 +68,22 @@ def evaluate(
         summary |= {name.format(value): exact_match(these) for value, these in sorted(of.items())}
     summary["seconds"] = time.perf_counter() - start
     return EvalResult(summary, episodes, chosen)
+
+
+def as_signals(summary: Mapping[str, Any]) -> dict[str, float]:
+    """A row of evals.jsonl as the monitors take it: accuracy, its standard error, and question kinds near 0.
+
+    The error is a binomial's over the questions, one success and one failure added; samples of a question are not
+    independent. Nothing where every response failed.
+    """
+    if "em" not in summary:
+        return {}
+    n, kinds = summary["n"], [v for k, v in summary.items() if k.startswith("em_")]
+    share = (summary["em"] * n + 1) / (n + 2)
+    signals = {"validation": summary["em"], "validation_error": math.sqrt(share * (1 - share) / n)}
+    if len(kinds) > 1:
+        signals["validation_at_zero"] = float(sum(v <= NEAR_ZERO for v in kinds))
+    return signals
 
 
 FAILED_ALARM = 0.1  # share of held-out responses that may fail before the figure is worth a warning

@@ -43,7 +43,7 @@ from agentrl.runs.read import beats_best, how_to_go_on, read_evals
 from agentrl.train import measure as M
 from agentrl.train.build import Job
 from agentrl.train.diversity import control_tokens, diversity
-from agentrl.train.evaluate import evaluate, failures_alarm, in_words
+from agentrl.train.evaluate import as_signals, evaluate, failures_alarm, in_words
 from agentrl.train.guard import Guarding
 from agentrl.train.patience import Patience, Stopped
 from agentrl.train.trackers import tell
@@ -189,6 +189,13 @@ class Trainer:
             and self.job.test_tasks
             and not any(row.get("step") == n for row in read_evals(self.run.path))
         )
+
+    def _held_out(self, n: int) -> dict[str, float]:
+        """What the evaluation after n steps said: of the same weights that have sampled step n."""
+        if not (n == 0 or _due(n, self.config.eval.every)):
+            return {}
+        rows = [row for row in read_evals(self.run.path) if row.get("step") == n]
+        return as_signals(rows[-1]) if rows else {}
 
     def _rescue(self) -> None:
         """Save the last whole step, where there is one that is not saved; why the run ends is raised by the caller."""
@@ -415,6 +422,7 @@ class Trainer:
             values |= M.out_of_reach(batch)
             self._warn_out_of_reach(step)
         values |= step.delta | probe | M.score_metrics(batch, scores.logprobs, scores.entropy) | step.seconds
+        values |= self._held_out(step.number)
         values["tokens_per_s"] = step.sampled / values["t_step_s"]
         failed = [t for t in rollouts.all if t.error is not None]
         groups = M.group_rows(batch, rollouts.used, scores.logprobs, step.delta_of, rollouts.task_of, failed)

@@ -173,8 +173,8 @@ def test_state_survives_json():
     assert one.observe(30, series) == two.observe(30, series)
 
 
-def test_a_healthy_quickstart_shows_no_phase_one():
-    """Recorded; between learning and plateau its likelihood is neither flat nor rising for some steps."""
+def test_a_healthy_quickstart_shows_no_phase_of_a_collapse():
+    """Recorded. Its likelihood falls from -0.1 to -0.3 while harder questions are answered: the updates raise it."""
     with open(Path(__file__).parent / "data" / "phases" / "quickstart.csv", newline="") as handle:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(handle)]
     monitor, phases = Monitor(rules=[]), []
@@ -182,7 +182,7 @@ def test_a_healthy_quickstart_shows_no_phase_one():
         monitor.observe(StepRecord(int(row.pop("step")), row))
         phases.append(monitor.phase.phase)
     assert len(phases) == 90 and "learning" in phases
-    assert "I" not in phases and "III" not in phases
+    assert set(phases) == {"warmup", "learning", "plateau"}
 
 
 def test_what_is_neither_flat_nor_rising_stays_what_it_was():

@@ -60,6 +60,17 @@ def test_without_clip_fraction_and_delta_warnings_are_fewer_but_not_false(table)
     assert sum(o.warn is not None for r, o in outcomes if r.kind == "healthy") <= 2
 
 
+def test_healthy_runs_show_no_phase_of_a_collapse_and_falling_ones_do(table):
+    shown = {"healthy": set(), "fell": set()}
+    for run in table.load(table.DATA):
+        monitor = Monitor(rules=[])
+        for record in run.records:
+            monitor.observe(record)
+            shown.get(run.kind, set()).add(monitor.phase.phase)
+    assert shown["healthy"] == {"warmup", "learning", "plateau"}
+    assert shown["fell"] == {"warmup", "learning", "plateau", "II", "III"}
+
+
 #: provoked cause -> the story that an alarm names first.
 CAUSES = {
     "control": None,

@@ -1,6 +1,5 @@
 """One tree: every threshold can be set by name, and the rules read it there."""
 
-import dataclasses
 import math
 
 import pytest
@@ -9,7 +8,7 @@ from pydantic import ValidationError
 from agentrl.config import MonitorsConfig, RunConfig
 from agentrl.errors import AgentRLError
 from agentrl.monitors import Monitor, Thresholds
-from agentrl.monitors.thresholds import parse
+from agentrl.monitors.thresholds import CollapseThresholds, SpiralThresholds, parse
 from tests.monitors.runs import records
 
 
@@ -150,5 +149,18 @@ def test_the_raising_part_and_the_phases_are_read_too():
 
 
 def test_the_tree_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Thresholds().collapse.clip_share = 1.0
+    shipped = Thresholds()
+    with pytest.raises(AttributeError, match="do not change"):
+        shipped.collapse.clip_share = 1.0
+    with pytest.raises(AttributeError):
+        shipped.collapse = CollapseThresholds()
+    assert shipped == Thresholds()
+
+
+def test_a_part_is_its_values():
+    other = CollapseThresholds(clip_share=0.5)
+    assert other != CollapseThresholds() and other == CollapseThresholds(clip_share=0.5) and other != SpiralThresholds()
+    assert hash(other) == hash(CollapseThresholds(clip_share=0.5)) and "clip_share=0.5" in repr(other)
+    assert CollapseThresholds.clip_share == 0.03 and other.clip_share_loss == CollapseThresholds().clip_share_loss
+    with pytest.raises(TypeError, match="has no clip"):
+        CollapseThresholds(clip=1)

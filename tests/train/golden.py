@@ -2,8 +2,9 @@
 
 The second recording differs from the first in clip fractions and largest ratio (of tokens with an advantage alone), in
 what weight decay of 0.01 did to norms and biases (it leaves them alone now: up to 0.1 % of a metric), and in metrics
-that are new (cut_share, cut_turns, groups_equal, groups_out_of_reach). Every token is the same. Evaluations are of a
-random subset of the questions, and `em` is their share of correct responses: it was the mean reward.
+that are new (cut_share, cut_turns, groups_equal, groups_out_of_reach; later validation and its error, which are the
+evaluations'). Every token is the same. Evaluations are of a random subset of the questions, and `em` is their share of
+correct responses: it was the mean reward.
 
 The model is a random tiny Qwen2 that has learned nothing, the environment counts letters: nothing is warmed up, so that
 little rounding has gathered before the first token is drawn, and few tokens are likely, so that it decides none. The

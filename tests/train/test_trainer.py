@@ -14,8 +14,9 @@ from agentrl.errors import NonFiniteError, RunError
 from agentrl.monitors import Monitor
 from agentrl.runs.checkpoint import list_checkpoints
 from agentrl.runs.log import RunLog
-from agentrl.runs.read import read_evals, read_info, read_metrics, read_rollouts
+from agentrl.runs.read import read_alarms, read_evals, read_info, read_metrics, read_rollouts
 from agentrl.train.build import build_job
+from agentrl.train.evaluate import EvalResult
 from agentrl.train.start import resume_run, train_run
 from agentrl.train.trainer import Trainer
 from agentrl.types import Alarm, Trajectory, Turn
@@ -349,6 +350,35 @@ def test_the_groups_an_alarm_names_are_stored_as_well(started):
     rows = read_rollouts(trainer.run.path, 0)
     groups = list(dict.fromkeys(r["group_id"] for r in rows))
     assert len(groups) == 2 and groups[-1] == named[0] and all("advantages" in t for r in rows for t in r["turns"])
+
+
+def test_the_monitors_see_held_out_evaluations(tmp_path, warm_model, monkeypatch):
+    """Held-out accuracy that falls while the reward of training holds is told at the step after, also once resumed."""
+    shares = {0: 0.5, 1: 0.9, 2: 0.1, 3: 0.1, 4: 0.1}
+
+    def held_out(job, pool, *, step, patience):
+        summary = {"step": step, "n": 400, "failed": 0, "responses": 400, "em": shares[step], "reward": 1.0}
+        return EvalResult(summary | {"em_1hop": 1.0, "em_2hop": float(step == 0)}, [], [])
+
+    monkeypatch.setattr("agentrl.train.trainer.evaluate", held_out)
+    early = {"thresholds": {"raising.warmup": 1}}
+    config = small_config(tmp_path, warm_model, train={"steps": 4}, eval={"questions": 4, "every": 1}, monitors=early)
+    path = train_until(config, steps=3)
+    assert [a for a in read_alarms(path) if a["rule"] == "validation"] == []
+    resume_run(path, quiet=True)
+    rows = read_metrics(path)
+    assert [row["validation"] for row in rows] == [0.5, 0.9, 0.1, 0.1]
+    assert [row["validation_at_zero"] for row in rows] == [0, 1, 1, 1]
+    assert rows[1]["validation_error"] == pytest.approx(math.sqrt(0.9 * 0.1 / 400), rel=0.02)
+    [alarm] = [a for a in read_alarms(path) if a["rule"] == "validation"]
+    assert alarm["step"] == 3 and "fell from 0.900 to 0.100" in alarm["message"]
+
+
+def test_a_step_without_an_evaluation_has_no_held_out_figure(tmp_path, warm_model):
+    config = small_config(tmp_path, warm_model, train={"steps": 3}, eval={"questions": 4, "every": 2})
+    rows, evals = read_metrics(path := train_until(config)), read_evals(path)
+    assert ["validation" in row for row in rows] == [True, False, True]
+    assert [rows[0]["validation"], rows[2]["validation"]] == [row["em"] for row in evals[:2]]
 
 
 def test_the_reference_of_kl_is_the_policy_after_the_warm_start(tmp_path):

@@ -1,7 +1,7 @@
 """Python dictionaries in a console log: TRL and transformers, OpenRLHF, slime, SkyRL.
 
 - TRL and transformers: `{'loss': 0.1, 'reward': '0.3', ...}` with progress bars around; no step, so lines are counted.
-- OpenRLHF (`openrlhf/trainer/ppo_trainer.py`): `✨ Global step 12: {...}`.
+- OpenRLHF (`openrlhf/trainer/ppo_trainer.py`): `✨ Global step 12: {...}`, and a sample of the model's own words.
 - slime (`slime/ray/rollout.py`, `slime/backends/megatron_utils/model.py`): `rollout 3: {...}`, `perf 3: {...}`, and
   `step 12: {...}` for each update, whose own numbers belong to the rollout before them.
 - SkyRL (`skyrl_train/utils/tracking.py`): `Step 5:` and a dictionary over many lines, numbers as text.
@@ -36,6 +36,7 @@ class Dicts(Console):
         self._before = ""  # the line before this one: SkyRL's step
         self._count = 0
         self._rollout: int | None = None
+        self._led = False  # the trainer writes a step before its dictionaries
 
     def parse(self, line: str) -> Row | None:
         """A dictionary that ends in this line."""
@@ -52,14 +53,17 @@ class Dicts(Console):
                 self._open = []
             return None
         text, self._open = " ".join(self._open), []
+        led = _LEAD.search(self._lead)
+        if led is None and (self._led or text.rpartition("}")[2].strip()[:1] in tuple("\"'])},")):
+            return None  # a dictionary in what the model has said, which is no metric
+        self._led |= led is not None
         values = {m[2]: v for m in _PAIR.finditer(text) if (v := plain_number(m[3].strip("'\" "))) is not None}
         if not values or "train_runtime" in values:
             return None
-        return self.row(values, self._step(values), sure=True)
+        return self.row(values, self._step(values, led), sure=True)
 
-    def _step(self, values: dict[str, float]) -> int | None:
+    def _step(self, values: dict[str, float], found: re.Match[str] | None) -> int | None:
         """What the lead says; else a step of its own in the row; else the number of the row."""
-        found = _LEAD.search(self._lead)
         if found is None:
             if any(k in values for k in self.step_names):
                 return None

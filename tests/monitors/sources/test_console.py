@@ -1,5 +1,6 @@
 """Console logs, as the trainers' own code prints them: sources in the docstrings of agentrl/monitors/sources."""
 
+import math
 import pprint
 from pathlib import Path
 
@@ -170,3 +171,62 @@ def test_what_the_packages_themselves_wrote(name, kind, steps, reward, trainer):
     mapping = guess_mapping({k for _, values in found for k in values})
     assert mapping.trainer == trainer and mapping.columns["reward"] == reward
     assert all({"reward", "entropy", "grad_norm"} <= mapping.apply(values).keys() for _, values in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "first", "signals"),
+    [
+        (
+            "openrlhf",
+            "console (dictionaries)",
+            1,
+            "entropy grad_norm clip_fraction truncated_share t_rollout_s validation",
+        ),
+        ("skyrl", "console (dictionaries)", 1, "entropy grad_norm clip_fraction kl response_length t_step_s"),
+        ("slime", "console (dictionaries)", 0, "entropy grad_norm clip_fraction lr truncated_share validation"),
+        (
+            "prime_rl",
+            "prime-rl console",
+            0,
+            "entropy grad_norm kl_sampler lr truncated_share turns t_step_s validation",
+        ),
+        ("nemo_rl", "NeMo-RL console", 1, "loss kl_sampler response_length t_step_s t_rollout_s validation"),
+        ("areal", "AReaL console", 1, "entropy grad_norm clip_fraction lr response_length truncated_share t_rollout_s"),
+        ("rllm", "verl console", 1, "entropy grad_norm"),
+    ],
+)
+def test_what_the_trainers_own_code_printed(name, kind, first, signals):
+    """Written by scripts/console_logs.py: twelve steps whose reward rises."""
+    source, found = steps_of(LOGS / f"{name}.log")
+    assert source.kind == kind and [s for s, _ in found] == list(range(first, first + 12)) and not source.problems
+    mapping = guess_mapping({k for _, values in found for k in values})
+    rows = [mapping.apply(values) for _, values in found]
+    wanted = [0.2 + 0.03 * n + 0.01 * math.sin(n) for n in range(12)]
+    share = 0.75 if name == "rllm" else 1.0  # two agents, one of which gets half
+    assert [row["reward"] for row in rows] == pytest.approx([w * share for w in wanted], abs=1e-3)
+    logged = set().union(*rows)
+    assert set(signals.split()) <= logged
+
+
+def test_what_a_model_says_is_no_metric(tmp_path):
+    """OpenRLHF prints a sample of the model's own words beside its metrics."""
+    file = tmp_path / "a.log"
+    sample = "INFO ppo_trainer.py:224] Sample: [\"I get {'reward': 9.0}\", 0.5]\nINFO x] {'reward': 8.0}\n"
+    own = "INFO ppo_trainer.py:551] ✨ Global step {n}: {'policy_loss': 0.1, 'reward': 0.25}\n"
+    file.write_text(
+        "".join((sample if n > 1 else sample.partition("\n")[0] + "\n") + own.replace("{n}", str(n)) for n in (1, 2, 3))
+    )
+    assert [(s, v["reward"]) for s, v in steps_of(file)[1]] == [(1, 0.25), (2, 0.25), (3, 0.25)]
+    trl = tmp_path / "b.log"
+    trl.write_text("{'loss': 0.1, 'reward': 0.25} 33%|███  | 1/3\n{'loss': 0.1, 'reward': 0.5}\n")
+    assert [v["reward"] for _, v in steps_of(trl)[1]] == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("32s", 32), ("650ms", 0.65), ("1m 5s", 65), ("2h 3m", 7380), ("1d", 86400)]
+)
+def test_prime_rls_times(tmp_path, text, seconds):
+    file = tmp_path / "p.log"
+    file.write_text(f"SUCCESS Step 3 | {text:>7} | Reward 0.31 | Trainable 7/8 (87.5%) | Error nan%\n")
+    [(step, values)] = steps_of(file)[1]
+    assert (step, values["Time"], values["Reward"]) == (3, seconds, 0.31) and "Trainable" not in values
