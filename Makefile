@@ -37,10 +37,10 @@ test-trackio: $(VENV)-trackio/.installed    ## trackio's own databases and alert
 	PYTHONPATH=. $(VENV)-trackio/bin/python -m pytest -o addopts= --noconftest -q -k trackio \
 		tests/monitors/sources/test_binary.py tests/monitors/test_sinks.py
 
-test-peers: $(VENV)-skyrl/.installed $(VENV)-gem/.installed    ## other trainers' own search clients against our server
+test-peers: $(VENV)-skyrl/.installed $(VENV)-gem/.installed    ## other people's packages against ours, each in its own environment
 	for peer in skyrl gem; do \
-		AGENTRL_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)-$$peer/bin/python -m pytest -o addopts= --noconftest -q -rs \
-			--import-mode=importlib tests/peers/test_retriever_clients.py -k $$peer || exit 1; \
+		AGENTRL_PYTHON=$(CURDIR)/$(BIN)/python PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(VENV)-$$peer/bin/python -m pytest \
+			-o addopts= --noconftest -q -rs --import-mode=importlib tests/peers -k "$$peer" || exit 1; \
 	done
 
 test-load: $(INSTALLED)    ## ten minutes of load with faults on the retriever's server
@@ -88,12 +88,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(VENV)-skyrl/.installed: $(INSTALLED)
 	$(BIN)/python -m venv $(VENV)-skyrl
-	$(VENV)-skyrl/bin/python -m pip install -qq --disable-pip-version-check skyrl-gym==0.4.0 pytest
+	$(VENV)-skyrl/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e . \
+		skyrl-gym==0.4.0 pytest
 	@touch $@
 
 $(VENV)-gem/.installed: $(INSTALLED)
 	$(BIN)/python -m venv $(VENV)-gem
-	$(VENV)-gem/bin/python -m pip install -qq --disable-pip-version-check gem-llm==0.1.0 requests pytest
+	$(VENV)-gem/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e . \
+		gem-llm==0.1.0 requests pytest
 	@touch $@
 
 $(VENV)-trackio/.installed: $(INSTALLED)
