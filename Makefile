@@ -37,8 +37,8 @@ test-trackio: $(VENV)-trackio/.installed    ## trackio's own databases and alert
 	PYTHONPATH=. $(VENV)-trackio/bin/python -m pytest -o addopts= --noconftest -q -k trackio \
 		tests/monitors/sources/test_binary.py tests/monitors/test_sinks.py
 
-test-peers: $(VENV)-skyrl/.installed $(VENV)-gem/.installed    ## other people's packages against ours, each in its own environment
-	for peer in skyrl gem; do \
+test-peers: $(VENV)-skyrl/.installed $(VENV)-gem/.installed $(VENV)-openenv/.installed    ## other people's packages against ours, each in its own environment
+	for peer in skyrl gem openenv; do \
 		AGENTRL_PYTHON=$(CURDIR)/$(BIN)/python PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(VENV)-$$peer/bin/python -m pytest \
 			-o addopts= --noconftest -q -rs --import-mode=importlib tests/peers -k "$$peer" || exit 1; \
 	done
@@ -63,8 +63,8 @@ bench: $(INSTALLED)        ## the measured figures of the documentation
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:               ## remove the environment and caches; runs/ is kept
-	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem $(VENV)-docs $(VENV)-mutants .mutants build dist *.egg-info \
-		.pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem $(VENV)-openenv $(VENV)-verifiers \
+		$(VENV)-docs $(VENV)-mutants .mutants build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -96,6 +96,11 @@ $(VENV)-gem/.installed: $(INSTALLED)
 	$(BIN)/python -m venv $(VENV)-gem
 	$(VENV)-gem/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e . \
 		gem-llm==0.1.0 requests pytest
+	@touch $@
+
+$(VENV)-openenv/.installed: $(INSTALLED)    # its pins clash with ours, not with what the base needs
+	$(BIN)/python -m venv $(VENV)-openenv
+	$(VENV)-openenv/bin/python -m pip install -qq --disable-pip-version-check -e . openenv==0.10.0 pytest
 	@touch $@
 
 $(VENV)-trackio/.installed: $(INSTALLED)

@@ -15,6 +15,7 @@ import os
 import queue
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,6 +60,9 @@ class Host:
 
 def _sibling(name: str) -> Any:
     """A file of this folder, which must not stand on the path: its names would hide theirs."""
+    known = sys.modules.get(f"agentrl_host_{name}")
+    if known is not None:
+        return known
     spec = importlib.util.spec_from_file_location(f"agentrl_host_{name}", HERE / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -67,16 +71,19 @@ def _sibling(name: str) -> Any:
     return module
 
 
+def _made(wanted: dict[str, Any]) -> Any:
+    return _sibling(wanted["file"]).SHAPES[wanted["shape"]](**wanted["arguments"])
+
+
 def main() -> None:
     """Serve the environment that the argument names until stdin ends."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.path[0] = os.getcwd()  # where a module of one's own is
     wanted = json.loads(sys.argv[1])
-    host = Host(lambda: shape(**wanted["arguments"]), out)
+    host = Host(partial(_made, wanted), out)
     try:
-        shape = _sibling(wanted.get("file", "shapes")).SHAPES[wanted["shape"]]
-        host._make()  # so that a name that does not exist is said at once
+        _made(wanted)  # so that a name that does not exist is said at once
     except BaseException as error:
         host.say({"error": f"{type(error).__name__}: {str(error)[:2000]}"})
         os._exit(1)
