@@ -37,6 +37,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "agentrl/SkyRLGym-v0": "agentrl.envs.others.env:SkyRLGymEnv",
         "agentrl/Gem-v0": "agentrl.envs.others.env:GemEnv",
         "agentrl/OpenEnv-v0": "agentrl.envs.others.openenv:OpenEnvEnv",
+        "agentrl/Trl-v0": "agentrl.envs.others.trl:TrlEnv",
     },
     "reward": {
         "exact_match": "agentrl.envs.scoring:exact_match",

@@ -24,6 +24,7 @@ KWARGS = {
     "agentrl/Mcp-v0": {"server": SERVER},
     "agentrl/SkyRLGym-v0": {"env": "tests.envs.others.theirs:Skyrl"},
     "agentrl/Gem-v0": {"env": "tests.envs.others.theirs:Gem"},
+    "agentrl/Trl-v0": {"factory": "tests.envs.others.test_trl:Counter"},
 }  # the others need nothing
 SHIPPED = [n for n in BUILTIN["environment"] if n != "agentrl/OpenEnv-v0"]  # needs a server: others/test_openenv.py
 BEHIND_A_PIPE = ["stop strings", "hostile tool"]  # neither replaced nor driven without knowing its protocol
@@ -31,6 +32,7 @@ DOUBTFUL = {
     "agentrl/Mcp-v0": ["hostile tool"],
     "agentrl/SkyRLGym-v0": BEHIND_A_PIPE,
     "agentrl/Gem-v0": BEHIND_A_PIPE,
+    "agentrl/Trl-v0": ["hostile tool"],
 }  # their own tests do both
 
 
