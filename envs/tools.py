@@ -144,6 +144,25 @@ class ToolEnv(gymnasium.Env[str, str]):
         outcomes = await asyncio.gather(*[self._arun(call) for call in read])
         return self.answered(action, read, outcomes)
 
+    def waits(self, name: str) -> bool:
+        """Whether `use` of this tool gives an awaitable."""
+        return not self._at_once(Call(name, {}))
+
+    def use(self, name: str, arguments: dict[str, Any]) -> Outcome | Awaitable[Outcome]:
+        """One call, for those who read calls themselves; it is no turn. ToolFailure as in `step`."""
+        call = Call(name, arguments)
+        return self._run(call) if self._at_once(call) else self._arun(call)
+
+    def finish(self, text: str) -> Step:
+        """End the episode with a turn that makes no call, whatever the number of turns was."""
+        if self._golden is None:
+            raise gymnasium.error.ResetNeeded("finish() was called before reset(), or after the episode ended")
+        found = answer_in(text)
+        if found[0]:
+            return self._ended(*found)
+        self._golden = None
+        return "", 0.0, False, True, {"kind": "invalid", "valid": False, "correct": False}
+
     # ------------------------------------------------------------------------------------------------------- internal
 
     def _write(self, call_format: CallFormat) -> None:
@@ -217,8 +236,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         if not read and (text := answer_in(action))[0]:
             return self._ended(*text)
         if self._turn > self._max_turns:
-            self._golden = None
-            return "", 0.0, False, True, {"kind": "invalid", "valid": False, "correct": False}
+            return self.finish("")
         texts = [defused(o.text[:MAX_BODY_CHARACTERS]) for o in outcomes] or [NOTHING]
         valid = bool(outcomes) and not any(o.problem for o in outcomes)
         parts = self._parts(texts)
@@ -284,7 +302,8 @@ def _told(o: Outcome) -> dict[str, Any]:
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
+def threads() -> ThreadPoolExecutor:
+    """For calls that block, of all environments of the process."""
     return ThreadPoolExecutor(THREADS, thread_name_prefix="tool")
 
 
@@ -293,7 +312,7 @@ def _called(known: Tool, arguments: dict[str, Any]) -> Awaitable[Any]:
         return known.call(**arguments)  # type: ignore[no-any-return]
     if known.deadline_s is None:
         return _done(known.call(**arguments))
-    return asyncio.get_running_loop().run_in_executor(_threads(), partial(known.call, **arguments))
+    return asyncio.get_running_loop().run_in_executor(threads(), partial(known.call, **arguments))
 
 
 async def _done(result: Any) -> Any:

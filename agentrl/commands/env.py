@@ -1,4 +1,4 @@
-"""`agentrl env list | check | play`: the environments' own tools."""
+"""`agentrl env list | check | play | serve | tasks`: the environments' own tools."""
 
 from __future__ import annotations
 
@@ -26,7 +26,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     play.add_argument("--seed", type=int, default=None, help="which task the environment chooses")
     play.add_argument("--question", help="ask this instead (with --answer)")
     play.add_argument("--answer", action="append", default=[], help="a correct answer; as often as there are")
-    for p in (check, play):
+    serve = commands.add_parser(
+        "serve",
+        help="serve an environment as OpenEnv does",
+        description="Serve an environment to OpenEnv's clients: one session each, over a WebSocket. A bind to another "
+        "address than this machine's own needs a secret in AGENTRL_ENV_TOKEN.",
+    )
+    serve.add_argument("--tasks", action="append", default=[], metavar="[SPLIT=]DATA", help="the tasks of a split "
+                       "(default: train), as data.train of a config; else the environment's own")  # fmt: skip
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    serve.add_argument("--name", help="what clients see (default: the id)")
+    serve.add_argument("--sessions", type=int, default=512, help="at most so many at once (default: 512)")
+    serve.add_argument("--follow-stdin", action="store_true", help="end when standard input ends")
+    tasks = commands.add_parser(
+        "tasks",
+        help="list the tasks of somebody else's environment",
+        description="Print the tasks of an environment that lists its own, as rows for data.train of a config.",
+    )
+    tasks.add_argument("--split", default="train", help="default: train")
+    for p in (check, play, serve, tasks):
         p.add_argument("env", metavar="ENV", help="id such as agentrl/Search-v0, or module:Namespace/Name-v0")
         p.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="constructor argument, for example topk=5"
@@ -34,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """One of the three."""
-    return {"list": _list, "check": _check, "play": _play}[args.what](args)
+    """One of the five."""
+    return {"list": _list, "check": _check, "play": _play, "serve": _serve, "tasks": _tasks}[args.what](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -82,6 +101,54 @@ def _play(args: argparse.Namespace) -> int:
     try:
         play(env, options=task, seed=args.seed)
     except ValueError as error:  # no task, or a search in an environment that was made without a retriever
+        raise AgentRLError(f"{args.env}: {error}") from error
+    finally:
+        env.close()
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from functools import partial
+
+    from agentrl.envs import list_envs
+    from agentrl.envs.others.serving import Service, serve
+
+    known = {e.id: e for e in list_envs()}
+    about = known[args.env].summary if args.env in known else args.env
+    name = args.name or args.env.rpartition("/")[2]
+    service = Service(name, about, _splits(args.tasks), args.host, args.port, args.sessions, args.follow_stdin)
+    serve(partial(_make, args.env, _values(args.set)), service, say=partial(print, flush=True))
+    return 0
+
+
+def _splits(given: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """SPLIT=DATA or DATA, which is of the split train."""
+    from agentrl.config import DataConfig
+    from agentrl.data.tasks import load_tasks
+
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for one in given:
+        split, equals, data = one.partition("=")
+        if not (equals and split.isidentifier()):
+            split, data = "train", one
+        splits[split] = [t.options for t in load_tasks(DataConfig(train=data), "train")]
+    return splits
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    import json
+
+    from agentrl.envs.errors import ToolFailure
+    from agentrl.errors import AgentRLError
+
+    env = _make(args.env, _values(args.set))
+    try:
+        listed = getattr(env.unwrapped, "tasks", None)
+        if not callable(listed):
+            raise AgentRLError(f"{args.env} lists no tasks of its own; its tasks are the rows of data.train")
+        for row in listed(args.split):
+            print(json.dumps(row, ensure_ascii=False))
+    except ToolFailure as error:
         raise AgentRLError(f"{args.env}: {error}") from error
     finally:
         env.close()

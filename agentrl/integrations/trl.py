@@ -1,4 +1,4 @@
-"""The monitors as a callback of TRL's and transformers' trainers.
+"""The monitors as a callback of TRL's and transformers' trainers; and our environments for TRL (`environment`).
 
     trainer = GRPOTrainer(..., callbacks=[MonitorCallback()])
 
@@ -16,8 +16,11 @@ from typing import Any, Literal, TextIO
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from agentrl.integrations.trl_environment import environment
 from agentrl.monitors import Alarm, LoopMonitor, Monitor, sinks
 from agentrl.monitors.signals import SignalMap
+
+__all__ = ["MonitorCallback", "environment"]
 
 _TRACKERS = {"wandb": sinks.wandb, "trackio": sinks.trackio}
 

@@ -38,8 +38,8 @@ BRINGS |= {"huggingface_hub": "tokenizers"}
 BRINGS |= {"grpc": "grpcio"}
 #: Installed beside its extra, without its own requirements, which ask for flash-attn.
 BESIDE = {"openrlhf"}
-#: The program in which an alarm is raised brings its tracker.
-FROM_OUTSIDE = {"trackio"}
+#: The program in which an alarm is raised brings its tracker; other people's trainers bring themselves.
+FROM_OUTSIDE = {"trackio", "skyrl_gym", "omegaconf", "gem", "verifiers"}
 
 
 def base_python(code: str, *arguments: object) -> subprocess.CompletedProcess:

@@ -4,16 +4,12 @@ The environments hold the peer and pytest; the server runs in the project's (AGE
 """
 
 import json
-import os
-import re
-import subprocess
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-PYTHON = os.environ.get("AGENTRL_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
+from tests.peers.served import search_server
+
 GLASS = "Brightkiln makes glass. It was founded in 1921 by Edda Marn."
 
 
@@ -21,19 +17,8 @@ GLASS = "Brightkiln makes glass. It was founded in 1921 by Edda Marn."
 def url():
     if not any(find_spec(peer) for peer in ("skyrl_gym", "gem")):
         pytest.skip("neither skyrl-gym nor gem-llm is here: `make test-peers` installs each into an environment")
-    command = [PYTHON, "-m", "tests.peers.serve"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    )
-    try:
-        match = re.search(r"http://\S+", process.stdout.readline())
-        assert match, "the server did not start"
-        yield match.group()
-    finally:
-        process.stdin.close()
-        process.wait(20)
-        process.stdout.close()
+    with search_server() as found:
+        yield found
 
 
 def test_skyrl_gyms_search_tool(url):
