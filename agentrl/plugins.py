@@ -132,6 +132,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     "world": {
         "search": "agentrl.envs.worlds.search:SearchWorld",
+        "search_tools": "agentrl.envs.worlds.search_tools:SearchToolsWorld",
         "arithmetic": "agentrl.envs.worlds.arithmetic:ArithmeticWorld",
         "geography": "agentrl.envs.worlds.geography:GeographyWorld",
     },

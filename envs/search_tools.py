@@ -28,8 +28,8 @@ NOTHING_FOUND = "No passage matches."
 class SearchTools:
     """`search` and `open` over one searcher; remembers what one turn has found."""
 
-    def __init__(self, searcher: Any, topk: int, passage: str) -> None:
-        self._searcher, self._topk = searcher, topk
+    def __init__(self, searcher: Any, topk: int, passage: str, nothing_found: str = NOTHING_FOUND) -> None:
+        self._searcher, self._topk, self._nothing = searcher, topk, nothing_found
         self._show = passage_format(passage.replace("{id}", "{rank}"))
         self.turn: list[tuple[str, Sequence[Hit]]] = []
 
@@ -40,12 +40,13 @@ class SearchTools:
         Args:
             query: what to look for, in a few words
         """
+        query = query.strip()
         try:
             hits = await batcher_of(self._searcher).search(query, self._topk)
         except RetrieverError as e:
             raise ToolFailure(str(e)) from e
         self.turn.append((query, hits))
-        return "".join(self._show(p.id, p.title, p.text) for p, _ in hits).rstrip() or NOTHING_FOUND  # type: ignore[arg-type]
+        return "".join(self._show(p.id, p.title, p.text) for p, _ in hits).rstrip() or self._nothing  # type: ignore[arg-type]
 
     @tool
     async def open(self, id: str) -> str:
@@ -54,7 +55,7 @@ class SearchTools:
         Args:
             id: as a search has shown it between [ and ]
         """
-        searcher = self._searcher
+        searcher, id = self._searcher, id.strip()
         try:
             if hasattr(searcher, "adocument"):
                 found = await searcher.adocument(id)
@@ -71,7 +72,7 @@ class SearchToolsEnv(ToolEnv):
     """Questions answered by searching, with tool calls: `agentrl/SearchTools-v0`.
 
     retriever: a url, an index folder or an object with `search_batch`. The other parameters are those of `ToolEnv` and,
-    for `topk` and `passage_template` (with {id}, {title}, {text}), of `agentrl/Search-v0`.
+    for `topk`, `nothing_found` and `passage_template` (with {id}, {title}, {text}), of `agentrl/Search-v0`.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class SearchToolsEnv(ToolEnv):
         topk: int = 3,
         max_turns: int = 3,
         passage_template: str = PASSAGE,
+        nothing_found: str = NOTHING_FOUND,
         prompt_template: str | None = None,
         reward: str | Reward | Mapping[str, float] = "exact_match",
         call_format: str | CallFormat = "hermes",
@@ -95,7 +97,7 @@ class SearchToolsEnv(ToolEnv):
             retriever, tasks = own_world()
         if retriever is None:
             raise ValueError("the environment was made without a retriever; pass retriever=URL, index folder or object")
-        self._own = SearchTools(open_searcher(retriever), topk, passage_template)
+        self._own = SearchTools(open_searcher(retriever), topk, passage_template, nothing_found)
         super().__init__(
             tools=[self._own], reward=reward, tasks=tasks, call_format=call_format, one_call=one_call,
             max_turns=max_turns, prompt_template=prompt_template,

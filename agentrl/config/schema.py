@@ -99,10 +99,13 @@ class WarmStartConfig(Part):
 
 
 class WorldConfig(Part):
-    """A task made from a seed. `search` is a made-up encyclopedia, `arithmetic` is math, `geography` real facts."""
+    """A task made from a seed. `search` is a made-up encyclopedia, `arithmetic` is math, `geography` real facts.
+
+    `search_tools` is `search` with native tool calls.
+    """
 
     kind: Annotated[str, plugin_name("world")] = Field(
-        "search", description="search, arithmetic, geography, or a plug-in's name"
+        "search", description="search, search_tools, arithmetic, geography, or a plug-in's name"
     )
     kwargs: dict[str, Any] = Field({}, description="of a plug-in world, passed to it as they are")
     seed: int | None = Field(None, description="defaults to the run's seed")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from agentrl import envs  # noqa: F401 (registers)
 from agentrl.envs.worlds import make_world
 from agentrl.envs.worlds import search as search_module
-from agentrl.envs.worlds.search import RELATIONS, SPECIALS, YEARS, Errors, SearchWorld
+from agentrl.envs.worlds.forms import Tags
+from agentrl.envs.worlds.search import RELATIONS, YEARS, Errors, SearchWorld
 from agentrl.errors import PluginError
 from agentrl.retriever.bm25 import Bm25Index
 from agentrl.retriever.corpus import Passage
@@ -231,7 +232,7 @@ def test_the_tokenizer_has_one_token_for_each_word():
     for q in world.questions("train")[:20]:
         ids = tokenizer.encode(q["question"], add_special_tokens=False)
         assert ids == world.encode(q["question"]) and len(ids) == len(q["question"].split())
-    assert [tokenizer.convert_tokens_to_ids(t) for t in SPECIALS] == list(range(len(SPECIALS)))
+    assert [tokenizer.convert_tokens_to_ids(t) for t in Tags.specials] == list(range(len(Tags.specials)))
     assert len(tokenizer) == len(world.vocabulary) and len(world.vocabulary) % 16 == 0
     assert tokenizer.decode(tokenizer.encode("<search> born </search>")) == "<search> born </search>"
 
