@@ -39,6 +39,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "exact_match": "agentrl.envs.scoring:exact_match",
         "f1": "agentrl.envs.scoring:f1",
         "equal": "agentrl.envs.scoring:equal",
+        "gold_recall": "agentrl.envs.evidence:gold_recall",
+        "supported_match": "agentrl.envs.evidence:supported_match",
+        "repeated_queries": "agentrl.envs.evidence:repeated_queries",
     },
     "call format": {
         "hermes": "agentrl.envs.calls.hermes:Hermes",

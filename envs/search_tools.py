@@ -12,9 +12,10 @@ from typing import Any
 
 from agentrl.envs.calls.base import BadCall, Call, CallFormat
 from agentrl.envs.errors import ToolFailure
+from agentrl.envs.evidence import Evidence, Searches, names_gold
 from agentrl.envs.functions import tool
 from agentrl.envs.protocol import passage_format
-from agentrl.envs.scoring import Reward
+from agentrl.envs.scoring import Reward, reads_evidence
 from agentrl.envs.search import batcher_of
 from agentrl.envs.tools import Outcome, Step, ToolEnv
 from agentrl.retriever.base import Hit
@@ -75,6 +76,8 @@ class SearchToolsEnv(ToolEnv):
     for `topk`, `nothing_found` and `passage_template` (with {id}, {title}, {text}), of `agentrl/Search-v0`.
     """
 
+    searches = True
+
     def __init__(
         self,
         *,
@@ -98,6 +101,8 @@ class SearchToolsEnv(ToolEnv):
         if retriever is None:
             raise ValueError("the environment was made without a retriever; pass retriever=URL, index folder or object")
         self._own = SearchTools(open_searcher(retriever), topk, passage_template, nothing_found)
+        self._watches = reads_evidence(reward)
+        self._searches: Searches | None = None  # where somebody reads them
         super().__init__(
             tools=[self._own], reward=reward, tasks=tasks, call_format=call_format, one_call=one_call,
             max_turns=max_turns, prompt_template=prompt_template,
@@ -105,9 +110,35 @@ class SearchToolsEnv(ToolEnv):
 
     def answered(self, action: str, read: list[Call | BadCall], outcomes: Sequence[Outcome]) -> Step:
         """The step, with what its searches were and found."""
+        found = self._own.turn
         step = super().answered(action, read, outcomes)
-        found, self._own.turn = self._own.turn, []
         if found:
             ids = [hit.passage.id for _, hits in found for hit in hits]
             step[-1].update({"kind": "search", "query": found[0][0], "retrieved": ids})
+            if len(found) > 1:
+                step[-1]["queries"] = [query for query, _ in found]
+            step[-1].update(self._noted(found))
+        elif self._searches is not None and step[2]:
+            step[-1].update(self._searches.at_the_end())
         return step
+
+    def _read(self, action: str) -> list[Call | BadCall]:
+        self._own.turn = []  # also of a turn that has not happened, because one of its searches failed
+        return super()._read(action)
+
+    def begun(self, task: Mapping[str, Any]) -> None:
+        """The task may name gold passages (`agentrl.envs.evidence`)."""
+        self._searches = Searches(task) if self._watches or names_gold(task) else None
+
+    def evidence(self) -> Evidence | None:
+        """What the searches found, where the reward or the task asks for it."""
+        return None if self._searches is None else self._searches.evidence
+
+    def _noted(self, found: Sequence[tuple[str, Sequence[Hit]]]) -> dict[str, Any]:
+        """What the searches of a turn say of gold passages; `gold_recall` is their mean."""
+        if self._searches is None:
+            return {}
+        said = [self._searches.add(query, hits) for query, hits in found]
+        if not said[-1]:
+            return {}
+        return said[-1] | {"gold_recall": sum(s["gold_recall"] for s in said) / len(said)}
