@@ -30,7 +30,7 @@ class SearchTools:
     """`search` and `open` over one searcher; remembers what one turn has found."""
 
     def __init__(self, searcher: Any, topk: int, passage: str, nothing_found: str = NOTHING_FOUND) -> None:
-        self._searcher, self._topk, self._nothing = searcher, topk, nothing_found
+        self.searcher, self._topk, self._nothing = searcher, topk, nothing_found
         self._show = passage_format(passage.replace("{id}", "{rank}"))
         self.turn: list[tuple[str, Sequence[Hit]]] = []
 
@@ -43,7 +43,7 @@ class SearchTools:
         """
         query = query.strip()
         try:
-            hits = await batcher_of(self._searcher).search(query, self._topk)
+            hits = await batcher_of(self.searcher).search(query, self._topk)
         except RetrieverError as e:
             raise ToolFailure(str(e)) from e
         self.turn.append((query, hits))
@@ -56,7 +56,7 @@ class SearchTools:
         Args:
             id: as a search has shown it between [ and ]
         """
-        searcher, id = self._searcher, id.strip()
+        searcher, id = self.searcher, id.strip()
         try:
             if hasattr(searcher, "adocument"):
                 found = await searcher.adocument(id)
@@ -125,6 +125,11 @@ class SearchToolsEnv(ToolEnv):
     def _read(self, action: str) -> list[Call | BadCall]:
         self._own.turn = []  # also of a turn that has not happened, because one of its searches failed
         return super()._read(action)
+
+    @property
+    def searcher(self) -> Any:
+        """What searches, as in the tag form."""
+        return self._own.searcher
 
     def begun(self, task: Mapping[str, Any]) -> None:
         """The task may name gold passages (`agentrl.envs.evidence`)."""

@@ -99,6 +99,7 @@ class SearchWorld:
         name_tokens: int = 1,
         topk: int = 3,
         max_turns: int = 4,
+        gold: bool = False,
         **_: Any,
     ) -> None:
         sizes = {"person": people, "company": companies, "city": cities, "region": regions}
@@ -136,6 +137,7 @@ class SearchWorld:
         order = list(self.facts.values())
         rng.shuffle(order)
         self._by_id = {f"p{i}": fact for i, fact in enumerate(order)}
+        self._id_of = {fact: i for i, fact in self._by_id.items()} if gold else {}
         self.passages = [{"id": i, "title": f.head, "text": f.text} for i, f in self._by_id.items()]
         self._seed = seed
         self._questions: dict[str, list[dict[str, Any]]] = {}
@@ -163,7 +165,7 @@ class SearchWorld:
     # ------------------------------------------------------------------------------------------------------ questions
 
     def questions(self, split: str) -> list[dict[str, Any]]:
-        """Rows of "train" or "test", shuffled: id, question, golden_answers, hops."""
+        """Rows of "train" or "test", shuffled: id, question, golden_answers, hops, and gold_passages if `gold`."""
         return [{k: v for k, v in row.items() if k[0] != "_"} for row in self._rows(split)]
 
     def _rows(self, split: str) -> list[dict[str, Any]]:
@@ -174,11 +176,14 @@ class SearchWorld:
         return self._questions[split]
 
     def _row(self, head: str, chain: Chain) -> dict[str, Any]:
-        answer = head
+        answer, facts = head, []
         for r in chain:
-            answer = self.facts[answer, r].tail
+            facts.append(self.facts[answer, r])
+            answer = facts[-1].tail
         text = " ".join(f"{r.asked} of" for r in reversed(chain)) + f" {head} ?"
-        return {"question": text, "golden_answers": [answer], "hops": len(chain), "_head": head, "_chain": chain}
+        gold = {"gold_passages": [self._id_of[f] for f in facts]} if self._id_of else {}
+        row = {"question": text, "golden_answers": [answer], "hops": len(chain), "_head": head, "_chain": chain}
+        return row | gold
 
     def _chains(self, split: str) -> list[tuple[str, Chain]]:
         """(name, relations) of all questions, or of `MAX_QUESTIONS` of them chosen by the seed."""

@@ -110,6 +110,15 @@ def test_the_seed_determines_everything(parameters):
     assert digest(7) == digest(7) != digest(8)
 
 
+def test_gold_passages_are_those_of_the_chain():
+    world, plain = (SearchWorld(7, **SMALL, hops=(2,), gold=gold) for gold in (True, False))
+    text = {p["id"]: p["text"] for p in world.passages}
+    for q, same in zip(world.questions("test"), plain.questions("test"), strict=True):
+        first, second = (text[i].split() for i in q["gold_passages"])
+        assert first[0] in q["question"] and second[0] == first[2] and [second[2]] == q["golden_answers"]
+        assert same == {k: v for k, v in q.items() if k != "gold_passages"}
+
+
 def test_the_order_in_which_splits_are_asked_for_changes_nothing():
     one, two = SearchWorld(4, **SMALL), SearchWorld(4, **SMALL)
     train = one.questions("train")

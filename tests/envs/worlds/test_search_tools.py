@@ -113,4 +113,4 @@ def test_the_shipped_config_is_the_tag_form_s_with_another_form():
     tag = load_config("search_tiny").config.model_dump()
     ours = CONFIG.model_dump()
     changed = {(k, j) for k in tag if isinstance(tag[k], dict) for j in tag[k] if tag[k][j] != ours[k][j]}
-    assert changed == {("world", "kind"), ("rollout", "style"), ("rollout", "tools")}
+    assert changed == {("world", "kind"), ("world", "gold"), ("rollout", "style"), ("rollout", "tools")}
