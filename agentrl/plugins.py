@@ -43,6 +43,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "exact_match": "agentrl.envs.scoring:exact_match",
         "f1": "agentrl.envs.scoring:f1",
         "equal": "agentrl.envs.scoring:equal",
+        "gold_recall": "agentrl.envs.evidence:gold_recall",
+        "supported_match": "agentrl.envs.evidence:supported_match",
+        "repeated_queries": "agentrl.envs.evidence:repeated_queries",
     },
     "call format": {
         "hermes": "agentrl.envs.calls.hermes:Hermes",
@@ -136,6 +139,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     "world": {
         "search": "agentrl.envs.worlds.search:SearchWorld",
+        "search_tools": "agentrl.envs.worlds.search_tools:SearchToolsWorld",
         "arithmetic": "agentrl.envs.worlds.arithmetic:ArithmeticWorld",
         "geography": "agentrl.envs.worlds.geography:GeographyWorld",
     },

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import gymnasium
 
 from agentrl.envs.errors import ToolFailure
+from agentrl.envs.evidence import Searches, names_gold
 from agentrl.envs.protocol import (
     INVALID,
     MAX_BODY_CHARACTERS,
@@ -28,7 +29,7 @@ from agentrl.envs.protocol import (
     passage_format,
     without_thoughts,
 )
-from agentrl.envs.scoring import Reward, exact_match, reward_named
+from agentrl.envs.scoring import Reward, exact_match, reads_evidence, weighted
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
 from agentrl.retriever.base import Hit
@@ -50,8 +51,9 @@ class SearchEnv(gymnasium.Env[str, str]):
     (exact match; `format_reward` for a wrong one), anything else is told the two tags. After `max_turns` turns there is
     one more in which a search is not executed.
 
-    `reward` names another score of an answer (`f1`, `module:attribute`); `format_reward` is then for answers that score
-    0. `correct` in the infos is exact match, whatever the reward.
+    `reward` names another score of an answer (`f1`, `module:attribute`), or several with weights; `format_reward` is
+    for answers that then score 0. `correct` in the infos is exact match, whatever the reward. Where the options name
+    gold passages (`agentrl.envs.evidence`), the infos have `gold_recall` of a search and `gold_found` of all so far.
 
     `retriever` is a url, an index folder or an object with `search_batch`. Without a retriever and without `tasks` the
     environment plays the questions of a small made-up encyclopedia.
@@ -83,7 +85,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         trim: bool = False,
         nothing_found: str = "",
         invalid_message: str = INVALID,
-        reward: str | Reward = "exact_match",
+        reward: str | Reward | Mapping[str, float] = "exact_match",
         format_reward: float = 0.0,
         skip_thoughts: bool = False,
         render_mode: str | None = None,
@@ -104,7 +106,9 @@ class SearchEnv(gymnasium.Env[str, str]):
         self._own_world = retriever is None and not tasks  # its questions; they are searched in its passages
         self.searcher: Any = None if retriever is None else open_searcher(retriever)
         self._batcher: MicroBatcher | None = None
-        self._score = reward_named(reward)
+        self._score = weighted(reward, searches=True)
+        self._watches = reads_evidence(reward)
+        self._searches: Searches | None = None  # where somebody reads them
         self._golden: list[str] | None = None
         self._turn = 0
         self._transcript: list[str] = []
@@ -121,6 +125,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         elif self._own_world:  # somebody else's question: never searched in the made-up encyclopedia
             self.searcher = self._batcher = None
         question, self._golden = read_task(options)
+        self._searches = Searches(options) if self._watches or names_gold(options) else None
         self._turn = 0
         body = defuse(question if question[-1] == "?" else question + "?")
         opening, closing = self._prompt
@@ -215,7 +220,8 @@ class SearchEnv(gymnasium.Env[str, str]):
     def _answered(self, parsed: ParsedAction) -> Step:
         assert self._golden is not None
         correct = exact_match(parsed.content, self._golden) == 1.0
-        reward = self._score(parsed.content, self._golden) or self._format_reward
+        evidence = self._searches.evidence if self._searches is not None else None
+        total, each = self._score(parsed.content, self._golden, evidence)
         self._golden = None
         info = {
             "kind": "answer",
@@ -224,7 +230,11 @@ class SearchEnv(gymnasium.Env[str, str]):
             "answer_span": parsed.span,
             "correct": correct,
         }
-        return "", reward, True, False, info
+        if len(each) > 1:
+            info["rewards"] = each
+        if self._searches is not None:
+            info |= self._searches.at_the_end()
+        return "", total or self._format_reward, True, False, info
 
     def _found(self, query: str, hits: Hits, latency_s: float) -> Step:
         show, shown, retrieved = self._show, [], []
@@ -246,6 +256,8 @@ class SearchEnv(gymnasium.Env[str, str]):
             "latency_s": latency_s,
             "observation_parts": {"open": self._open, "body": body, "close": self._close},
         }
+        if self._searches is not None:
+            info |= self._searches.add(query, hits)
         return observation, 0.0, False, False, info
 
 

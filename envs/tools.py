@@ -24,6 +24,7 @@ import orjson
 from agentrl import plugins
 from agentrl.envs.calls.base import BadCall, Call, CallFormat
 from agentrl.envs.errors import ToolFailure
+from agentrl.envs.evidence import Evidence
 from agentrl.envs.functions import Bound, Tool, as_text, tool
 from agentrl.envs.protocol import MAX_BODY_CHARACTERS
 from agentrl.envs.scoring import Reward, weighted
@@ -66,6 +67,8 @@ class ToolEnv(gymnasium.Env[str, str]):
     After `max_turns` turns there is one more, in which no tool is called.
     """
 
+    searches = False  # whether rewards may read evidence
+
     def __init__(
         self,
         *,
@@ -85,7 +88,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._tools = self._bound.tools
         if tool is not None:
             self._tools = {n: replace(t, call=partial(_stand_in, tool), waits=False) for n, t in self._tools.items()}
-        self._score = weighted(reward)
+        self._score = weighted(reward, searches=self.searches)
         self._tasks, self._max_turns, self._one_call = list(tasks) or [TASK], max_turns, one_call
         self._template = prompt_template
         self._golden: list[str] | None = None
@@ -117,7 +120,9 @@ class ToolEnv(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a task {"question", "golden_answers"}."""
         super().reset(seed=seed)
-        question, self._golden = read_task(choose_task(options, self._tasks, self.np_random))
+        task = choose_task(options, self._tasks, self.np_random)
+        question, self._golden = read_task(task)
+        self.begun(task)
         self._turn = 0
         self._bound.reset()
         parts = {"open": self._open, "body": question, "close": self._close}
@@ -250,6 +255,13 @@ class ToolEnv(gymnasium.Env[str, str]):
         }
         return "".join(parts.values()), 0.0, False, False, info
 
+    def begun(self, task: Mapping[str, Any]) -> None:
+        """An episode of this task has begun; for environments that read more of it than question and answers."""
+
+    def evidence(self) -> Evidence | None:
+        """What the searches of this episode found, in environments that search."""
+        return None
+
     def _parts(self, texts: list[str]) -> dict[str, str]:
         """All results as one text, for models without tool messages."""
         body = "\n</tool_response>\n<tool_response>\n".join(texts)
@@ -257,7 +269,7 @@ class ToolEnv(gymnasium.Env[str, str]):
 
     def _ended(self, answer: str, span: tuple[int, int]) -> Step:
         assert self._golden is not None
-        total, each = self._score(answer, self._golden)
+        total, each = self._score(answer, self._golden, self.evidence())
         correct = each.get("exact_match", weighted("exact_match")(answer, self._golden)[0]) == 1.0
         self._golden = None
         info = {"kind": "answer", "valid": True, "answer": answer, "answer_span": span, "correct": correct}

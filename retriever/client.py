@@ -153,6 +153,10 @@ class RetrieverClient:
         """
         self._run(self._wait(timeout_s, say))
 
+    def describe(self) -> dict[str, Any]:
+        """What the first url's /health says of its index; {} of a server that has none."""
+        return self._run(self._described())
+
     async def aclose(self) -> None:
         """Close the connections of the running event loop. The client stays usable."""
         pool = self._pools.pop(asyncio.get_running_loop(), None)
@@ -356,6 +360,14 @@ class RetrieverClient:
                     raise
                 answer = await self._send(f"{endpoint.url}/retrieve", "POST", _body(['"ready"'], 1), call, 1)
                 parse_response(answer, 1, 1, endpoint.url)
+
+    async def _described(self) -> dict[str, Any]:
+        try:
+            answer = await self._send(f"{self._endpoints.all[0].url}/health", "GET", None, _Call(self.timeout_s), 1)
+            told = json.loads(answer)
+        except (RetrieverUnavailable, RetrieverRejected, RetrieverBadResponse, ValueError):
+            return {}
+        return told if isinstance(told, dict) else {}
 
     def _pool(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()

@@ -17,7 +17,7 @@ from typing import Any
 
 from agentrl.retriever.errors import IndexOpenError
 
-META = "meta.json"
+META, PASSAGES = "meta.json", "passages.jsonl"
 FORMAT = 2
 _PACKAGES = ("agentrl", "tantivy", "faiss-cpu", "faiss-gpu-cu12", "onnxruntime", "tokenizers", "numpy")
 
@@ -32,6 +32,12 @@ class Manifest:
     encoder: dict[str, Any] | None = None  # an EncoderSpec and "sha256"
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def corpus(self) -> str | None:
+        """SHA-256 of the passages' lines, wherever the file stands; None where the folder has none."""
+        known = self.files.get(str(self.options.get("corpus", PASSAGES)))
+        return None if known is None else known[1]
 
 
 def write(folder: Path, manifest: Manifest, outside: Iterable[Path] = ()) -> Manifest:

@@ -88,11 +88,12 @@ class OpenedIndex:
         return self._store[row]
 
     def describe(self) -> dict[str, Any]:
-        """Kind, documents, encoder and versions, for /health."""
+        """Kind, documents, SHA-256 of the corpus, encoder and versions, for /health."""
         encoder = self.manifest.encoder
         return {
             "kind": self.kind,
             "passages": len(self),
+            "corpus": self.manifest.corpus,
             "encoder": None if encoder is None else {k: encoder[k] for k in ("name", "runtime", "dtype", "sha256")},
             "versions": self.manifest.versions,
         }

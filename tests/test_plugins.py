@@ -158,7 +158,7 @@ def test_doctor_lists_what_is_installed_and_from_where(guests, tmp_path, capsys)
     lines = {f["name"]: f["value"] for f in found if f["part"] == "plug-ins"}
     assert set(lines) == set(plugins.BUILTIN)
     assert lines["advantage"].endswith("doubled (agentrl-guests)") and "grpo, pos_only" in lines["advantage"]
-    assert lines["world"] == "search, arithmetic, geography; letters (agentrl-guests)"
+    assert lines["world"] == "search, search_tools, arithmetic, geography; letters (agentrl-guests)"
 
 
 def test_a_monitor_rule_and_a_sink_of_a_package_act_in_a_run(guests, tmp_path):

@@ -120,7 +120,7 @@ def model_shape(run: RunConfig) -> Shape:
 def _search_threads(config: RunConfig) -> Table:
     """Who gets which CPU threads, where an index is searched here; empty where it is not."""
     r = config.retriever
-    if r.index is None and (config.world is None or config.world.kind not in ("search", "geography")):
+    if r.index is None and (config.world is None or config.world.kind not in ("search", "search_tools", "geography")):
         return []
     encodes = r.encoder is not None
     if r.index is not None:

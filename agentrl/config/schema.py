@@ -99,10 +99,13 @@ class WarmStartConfig(Part):
 
 
 class WorldConfig(Part):
-    """A task made from a seed. `search` is a made-up encyclopedia, `arithmetic` is math, `geography` real facts."""
+    """A task made from a seed. `search` is a made-up encyclopedia, `arithmetic` is math, `geography` real facts.
+
+    `search_tools` is `search` with native tool calls.
+    """
 
     kind: Annotated[str, plugin_name("world")] = Field(
-        "search", description="search, arithmetic, geography, or a plug-in's name"
+        "search", description="search, search_tools, arithmetic, geography, or a plug-in's name"
     )
     kwargs: dict[str, Any] = Field({}, description="of a plug-in world, passed to it as they are")
     seed: int | None = Field(None, description="defaults to the run's seed")
@@ -112,6 +115,7 @@ class WorldConfig(Part):
     regions: PositiveInt = Field(12, description="search: regions of it")
     hops: list[int] = Field([1, 2], description="lengths of the question chains, 1 to 4")
     name_tokens: int = Field(1, ge=1, le=4, description="words per name")
+    gold: bool = Field(False, description="search, search_tools: questions name their gold passages, for gold_recall")
     levels: list[int] = Field([1, 2], description="arithmetic: difficulty levels, 1 to 4")
     passages: PositiveInt = Field(8000, description="geography: passages in all, 6000 to 30000")
     comparisons: Share = Field(0.15, description="geography: share of the questions that compare two places")

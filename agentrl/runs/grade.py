@@ -50,7 +50,13 @@ def grade_step(path: Path, step: int, kind: str, name: str) -> Told:
     if step not in steps:
         raise RunError(f"{path} has no rollouts of {kind} {step}: stored are {steps[0]} to {steps[-1]}")
     grader: Grader = plugins.find("reward", name)
-    whole = "row" in inspect.signature(grader).parameters
+    parameters = inspect.signature(grader).parameters
+    if "evidence" in parameters:
+        raise RunError(
+            f"grader {name} reads what the searches found, which is known while an episode is played: name it in "
+            "env.kwargs.reward, or grade with one that reads the answer or the row"
+        )
+    whole = "row" in parameters
     told = Told(name)
     values: dict[str, float | None] = {}
     for row in iter_rollouts(path, step, kind):

@@ -14,6 +14,7 @@ from agentrl.data.tasks import subset
 from agentrl.monitors.signals import NEAR_ZERO
 from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
+from agentrl.train.measure import search_metrics
 from agentrl.train.patience import Patience
 from agentrl.types import Alarm, Task, Trajectory
 
@@ -59,6 +60,7 @@ def evaluate(
         summary["cut_share"] = sum(any(u.stop == "length" for u in t.turns) for t in good) / len(good)
         summary["turns"] = sum(len(t.turns) for t in good) / len(good)
         summary["response_length"] = sum(t.action_tokens for t in good) / len(good)
+        summary |= search_metrics(good)
     for key, name in (("hops", "em_{}hop"), ("level", "em_level_{}")):
         of: dict[int, list[Trajectory]] = defaultdict(list)
         for i, t in enumerate(episodes):
@@ -95,6 +97,8 @@ def in_words(summary: dict[str, Any], rollout: RolloutConfig) -> str:
     parts = [f"{summary['n']} questions"]
     if "em" in summary:
         parts = [f"{summary['em']:.3f} correct", f"reward {summary['reward']:.3f}", *parts]
+    if "gold_found" in summary:
+        parts.append(f"{summary['gold_found']:.2f} of the gold passages found")
     if failed:
         parts.append(f"{failed} of {responses} responses failed and are left out")
     if summary.get("cut_share"):

@@ -6,7 +6,7 @@ A signal that was not measured is absent, never 0. Means over tokens are over ac
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from agentrl.algorithms import Displacement
 from agentrl.batch import TokenBatch
+from agentrl.envs.evidence import query_key, stands_in
 from agentrl.rewards import all_equal
 from agentrl.types import Task, Trajectory, Turn
 
@@ -62,8 +63,41 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         }
         judged = [u for u in turns if "valid" in u.info]
         out["valid_action_ratio"] = sum(bool(u.info["valid"]) for u in judged) / len(judged) if judged else None
-        out |= call_metrics(turns)
+        out |= call_metrics(turns) | search_metrics(good)
     return present(out)
+
+
+def search_metrics(good: Sequence[Trajectory]) -> dict[str, float]:
+    """What searches found, and whether answers rest on it; nothing where nobody searched.
+
+    `gold_recall` is the mean over turns that search, `gold_found` over episodes, both of tasks that name gold passages;
+    `repeated_queries` is the share of queries that the episode had asked before, `supported_answers` the share of
+    answers that stand in what the episode was shown.
+    """
+    searches = [u.info for t in good for u in t.turns if u.info.get("kind") == "search"]
+    if not searches:
+        return {}
+    recall = [info["gold_recall"] for info in searches if "gold_recall" in info]
+    found = [u.info["gold_found"] for t in good if (u := _last_with(t, "gold_found")) is not None]
+    again = [repeated for t in good for repeated in _repeated(t)]
+    answers = [(str(t.turns[-1].info.get("answer") or ""), [u.observation for u in t.turns[:-1]]) for t in good]
+    supported = [stands_in(answer, shown) for answer, shown in answers if answer.strip()]
+    lists = {"gold_recall": recall, "gold_found": found, "repeated_queries": again, "supported_answers": supported}
+    return {name: sum(values) / len(values) for name, values in lists.items() if values}
+
+
+def _last_with(t: Trajectory, key: str) -> Turn | None:
+    return next((u for u in reversed(t.turns) if key in u.info), None)
+
+
+def _repeated(t: Trajectory) -> Iterator[bool]:
+    """Of each query of the episode: whether it was asked before."""
+    asked: set[str] = set()
+    for u in t.turns:
+        if u.info.get("kind") == "search" and "query" in u.info:
+            for query in map(query_key, map(str, u.info.get("queries", [u.info["query"]]))):
+                yield query in asked
+                asked.add(query)
 
 
 def call_metrics(turns: Sequence[Turn]) -> dict[str, float]:

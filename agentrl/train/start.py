@@ -27,6 +27,7 @@ from agentrl.runs.files import writing
 from agentrl.runs.log import RunLog
 from agentrl.runs.read import how_to_go_on, read_evals
 from agentrl.train.build import Job, build_job, changed_questions
+from agentrl.train.corpus import changed_corpus, corpus_of
 from agentrl.train.trackers import make_writers
 from agentrl.train.trainer import LEAVES_STEP, Trainer, TrainResult
 from agentrl.train.warmstart import warmed_up
@@ -78,7 +79,7 @@ def train_run(config: RunConfig, *, force: bool = False, quiet: bool = False) ->
             kind = ready_kind(config)  # what would stop it here is said before a model is made or warmed up
             model = None if kind.warms_up_with is None else _initial_model(config, kind.warms_up_with, run, progress)
             job = build_job(config, run.path, model_path=model, say=progress.say)
-            run.update_meta({"questions": job.questions(), **_gpus(job)})
+            run.update_meta({"questions": job.questions(), **corpus_of(job.make_env), **_gpus(job)})
             with closing(job.engine):
                 progress.say(
                     f"{len(job.train_tasks)} training and {len(job.test_tasks)} held-out questions; "
@@ -168,7 +169,7 @@ def resume_run(run_dir: Path, *, checkpoint: int | str | None = None, quiet: boo
             )
         progress.say(f"resuming {run.path} at step {state['step']} of {config.train.steps}")
         job = build_job(config, run.path, model_path=path / "model", say=progress.say)
-        for line in changed_questions(job, run.path):
+        for line in (*changed_questions(job, run.path), *changed_corpus(job.make_env, run.path)):
             progress.say(line)
         with closing(job.engine):
             if job.engine.reference is not None:

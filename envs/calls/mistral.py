@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentrl.envs.calls.base import (
+    MAX_CALLS,
     BadCall,
     Call,
     Read,
@@ -33,6 +34,8 @@ class Mistral:
         for part in map(str.strip, calls):
             name, args, arguments = part.partition(ARGS)
             found += [_named(name.strip(), arguments)] if args else calls_in(json_of(part))
+            if len(found) > MAX_CALLS:
+                break
         return within_limit(found)
 
     def write(self, name: str, arguments: dict[str, Any]) -> str:

@@ -18,6 +18,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from agentrl.envs.worlds.forms import Form, Tags
+
 Segment = tuple[str, bool]  # text, and whether the model wrote it
 
 
@@ -42,12 +44,7 @@ RELATIONS = (
     Relation("region", "lies", "city", "region"),
     Relation("mayor", "led", "city", "person"),
 )
-SPECIALS = (
-    "<pad>", "<eos>", "<unk>", "<think>", "</think>", "<search>", "</search>", "<information>", "</information>",
-    "<answer>", "</answer>",
-)  # fmt: skip
 THINK = ("need {asked} of {name}", "find {asked} now", "let me search", "next {asked}")
-WORDS = "question: doc of ? . need find now let me search next not sure try again nothing".split()  # noqa: SIM905
 YEARS = tuple(str(y) for y in range(1950, 2000))
 TEST_SHARE = 1 / 3
 MAX_PASSAGES = 100_000
@@ -88,6 +85,7 @@ class SearchWorld:
     """See the module docstring."""
 
     env_id = "agentrl/Search-v0"
+    form: Form = Tags()
 
     def __init__(
         self,
@@ -101,6 +99,7 @@ class SearchWorld:
         name_tokens: int = 1,
         topk: int = 3,
         max_turns: int = 4,
+        gold: bool = False,
         **_: Any,
     ) -> None:
         sizes = {"person": people, "company": companies, "city": cities, "region": regions}
@@ -116,7 +115,7 @@ class SearchWorld:
             raise ValueError(f"name_tokens is {name_tokens}; it must be 1 to 4")
         rng = random.Random(seed)
         self.hops = tuple(hops)
-        names, self.name_words = _names(rng, sum(sizes.values()), name_tokens)
+        names, self.name_words = _names(rng, sum(sizes.values()), name_tokens, self.form.words)
         self.all_names = names
         pool = iter(names)
         self.entities: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
@@ -138,20 +137,23 @@ class SearchWorld:
         order = list(self.facts.values())
         rng.shuffle(order)
         self._by_id = {f"p{i}": fact for i, fact in enumerate(order)}
+        self._id_of = {fact: i for i, fact in self._by_id.items()} if gold else {}
         self.passages = [{"id": i, "title": f.head, "text": f.text} for i, f in self._by_id.items()]
         self._seed = seed
         self._questions: dict[str, list[dict[str, Any]]] = {}
         self._index: Any = None
-        vocabulary = [*SPECIALS, *WORDS]
+        vocabulary = [*self.form.specials, *self.form.marks, *self.form.words]
         vocabulary += [w for r in RELATIONS for w in (r.asked, r.stated)]
         vocabulary += [*self.name_words, *YEARS]
         vocabulary += [f"<x{i}>" for i in range(-len(vocabulary) % 16)]
         self.vocabulary = {w: i for i, w in enumerate(vocabulary)}
         assert len(self.vocabulary) == len(vocabulary)
         self._topk = topk
-        self.env_kwargs: dict[str, Any] = {
-            "topk": topk,
-            "max_turns": max_turns,
+        self.env_kwargs: dict[str, Any] = {"topk": topk, "max_turns": max_turns, **self.words_of_environment()}
+
+    def words_of_environment(self) -> dict[str, str]:
+        """The environment's texts, in words of the vocabulary."""
+        return {
             "prompt_template": "question: {question}",
             "passage_template": "doc {text} ",
             "information_open": "<information> ",
@@ -163,7 +165,7 @@ class SearchWorld:
     # ------------------------------------------------------------------------------------------------------ questions
 
     def questions(self, split: str) -> list[dict[str, Any]]:
-        """Rows of "train" or "test", shuffled: id, question, golden_answers, hops."""
+        """Rows of "train" or "test", shuffled: id, question, golden_answers, hops, and gold_passages if `gold`."""
         return [{k: v for k, v in row.items() if k[0] != "_"} for row in self._rows(split)]
 
     def _rows(self, split: str) -> list[dict[str, Any]]:
@@ -174,11 +176,14 @@ class SearchWorld:
         return self._questions[split]
 
     def _row(self, head: str, chain: Chain) -> dict[str, Any]:
-        answer = head
+        answer, facts = head, []
         for r in chain:
-            answer = self.facts[answer, r].tail
+            facts.append(self.facts[answer, r])
+            answer = facts[-1].tail
         text = " ".join(f"{r.asked} of" for r in reversed(chain)) + f" {head} ?"
-        return {"question": text, "golden_answers": [answer], "hops": len(chain), "_head": head, "_chain": chain}
+        gold = {"gold_passages": [self._id_of[f] for f in facts]} if self._id_of else {}
+        row = {"question": text, "golden_answers": [answer], "hops": len(chain), "_head": head, "_chain": chain}
+        return row | gold
 
     def _chains(self, split: str) -> list[tuple[str, Chain]]:
         """(name, relations) of all questions, or of `MAX_QUESTIONS` of them chosen by the seed."""
@@ -203,7 +208,7 @@ class SearchWorld:
         """A word-level Hugging Face tokenizer of the world's words."""
         from agentrl.envs.worlds.vocabulary import word_tokenizer
 
-        return word_tokenizer(self.vocabulary, SPECIALS)
+        return word_tokenizer(self.vocabulary, self.form.specials, self.form.marks, self.form.template)
 
     # --------------------------------------------------------------------------------------------------- warm start
 
@@ -219,16 +224,16 @@ class SearchWorld:
         if split != "train":
             raise ValueError(f"{question['id']} is a held-out question; demonstrations are of training questions only")
         row = self._rows("train")[int(number)]
-        out: list[Segment] = [(f"question: {question['question']}", False)]
+        out: list[Segment] = [(self.form.question(question["question"]), False)]
         said: list[str] = []  # of the turn that is being written
 
         def search(query: str) -> list[Fact]:
-            said.append(f"<search> {query} </search>")
+            said.append(self.form.search(query))
             out.append((" ".join(said), True))
             said.clear()
             found = self._search(query)
             shown = "".join(f"doc {f.text} " for f in found) or "nothing "
-            out.append((f"<information> {shown}</information>", False))
+            out.append((self.form.found(shown), False))
             return found
 
         name, answer, searches = row["_head"], "", 0
@@ -263,9 +268,9 @@ class SearchWorld:
                 if more and (rng.random() < e.stop_early or searches >= e.max_searches):
                     break
         if rng.random() < e.malformed:
-            said.append(rng.choice((f"<answer> {answer}", answer, "<search>", "<think> not sure")) + " <eos>")
+            said.append(rng.choice(self.form.spoilt(answer)))
         else:
-            said.append(f"<answer> {answer} </answer>")
+            said.append(self.form.answer(answer))
         out.append((" ".join(said), True))
         return out
 
@@ -300,7 +305,7 @@ class SearchWorld:
                 heads.append(head)
                 made[head, r] = rng.choice(YEARS) if r.tail == "year" else rng.choice(self.all_names)
         shown = "".join(f"doc {Fact(h, r, t).text} " for (h, r), t in made.items())
-        out: list[Segment] = [(f"<information> {shown}</information>", False)]
+        out: list[Segment] = [(self.form.found(shown), False)]
         order = list(made.items())
         rng.shuffle(order)
         if rng.random() < 0.5:
@@ -308,9 +313,9 @@ class SearchWorld:
                 out += [(f"<think> {head}", False), (f"{r.stated} {tail} </think>", True)]
             return out
         for (head, r), tail in order:
-            out.append((f"question: {r.asked} of {head} ?", False))
-            out.append((f"<search> {head} {r.stated} </search>", True))
-            out.append((f"<think> {head} {r.stated} {tail} </think> <answer> {tail} </answer>", True))
+            out.append((self.form.question(f"{r.asked} of {head} ?", tools=False), False))
+            out.append((self.form.search(f"{head} {r.stated}"), True))
+            out.append((f"<think> {head} {r.stated} {tail} </think> {self.form.answer(tail)}", True))
         return out
 
     # ---------------------------------------------------------------------------------------------------------- files
@@ -338,9 +343,9 @@ def _paths(kind: str, longest: int) -> list[Chain]:
     return out
 
 
-def _names(rng: random.Random, n: int, tokens: int) -> tuple[list[str], list[str]]:
+def _names(rng: random.Random, n: int, tokens: int, taken: Sequence[str]) -> tuple[list[str], list[str]]:
     """`n` different names of `tokens` words, and the words they are made of."""
-    reserved = {w for r in RELATIONS for w in (r.asked, r.stated)} | set(WORDS)
+    reserved = {w for r in RELATIONS for w in (r.asked, r.stated)} | set(taken)
     consonants, vowels = "bdfgklmnprstvz", "aeiou"
     short = ["".join(p) for p in product(consonants, vowels, consonants, ["", *vowels])]
     words = [w for w in short if w not in reserved]

@@ -113,6 +113,8 @@ def test_best_and_worst_search_and_one_prompt(others, capsys):
 def test_a_grader_of_ones_own_is_kept_beside_what_the_trainer_gave(others, capsys):
     assert main(["rollouts", "grade", str(others), "--grader", "exact_match"]) == 0
     assert "step 1: 8 graded, exact_match 0.75 on average; 0 of 8 differ" in capsys.readouterr().out
+    assert main(["rollouts", "grade", str(others), "--grader", "gold_recall"]) == 2
+    assert "gold_recall reads what the searches found" in capsys.readouterr().err
     grader = "tests.commands.test_rollouts:contrary"
     assert main(["rollouts", "grade", str(others), "--step", "1", "--grader", grader]) == 0
     assert "8 of 8 differ from what is stored" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from agentrl.retriever.base import Hit
 from agentrl.retriever.bm25 import Bm25Index
 from agentrl.retriever.building import build_index
+from agentrl.retriever.client import RetrieverClient
 from agentrl.retriever.corpus import Passage
 from agentrl.retriever.dialects.base import Limits
 from agentrl.retriever.errors import IndexOpenError, ServeError
@@ -278,6 +279,9 @@ def test_over_a_real_socket(index):
         assert health == client.get("/health").json()
         assert health["ready"] and (health["passages"], health["kind"], health["encoder"]) == (5, "bm25", None)
         assert "tantivy" in health["versions"]
+        assert len(health["corpus"]) == 64
+        with RetrieverClient(url) as ours:
+            assert ours.describe() == health
         found = client.post("/retrieve", json={"queries": ["Brightkiln", "Torvik"], "topk": 2, "return_scores": True})
         assert [[hit["document"]["id"] for hit in hits] for hits in found.json()["result"]] == [["c", "a"], ["b", "a"]]
         assert len(client.post("/retrieve", json={"query": "Torvik"}).json()["result"][0]) == 1  # --topk

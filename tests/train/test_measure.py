@@ -52,6 +52,27 @@ def test_calls_of_tools_are_counted_together_and_by_tool():
     assert not any("call" in k for k in M.rollout_metrics([trajectory("c", ANSWER)]))
 
 
+def test_searches_are_held_against_gold_passages_and_answers_against_what_was_shown():
+    said = turn(kind="answer", valid=True, answer="The O.", gold_found=0.5)
+    episodes = [
+        trajectory("a", search("Who? ", "d1", gold_recall=0.5, gold_found=0.5), said, reward=1.0),
+        trajectory(
+            "b",
+            search("x", "d2", gold_recall=0.0, gold_found=0.0),
+            search("X", "d1", gold_recall=0.5, gold_found=0.5, queries=["X", "y", "Y!"]),
+            turn(kind="answer", valid=True, answer="elsewhere"),
+        ),
+        trajectory("c", turn(kind="answer", valid=True, answer="x", gold_found=0.0)),  # shown nothing
+    ]
+    got = M.search_metrics(episodes)
+    assert got == pytest.approx(
+        {"gold_recall": 1 / 3, "gold_found": 1 / 3, "repeated_queries": 2 / 5, "supported_answers": 1 / 3}
+    )
+    assert {k: M.rollout_metrics(episodes)[k] for k in got} == got and set(got) <= set(SIGNALS)
+    assert M.search_metrics([trajectory("d", ANSWER)]) == {}
+    assert M.search_metrics([trajectory("e", search("q", "d1"), ANSWER)]) == {"repeated_queries": 0.0}
+
+
 def test_rollout_metrics():
     episodes = [
         trajectory("a", search("q1", "d1", "d2"), ANSWER, reward=1.0),
@@ -79,6 +100,7 @@ def test_rollout_metrics():
             "tool_errors": 1,  # the one that lost its episode
             "tool_retries": 2,
             "shared_first_retrieval": 1.0,  # b's first search found d2, as a's did
+            "repeated_queries": 0.0,
         }
     )
 

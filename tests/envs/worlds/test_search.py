@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from agentrl import envs  # noqa: F401 (registers)
 from agentrl.envs.worlds import make_world
 from agentrl.envs.worlds import search as search_module
-from agentrl.envs.worlds.search import RELATIONS, SPECIALS, YEARS, Errors, SearchWorld
+from agentrl.envs.worlds.forms import Tags
+from agentrl.envs.worlds.search import RELATIONS, YEARS, Errors, SearchWorld
 from agentrl.errors import PluginError
 from agentrl.retriever.bm25 import Bm25Index
 from agentrl.retriever.corpus import Passage
@@ -107,6 +108,15 @@ def test_the_seed_determines_everything(parameters):
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()
 
     assert digest(7) == digest(7) != digest(8)
+
+
+def test_gold_passages_are_those_of_the_chain():
+    world, plain = (SearchWorld(7, **SMALL, hops=(2,), gold=gold) for gold in (True, False))
+    text = {p["id"]: p["text"] for p in world.passages}
+    for q, same in zip(world.questions("test"), plain.questions("test"), strict=True):
+        first, second = (text[i].split() for i in q["gold_passages"])
+        assert first[0] in q["question"] and second[0] == first[2] and [second[2]] == q["golden_answers"]
+        assert same == {k: v for k, v in q.items() if k != "gold_passages"}
 
 
 def test_the_order_in_which_splits_are_asked_for_changes_nothing():
@@ -231,7 +241,7 @@ def test_the_tokenizer_has_one_token_for_each_word():
     for q in world.questions("train")[:20]:
         ids = tokenizer.encode(q["question"], add_special_tokens=False)
         assert ids == world.encode(q["question"]) and len(ids) == len(q["question"].split())
-    assert [tokenizer.convert_tokens_to_ids(t) for t in SPECIALS] == list(range(len(SPECIALS)))
+    assert [tokenizer.convert_tokens_to_ids(t) for t in Tags.specials] == list(range(len(Tags.specials)))
     assert len(tokenizer) == len(world.vocabulary) and len(world.vocabulary) % 16 == 0
     assert tokenizer.decode(tokenizer.encode("<search> born </search>")) == "<search> born </search>"
 
