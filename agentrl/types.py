@@ -15,6 +15,7 @@ class Task:
 
     id: str
     options: dict[str, Any]
+    env: str = ""  # the name of the environment that it belongs to, where a run has several
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,9 @@ def train_until(
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl or evals.jsonl without what a clock has measured."""
-    return [{k: v for k, v in row.items() if k not in CLOCKS and not k.startswith("t_")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k.partition("/")[0] not in CLOCKS and not k.startswith("t_")} for row in rows
+    ]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

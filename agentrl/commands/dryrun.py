@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,38 +31,56 @@ def tried(config: RunConfig) -> tuple[list[str], bool]:
     from tempfile import TemporaryDirectory
 
     need("trying the environment", "torch", "transformers")
-    from agentrl.engines.shared.loading import BUILTIN, load_tokenizer
-    from agentrl.rollouts.chat import ChatFormat
-    from agentrl.rollouts.tools import with_tools
-    from agentrl.train.build import build_world, environment_maker, questions_of
-    from agentrl.train.trial import fitting, one_step
+    from agentrl.train.build import build_world, named, one_world
 
     lines: list[str] = []
     config = config.model_copy(deep=True)
     config.retriever.wait_s = min(config.retriever.wait_s, 2.0)
-    what = "world"
+    alone = config.alone()
+    whole = True
+    try:
+        worlds = {name: build_world(one) for name, one in alone.items()}
+        world = one_world(worlds)
+    except Exception as error:
+        return [_problem("world", error)], False
     with TemporaryDirectory(prefix="agentrl-dry-run-") as folder:
-        try:
-            world = build_world(config)
-            what = "questions"
-            sets = questions_of(config, world, lines.append)
-            lines.append(f"questions: {', '.join(f'{len(tasks)} {split}' for split, tasks in sets.items())}")
-            what = "environment"
-            make_env = environment_maker(config, world, Path(folder), lines.append)
-            lines.append(f"one step of {one_step(make_env, sets['train'][0])}")
-            what = "tokenizer"
-            tokenizer = world.tokenizer() if config.model.path == BUILTIN else load_tokenizer(config.model)
-            make_env, schemas = with_tools(make_env, tokenizer, config.rollout)
-            chat = ChatFormat(tokenizer, config.rollout, schemas)
-            what = "questions"
-            for split, tasks in sets.items():
-                if tasks:
-                    fitting(tasks, make_env, chat, config.rollout, f"data.{split}", lines.append)
-        except Exception as error:  # the environment is somebody else's code: whatever it raises is what is to be shown
-            kind = "" if isinstance(error, AgentRLError) else f"{type(error).__name__}: "
-            lines.append(f"problem, {what}: {kind}{error}")
-            return lines, False
-    return lines, True
+        for name, one in alone.items():
+            say = named(lines.append, name)
+            whole &= _tried_one(one, worlds[name], world, Path(folder) / name, say)
+    return lines, whole
+
+
+def _problem(what: str, error: Exception) -> str:
+    return f"problem, {what}: {'' if isinstance(error, AgentRLError) else f'{type(error).__name__}: '}{error}"
+
+
+def _tried_one(config: RunConfig, world: Any, words: Any, folder: Path, say: Callable[[str], None]) -> bool:
+    """`tried` of one environment; `words` is the world whose words the tiny model knows."""
+    from agentrl.engines.shared.loading import BUILTIN, load_tokenizer
+    from agentrl.rollouts.chat import ChatFormat
+    from agentrl.rollouts.tools import with_tools
+    from agentrl.train.build import environment_maker, questions_of
+    from agentrl.train.trial import fitting, one_step
+
+    what = "questions"
+    try:
+        sets = questions_of(config, world, say)
+        say(f"questions: {', '.join(f'{len(tasks)} {split}' for split, tasks in sets.items())}")
+        what = "environment"
+        make_env = environment_maker(config, world, folder, say)
+        say(f"one step of {one_step(make_env, sets['train'][0])}")
+        what = "tokenizer"
+        tokenizer = words.tokenizer() if config.model.path == BUILTIN else load_tokenizer(config.model)
+        make_env, schemas = with_tools(make_env, tokenizer, config.rollout)
+        chat = ChatFormat(tokenizer, config.rollout, schemas)
+        what = "questions"
+        for split, tasks in sets.items():
+            if tasks:
+                fitting(tasks, make_env, chat, config.rollout, f"data.{split}", say)
+    except Exception as error:  # the environment is somebody else's code: whatever it raises is what is to be shown
+        say(_problem(what, error))
+        return False
+    return True
 
 
 def report(loaded: LoadedConfig) -> str:
@@ -70,6 +89,7 @@ def report(loaded: LoadedConfig) -> str:
     rows = [["key", "value", "from"]]
     rows += [[key, _short(value_at(config, key)), origin] for key, origin in loaded.origins.items()]
     rows.sort(key=lambda r: (r[2] == DEFAULT) if r[0] != "key" else -1)
+    config = config.widest()  # what follows are upper bounds
     lines = [table(rows), "", table(_tokens(config))]
     if searching := _search_threads(config):
         lines += ["", table(searching)]
@@ -77,7 +97,7 @@ def report(loaded: LoadedConfig) -> str:
     for rows in kind.placement(config):
         lines += ["", table(rows)]
     try:
-        shape = model_shape(config)
+        shape = model_shape(loaded.config)
     except (ModelError, MissingPackageError) as error:
         lines += ["", f"memory and time are not estimated: {error}"]
         return "\n".join(lines)
@@ -103,9 +123,10 @@ def model_shape(run: RunConfig) -> Shape:
     config = run.model
     if config.path == "builtin:tiny":
         from agentrl.engines.shared.tiny import tiny_model_config
-        from agentrl.train.build import build_world
+        from agentrl.train.build import build_world, one_world
 
-        model_config: Any = tiny_model_config(config.tiny, build_world(run).tokenizer())
+        world = one_world({name: build_world(one) for name, one in run.alone().items()})
+        model_config: Any = tiny_model_config(config.tiny, world.tokenizer())
     else:
         try:
             model_config = AutoConfig.from_pretrained(

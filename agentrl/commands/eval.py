@@ -157,8 +157,10 @@ def _limits(config: RunConfig) -> dict[str, Any]:
     """What decides how hard a question is and what is correct: environment, prompt, limits, grader."""
     skipped = ("prompts_per_step", "group_size", "concurrency", "temperature")
     out = {f"rollout.{k}": v for k, v in config.rollout.model_dump().items() if k not in skipped}
-    out |= {f"env.kwargs.{k}": v for k, v in config.env.kwargs.items()}
-    out |= {"env.id": config.env.id, "algorithm.correct_threshold": config.algorithm.correct_threshold}
+    out["algorithm.correct_threshold"] = config.algorithm.correct_threshold
+    if isinstance(config.env, list):
+        return out | {"env": [entry.model_dump() for entry in config.env]}
+    out |= {f"env.kwargs.{k}": v for k, v in config.env.kwargs.items()} | {"env.id": config.env.id}
     return out | {f"retriever.{k}": getattr(config.retriever, k) for k in ("url", "index")}
 
 
@@ -200,10 +202,7 @@ def _same_questions(targets: list[Target]) -> None:
     """Rows of one table are of the same test sets."""
     from agentrl.errors import ConfigError
 
-    sources = {
-        t.label: t.config.data.test if t.config.world is None else f"held-out questions of {t.config.world.kind}"
-        for t in targets
-    }
+    sources = {t.label: ", ".join(str(_held_out(one)) for one in t.config.alone().values()) for t in targets}
     if len(set(sources.values())) > 1:
         what = ", ".join(f"{target} on {source}" for target, source in sources.items())
         raise ConfigError(
@@ -211,11 +210,14 @@ def _same_questions(targets: list[Target]) -> None:
         )
 
 
+def _held_out(config: RunConfig) -> str | None:
+    return config.data.test if config.world is None else f"held-out questions of {config.world.kind}"
+
+
 def _rows(args: argparse.Namespace, target: Target) -> tuple[dict[str, list[SuiteResult]], dict[str, tuple[int, int]]]:
     """One greedy row, and one of sampled responses where they are asked for; (asked, there are) per test set."""
     import tempfile
 
-    from agentrl.rollouts.play import EnvPool
     from agentrl.train.build import build_job, changed_questions
     from agentrl.train.corpus import changed_corpus
 
@@ -227,7 +229,7 @@ def _rows(args: argparse.Namespace, target: Target) -> tuple[dict[str, list[Suit
                 _say(line)
         try:
             suites = _suites(args, job)
-            with EnvPool(job.make_env) as pool:
+            with job.pool() as pool:
                 rows = {"greedy": [_measure(job, pool, name, tasks, 1, 0.0) for name, tasks in suites]}
                 if (samples := args.samples or config.eval.samples) > 1:
                     t = args.temperature or config.eval.temperature or config.rollout.temperature
@@ -294,11 +296,21 @@ def _suites(args: argparse.Namespace, job: Job) -> list[tuple[str, list[Task]]]:
     from agentrl.data.doubts import duplicates, same_files, shared
     from agentrl.data.recipes import EVALUATION_SUITES
     from agentrl.data.tasks import load_tasks
-    from agentrl.errors import DataError
+    from agentrl.errors import ConfigError, DataError
 
     nthr = [f"recipe:{name}" for name in EVALUATION_SUITES]
     out = []
-    if job.test_tasks and not args.suite:
+    if job.sources and args.suite:
+        raise ConfigError(
+            [
+                f"--suite: the run has several environments ({', '.join(job.sources)}), and a suite does not say which "
+                "plays it: evaluate it with a config of one environment (agentrl eval RUN/checkpoints/.../model CONFIG)"
+            ]
+        )
+    for name, source_of in job.sources.items():
+        if source_of.test_tasks:
+            out.append((name, source_of.test_tasks))
+    if job.test_tasks and not args.suite and not job.sources:
         source = job.config.data.test if job.config.world is None else "held-out"
         out.append((_short(source or "test"), job.test_tasks))
     sources = list(dict.fromkeys(s for given in args.suite for s in (nthr if given == "nthr" else [given])))
@@ -333,11 +345,11 @@ def _measure(job: Job, pool: EnvPool, name: str, tasks: list[Task], samples: int
     how = job.config.eval.model_copy(update={"samples": samples, "temperature": temperature, "questions": asked})
     config = job.config.model_copy(update={"eval": how})
     _say(f"{name}: {min(asked, len(tasks))} questions x {samples}, temperature {temperature:g}")
+    job = replace(job, config=config)
     own = tasks is job.test_tasks  # so that a run is evaluated again on the questions of its training
+    asked_of = job.held_out(name) if name in job.sources else None if own else tasks
     patience = Patience(config.rollout.outage_wait_s, _say)
-    result = evaluate(
-        replace(job, config=config), pool, step=0, tasks=None if own else tasks, patience=patience, what=name
-    )
+    result = evaluate(job, pool, step=0, tasks=asked_of, patience=patience, what=name)
     episodes = result.trajectories
     of = [[t for t in episodes[i : i + samples] if t.error is None] for i in range(0, len(episodes), samples)]
     counts = tuple((len(g), sum(t.correct for t in g)) for g in of)

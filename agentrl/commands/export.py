@@ -91,11 +91,14 @@ def _merge(config: RunConfig, run: Path, adapter: Path, out: Path) -> None:
     """The model that the run began with, with the adapter added to its weights, in fp32."""
     from agentrl.engines.kind import INITIAL
     from agentrl.engines.shared.loading import BUILTIN, load_model, load_tokenizer, load_weights
-    from agentrl.train.build import build_world
+    from agentrl.train.build import build_world, one_world
 
     base = run / INITIAL  # there where it was made or warmed up for the run
     settings = config.model.model_copy(update={"device": "cpu"} | ({"path": str(base)} if base.is_dir() else {}))
-    tokenizer = build_world(config).tokenizer() if settings.path == BUILTIN else load_tokenizer(settings)
+    if settings.path == BUILTIN:
+        tokenizer = one_world({name: build_world(one) for name, one in config.alone().items()}).tokenizer()
+    else:
+        tokenizer = load_tokenizer(settings)
     model: Any = load_model(settings, tokenizer, config.seed)
     load_weights(model, adapter)
     model.merge_and_unload().save_pretrained(out, safe_serialization=True)

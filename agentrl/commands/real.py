@@ -103,7 +103,6 @@ def _sampled(config: RunConfig, run_dir: Path, model: Path) -> list[dict[str, An
     """The held-out questions, one sampled response each, as rows of an evaluation."""
     from contextlib import closing
 
-    from agentrl.rollouts.play import EnvPool
     from agentrl.runs.episodes import eval_rows
     from agentrl.train.build import build_job
     from agentrl.train.evaluate import evaluate
@@ -111,7 +110,7 @@ def _sampled(config: RunConfig, run_dir: Path, model: Path) -> list[dict[str, An
     config = config.model_copy(deep=True)
     config.eval.temperature, config.eval.samples = 1.0, 1
     job = build_job(config, run_dir, model_path=model, say=lambda line: None)
-    with closing(job.engine), EnvPool(job.make_env) as pool:
+    with closing(job.engine), job.pool() as pool:
         result = evaluate(job, pool, step=0)
     return eval_rows(result.trajectories, result.tasks, 1)
 

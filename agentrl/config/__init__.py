@@ -9,8 +9,10 @@ from agentrl.config.monitors import MonitorsConfig
 from agentrl.config.sampling import VLLMConfig
 from agentrl.config.schema import (
     AlgorithmConfig,
+    CurriculumConfig,
     DataConfig,
     EnvConfig,
+    EnvEntry,
     EvalConfig,
     GuardConfig,
     LLDSConfig,
@@ -31,8 +33,10 @@ from agentrl.config.schema import (
 
 __all__ = [
     "AlgorithmConfig",
+    "CurriculumConfig",
     "DataConfig",
     "EnvConfig",
+    "EnvEntry",
     "EvalConfig",
     "GuardConfig",
     "LLDSConfig",

@@ -124,7 +124,7 @@ def sizes(run: RunConfig) -> Iterator[str]:
             f"train.mini_batches = {run.train.mini_batches} is more than the responses of a step "
             f"({run.rollout.prompts_per_step} x {run.rollout.group_size})"
         )
-    turns, cap = run.env.kwargs.get("max_turns"), run.rollout.max_turns
+    turns, cap = run.environment.kwargs.get("max_turns"), run.rollout.max_turns
     if isinstance(turns, int) and turns > cap:
         yield (
             f"env.kwargs.max_turns = {turns} but rollout.max_turns = {cap} cuts every episode before: set "
@@ -172,7 +172,7 @@ def single_turn(run: RunConfig) -> bool:
     Asked of the class, so that nothing is made; an environment that cannot be imported is refused when it is made.
     """
     try:
-        env_id = run.env.id if run.world is None else plugins.find("world", run.world.kind).env_id
+        env_id = run.environment.id if run.world is None else plugins.find("world", run.world.kind).env_id
         return bool(getattr(_environment(env_id), "single_turn", False))
     except (PluginError, ImportError, AttributeError):
         return False

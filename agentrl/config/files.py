@@ -14,6 +14,7 @@ import sysconfig
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ class LoadedConfig:
     path: Path | None = None
 
 
+class _Entries(dict[str, Any]):
+    """A list of parts, as a mapping of "0", "1", ... so that `--set env.1.weight=2` finds one."""
+
+
 @dataclass
 class _Tree:
     """Values as nested dictionaries, and where each key was written."""
@@ -50,7 +55,7 @@ class _Tree:
         at = self.values
         for i, part in enumerate(key[:-1]):
             below = at.get(part)
-            if not isinstance(below, dict):
+            if not isinstance(below, dict) or (isinstance(below, _Entries) and not key[i + 1].isdigit()):
                 self._forget(key[: i + 1])
                 below = at[part] = {}
             at = below
@@ -59,7 +64,7 @@ class _Tree:
             self._forget(key)
             at[key[-1]] = value
         if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-            if not isinstance(at.get(key[-1]), dict):
+            if not isinstance(at.get(key[-1]), dict) or isinstance(at[key[-1]], _Entries):
                 self._forget(key)
                 at[key[-1]] = {}
             if not value:
@@ -70,6 +75,25 @@ class _Tree:
         self._forget(key)
         at[key[-1]] = value
         self.origins[key] = origin
+
+    def put_list(self, key: Key, origin: str) -> None:
+        """An empty list of parts, whose entries are then put one key at a time, as `(*key, "0", ...)`."""
+        self.put(key, None, origin)
+        at = self.values
+        for part in key[:-1]:
+            at = at[part]
+        at[key[-1]] = _Entries()
+
+    def finish(self) -> dict[str, Any]:
+        """The values as the schema reads them: entries are lists again."""
+        env = self.values.get("env")
+        if not isinstance(env, _Entries):
+            return self.values
+        n = sum(1 for _ in takewhile(lambda k: str(k) in env, count()))
+        for name in env:
+            if int(name) >= n:
+                self.problems.append(f"--set env.{name}: there is no such entry; there are {n}, from 0 to {n - 1}")
+        return self.values | {"env": [env[str(k)] for k in range(n)]}
 
     def _forget(self, key: Key) -> None:
         """What was written at `key` and below it is no longer there, and neither is where it was written."""
@@ -91,7 +115,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConf
         _override(tree, text)
     tree.values.setdefault("name", path.stem)
     try:
-        config = RunConfig.model_validate(tree.values)
+        config = RunConfig.model_validate(tree.finish())
     except ValidationError as error:
         raise ConfigError(tree.problems + _explain(error, tree, path)) from None
     if tree.problems:
@@ -197,6 +221,11 @@ def _walk(node: yaml.MappingNode, prefix: Key, tree: _Tree, path: Path) -> None:
             if not value_node.value:
                 tree.put(key, {}, f"{path}:{line}")
             _walk(value_node, key, tree, path)
+        elif _is_list_of_parts(value_node, key):
+            tree.put_list(key, f"{path}:{line}")
+            for i, entry in enumerate(value_node.value):
+                tree.put((*key, str(i)), {}, f"{path}:{entry.start_mark.line + 1}")
+                _walk(entry, (*key, str(i)), tree, path)
         else:
             loader = _Loader("")
             try:
@@ -208,6 +237,13 @@ def _walk(node: yaml.MappingNode, prefix: Key, tree: _Tree, path: Path) -> None:
                 tree.problems.append(f"{path}:{line}: {'.'.join(key)} holds itself (a YAML anchor): write it out")
                 continue
             tree.put(key, value, f"{path}:{line}")
+
+
+def _is_list_of_parts(node: yaml.Node, key: Key) -> bool:
+    """Whether `node` is a list of mappings where the schema may have a list of parts (env)."""
+    if not isinstance(node, yaml.SequenceNode) or not all(isinstance(n, yaml.MappingNode) for n in node.value):
+        return False
+    return bool(node.value) and _schema_at((*key, "0")) is not None
 
 
 def _override(tree: _Tree, text: str) -> None:
@@ -249,10 +285,23 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 def _schema_at(key: Key) -> type[BaseModel] | None:
     """The part of the schema whose fields are `key`'s children; None where `key` is a value."""
     model: type[BaseModel] | None = RunConfig
+    entry: type[BaseModel] | None = None  # what a list at this place holds
     for part in key:
+        if entry is not None and part.isdigit():
+            model, entry = entry, None
+            continue
         info = model.model_fields.get(part) if model is not None else None
         model = _model_of(info.annotation) if info is not None else None
+        entry = _entry_of(info.annotation) if info is not None else None
     return model
+
+
+def _entry_of(annotation: Any) -> type[BaseModel] | None:
+    """The part that the entries of a list are, where an annotation allows a list of parts."""
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is list:
+        return _model_of(inner[0])
+    return next((found for one in inner if (found := _entry_of(one)) is not None), None)
 
 
 def _is_free(key: Key) -> bool:
@@ -273,7 +322,7 @@ def _explain(error: ValidationError, tree: _Tree, path: Path) -> list[str]:
     """One line per wrong key; the alternatives of a union become one line."""
     messages: dict[Key, list[str]] = {}
     for e in error.errors(include_url=False):
-        key = _known_part(tuple(str(x) for x in e["loc"]))
+        key = _known_part(_without_form(tuple(str(x) for x in e["loc"])))
         for message in _message(e, key):
             if message not in messages.setdefault(key, []):
                 messages[key].append(message)
@@ -289,8 +338,13 @@ def _explain(error: ValidationError, tree: _Tree, path: Path) -> list[str]:
 
 def _first_word(message: str) -> Key:
     """The key that a rule over the whole config speaks of first; none where it begins with another word."""
-    key = tuple(message.partition(" ")[0].split("."))
+    key = tuple(message.partition(" ")[0].rstrip(":").split("."))
     return key if key[0] in RunConfig.model_fields else ()
+
+
+def _without_form(loc: Key) -> Key:
+    """`loc` without the form in which env is written."""
+    return (*loc[:1], *loc[2:]) if loc[:1] == ("env",) and loc[1:2] in (("mapping",), ("list",)) else loc
 
 
 def _known_part(loc: Key) -> Key:
@@ -332,8 +386,11 @@ def _origins(config: RunConfig, tree: _Tree) -> dict[str, str]:
 def _leaves(part: BaseModel, prefix: Key = ()) -> list[Key]:
     out: list[Key] = []
     for name in type(part).model_fields:
-        value = getattr(part, name)
-        out += _leaves(value, (*prefix, name)) if isinstance(value, BaseModel) else [(*prefix, name)]
+        value, key = getattr(part, name), (*prefix, name)
+        if isinstance(value, list) and value and all(isinstance(v, BaseModel) for v in value):
+            out += [leaf for i, v in enumerate(value) for leaf in _leaves(v, (*key, str(i)))]
+        else:
+            out += _leaves(value, key) if isinstance(value, BaseModel) else [key]
     return out
 
 
@@ -369,5 +426,5 @@ def value_at(config: RunConfig, dotted: str) -> Any:
     """The value of a dotted key."""
     value: Any = config
     for part in dotted.split("."):
-        value = getattr(value, part)
+        value = value[int(part)] if isinstance(value, list) else getattr(value, part)
     return value

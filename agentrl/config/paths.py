@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agentrl.config.schema import RunConfig
+from agentrl.config.schema import EnvEntry, RunConfig
 
 #: Keys that may name a file or folder of this machine (or a hub id, a recipe, a URL, which stay as they are).
 LOCAL = ("model.path", "data.train", "data.test", "retriever.index", "retriever.encoder", "warm_start.file")
@@ -24,9 +24,12 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         value = getattr(owner, name, None)  # a part that is not there names nothing
         if (whole := _absolute(value)) != value:
             setattr(owner, name, whole)
-    kwargs = config.env.kwargs
-    if "retriever" in kwargs:
-        config.env.kwargs = kwargs | {"retriever": _absolute(kwargs["retriever"])}
+    for env in config.env if isinstance(config.env, list) else [config.env]:
+        if "retriever" in env.kwargs:
+            env.kwargs = env.kwargs | {"retriever": _absolute(env.kwargs["retriever"])}
+        if isinstance(env, EnvEntry):
+            for part, name in ((env.data, "train"), (env.data, "test"), (env.retriever, "index")):
+                setattr(part, name, _absolute(getattr(part, name)))
     return config
 
 

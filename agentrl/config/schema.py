@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from agentrl import plugins
 from agentrl.config import advantages
@@ -241,6 +241,80 @@ class RolloutConfig(Part):
                 f"{self.max_tokens_per_turn}; set max_context to at least {2 * self.max_tokens_per_turn}"
             )
         return self
+
+
+class EntryData(Part):
+    """`data` of one environment among several; null takes the run's."""
+
+    train: str | None = Field(None, description="as data.train")
+    test: str | None = Field(None, description="as data.test")
+    train_split: str | None = Field(None, description="as data.train_split")
+    test_split: str | None = Field(None, description="as data.test_split")
+    limit: PositiveInt | None = Field(None, description="as data.limit")
+
+
+class EntryRetriever(Part):
+    """`retriever` of one environment among several; null takes the run's."""
+
+    url: str | None = Field(None, description="as retriever.url; the run's index is then not taken")
+    index: str | None = Field(None, description="as retriever.index; the run's url is then not taken")
+    kind: str | None = Field(None, description="as retriever.kind")
+    encoder: str | None = Field(None, description="as retriever.encoder")
+    threads: PositiveInt | None = Field(None, description="as retriever.threads")
+    wait_s: float | None = Field(None, ge=0, description="as retriever.wait_s")
+    timeout_s: float | None = Field(None, gt=0, description="as retriever.timeout_s")
+    retries: int | None = Field(None, ge=0, description="as retriever.retries")
+
+
+class EntryRollout(Part):
+    """The lengths and turns of one environment among several; null takes the run's."""
+
+    stop: list[str] | None = Field(None, description="as rollout.stop")
+    max_turns: PositiveInt | None = Field(None, description="as rollout.max_turns")
+    max_tokens_per_turn: PositiveInt | None = Field(None, description="as rollout.max_tokens_per_turn")
+    max_observation_tokens: PositiveInt | None = Field(None, description="as rollout.max_observation_tokens")
+    max_context: PositiveInt | None = Field(None, description="as rollout.max_context")
+    tool_timeout_s: float | None = Field(None, gt=0, description="as rollout.tool_timeout_s")
+
+
+class EnvEntry(Part):
+    """One environment among several. What does not stand here comes from the top of the config."""
+
+    id: str | None = Field(None, description="as env.id; a world brings its own")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_.-]+$", description="what its metrics are called; by default from its world or id"
+    )
+    weight: float = Field(1.0, ge=0, description="of the questions that a step draws, this share comes from it")
+    kwargs: dict[str, Any] = Field({}, description="passed to gymnasium.make as they are")
+    world: WorldConfig | None = Field(None, description="where its questions come from; null: data, or the run's world")
+    data: EntryData = EntryData()
+    retriever: EntryRetriever = EntryRetriever()
+    rollout: EntryRollout = EntryRollout()
+
+    @property
+    def default_name(self) -> str:
+        """`agentrl/Math-v0` is math, the world search is search."""
+        if self.world is not None:
+            return self.world.kind.rpartition(":")[2]
+        return (self.id or "").rpartition("/")[2].rpartition(":")[2].rpartition("-v")[0].lower() or "env"
+
+
+class CurriculumConfig(Part):
+    """Weights of several environments that follow how often their episodes are correct."""
+
+    enabled: bool = Field(False, description="an environment's weight is multiplied by 4 p (1 - p), p: share correct")
+    floor: float = Field(0.2, gt=0, le=1, description="the least that a weight is multiplied by; 1 is the most")
+    memory: PositiveInt = Field(10, description="steps over which p is averaged, exponentially")
+
+
+def _form(value: Any) -> str:
+    return "list" if isinstance(value, list) else "mapping"
+
+
+#: `env` as it is written: a mapping for one environment, or a list of several.
+Environments = Annotated[
+    Annotated[EnvConfig, Tag("mapping")] | Annotated[list[EnvEntry], Tag("list")], Discriminator(_form)
+]
 
 
 # ------------------------------------------------------------------------------------------------------ algorithm
@@ -509,7 +583,8 @@ class RunConfig(Part):
     warm_start: WarmStartConfig | None = None
     data: DataConfig = DataConfig()
     retriever: RetrieverConfig = RetrieverConfig()
-    env: EnvConfig = EnvConfig()
+    env: Environments = EnvConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
     rollout: RolloutConfig = RolloutConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optim: OptimConfig = OptimConfig()
@@ -522,10 +597,98 @@ class RunConfig(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        problems = [problem for check in RULES for problem in check(self)]
-        if problems:
+        try:
+            alone = self.alone()
+        except ValidationError as error:  # an entry's limits beside those of the top
+            raise ValueError(
+                "\n".join(f"env: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+            ) from None
+        found = {name: [p for check in RULES for p in check(config)] for name, config in alone.items()}
+        shared = set.intersection(*map(set, found.values())) if found else set()
+        said = [
+            problem if problem in shared or not name else f"env.{i} ({name}): {problem}"
+            for i, (name, problems) in enumerate(found.items())
+            for problem in problems
+        ]
+        if problems := list(dict.fromkeys([*self._weights(), *said])):
             raise ValueError("\n".join(problems))
         return self
+
+    def _weights(self) -> Iterable[str]:
+        """What is wrong with several environments as a whole."""
+        entries = self.env if isinstance(self.env, list) else None
+        if entries is None:
+            if self.curriculum.enabled:
+                yield "curriculum.enabled weighs several environments, and env is one: make env a list, or drop it"
+            return
+        if not entries:
+            yield "env is an empty list: give at least one entry, for example {id: agentrl/Search-v0, weight: 1}"
+        elif not any(e.weight for e in entries):
+            yield f"env: the {len(entries)} weights sum to nothing: give at least one entry a weight above 0"
+        names = [e.name for e in entries if e.name is not None]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            yield f"env: two entries have the name {twice[0]}: their metrics would be one; give each its own"
+
+    @property
+    def environment(self) -> EnvConfig:
+        """`env` of a run with one environment; of several, `alone` gives each its own config."""
+        assert isinstance(self.env, EnvConfig), "several environments: ask alone()"
+        return self.env
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each environment, by its name as in `alone`."""
+        return {name: e.weight for name, e in zip(self.alone(), self.env)} if isinstance(self.env, list) else {"": 1.0}
+
+    def alone(self) -> dict[str, RunConfig]:
+        """Name -> the config as if that environment were the only one. `{"": self}` where `env` is a mapping."""
+        if isinstance(self.env, EnvConfig):
+            return {"": self}
+        out: dict[str, RunConfig] = {}
+        for entry in self.env:
+            name = first = entry.name or entry.default_name
+            n = 1
+            while name in out:
+                n += 1
+                name = f"{first}-{n}"
+            out[name] = self._with(entry)
+        return out
+
+    def _with(self, entry: EnvEntry) -> RunConfig:
+        own_questions = entry.data.train is not None
+        data = DataConfig() if entry.world is not None else self.data
+        found_at = entry.retriever.url or entry.retriever.index
+        retriever = self.retriever.model_copy(update={"url": None, "index": None}) if found_at else self.retriever
+        env = {"kwargs": entry.kwargs} | ({} if entry.id is None else {"id": entry.id})
+        return self.model_copy(
+            update={
+                "env": EnvConfig(**env),
+                "world": entry.world or (None if own_questions else self.world),
+                "data": _over(data, entry.data),
+                "retriever": _over(retriever, entry.retriever),
+                "rollout": _over(self.rollout, entry.rollout),
+                "curriculum": CurriculumConfig(),
+            }
+        )
+
+    def widest(self) -> RunConfig:
+        """One environment with the largest limits of all: what an engine must have room for."""
+        configs = list(self.alone().values())
+        if isinstance(self.env, EnvConfig) or not configs:
+            return self
+        limits = ("max_turns", "max_tokens_per_turn", "max_observation_tokens", "max_context")
+        most = {name: max(getattr(c.rollout, name) for c in configs) for name in limits}
+        rollout = configs[0].rollout.model_copy(update=most)
+        env = EnvConfig(id=configs[0].environment.id)
+        return configs[0].model_copy(update={"env": env, "rollout": rollout})
+
+
+P = TypeVar("P", bound=Part)
+
+
+def _over(top: P, own: Part) -> P:
+    """`top` with what stands in `own`."""
+    return type(top).model_validate(top.model_dump() | own.model_dump(exclude_none=True))
 
 
 Rule = Callable[[RunConfig], Iterable[str]]

@@ -287,8 +287,13 @@ class TaskStream:
         """Plain JSON that `load_state_dict` takes."""
         return {"seed": self.seed, "tasks": len(self.tasks), "epoch": self.epoch, "position": self.position}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was taken. Raises DataError where that was another set of questions."""
+        if "streams" in state:
+            raise DataError(
+                f"the saved position is in several environments ({', '.join(state['streams'])}), and env is one; "
+                "resume with the environments that the run began with"
+            )
         if state["tasks"] != len(self.tasks):
             raise DataError(
                 f"the saved position is in a set of {state['tasks']} questions, this one has {len(self.tasks)}; resume "

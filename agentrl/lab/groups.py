@@ -16,11 +16,9 @@ from agentrl.algorithms import displacement as likelihood_displacement
 from agentrl.algorithms import with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.config import AlgorithmConfig, OptimConfig
-from agentrl.data.tasks import TaskStream
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.engines.shared.updates import decay_groups
 from agentrl.errors import AgentRLError, NonFiniteError
-from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
 from agentrl.train.measure import mixed_rows, valid_searches
 from agentrl.types import Task, Trajectory
@@ -75,10 +73,10 @@ def mixed_groups(
     Raises AgentRLError when `max_draws` times n questions did not give a single one.
     """
     config = job.config
-    stream, size = TaskStream(job.train_tasks, seed), config.rollout.group_size
+    stream, size = job.stream(seed), config.rollout.group_size
     found: list[Group] = []
     drawn = 0
-    with EnvPool(job.make_env) as pool:
+    with job.pool() as pool:
         player = job.player(pool, seed=seed)
         while len(found) < n and drawn < max_draws * n:
             tasks = stream.take(max(8, n // 2))

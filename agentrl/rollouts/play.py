@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -93,6 +93,7 @@ class Player:
     temperature: float | None = None  # None: the config's
     concurrency: int | None = None  # episodes at once; None: the config's
     correct_threshold: float = 1.0  # reward from which an episode is correct where its environment does not say
+    formats: Mapping[str, ChatFormat] = field(default_factory=dict)  # by `Task.env`, with their own limits; else `chat`
 
     def collect(self, tasks: Sequence[Task], group_size: int, *, prefix: str = "") -> list[Trajectory]:
         """`play_groups` for callers without an event loop: runs it on the pool's. Ctrl-C leaves nothing behind."""
@@ -119,7 +120,7 @@ class Player:
             for k in todo:
                 e = episodes[k]
                 try:
-                    handle = self.pool.take()
+                    handle = self.pool.take(e.task.env)
                 except TOOL_ERRORS as error:  # its server cannot be started, or is away
                     done[k] = _never_began(e, error, self.sampler.policy_version)
                     continue
@@ -172,7 +173,8 @@ class Player:
 
     async def _play(self, handle: EnvHandle, task: Task, session: int, turns: list[Turn]) -> tuple[bool, bool, bool]:
         """Append to `turns` until the episode ends; (terminated, truncated, correct). Raises _Failed."""
-        config, chat, sampler = self.config, self.chat, self.sampler
+        chat, sampler = self.formats.get(task.env, self.chat), self.sampler
+        config = chat.config if self.formats else self.config
         timeout_s, max_tokens = config.tool_timeout_s, config.max_tokens_per_turn
         temperature = config.temperature if self.temperature is None else self.temperature
         stop = tuple(config.stop) or handle.stop_strings

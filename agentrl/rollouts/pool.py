@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import Callable, Coroutine
+from collections import defaultdict, deque
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
@@ -103,9 +103,10 @@ class _Thread:
 class EnvHandle:
     """One environment, blocking or not, behind two coroutines."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], returns: _Returns) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], returns: _Returns, name: str = "") -> None:
         inner = env.unwrapped
         self.env = env
+        self.name = name  # of the environment among a run's several
         self.id: str = env.spec.id if env.spec is not None else type(inner).__name__
         self.stop_strings: tuple[str, ...] = tuple(getattr(inner, "stop_strings", ()))
         self.abandoned = False  # a call was given up: it may still be running, so the environment is not played again
@@ -148,34 +149,36 @@ class EnvHandle:
 
 
 class EnvPool:
-    """Environments of one kind, made on demand and reused, and the event loop they are played on.
+    """Environments, made on demand and reused, and the event loop they are played on.
 
-    The loop is kept between calls of `run`, because connections of asynchronous tools belong to it. Use as a context
-    manager, or call `close`.
+    They are of one kind, or of several: `make` is then a function for each name. The loop is kept between calls of
+    `run`, because connections of asynchronous tools belong to it. Use as a context manager, or call `close`.
     """
 
-    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]]) -> None:
-        self._make = make
-        self._free: list[EnvHandle] = []
+    def __init__(
+        self, make: Callable[[], gymnasium.Env[Any, Any]] | Mapping[str, Callable[[], gymnasium.Env[Any, Any]]]
+    ) -> None:
+        self._make = make if isinstance(make, Mapping) else {"": make}
+        self._free: dict[str, list[EnvHandle]] = defaultdict(list)
         self._runner = asyncio.Runner()
         self._returns = _Returns()
         self._running: asyncio.Task[Any] | None = None
         self._interrupted = False
         self.made = 0
 
-    def take(self) -> EnvHandle:
-        """A free environment, or a new one."""
-        if self._free:
-            return self._free.pop()
+    def take(self, name: str = "") -> EnvHandle:
+        """A free environment of that name, or a new one."""
+        if self._free[name]:
+            return self._free[name].pop()
         self.made += 1
-        return EnvHandle(self._make(), self._returns)
+        return EnvHandle(self._make[name](), self._returns, name)
 
     def give(self, handle: EnvHandle) -> None:
         """Return an environment; one whose call was given up is closed instead."""
         if handle.abandoned:
             handle.close()
         else:
-            self._free.append(handle)
+            self._free[handle.name].append(handle)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the pool's loop. Ctrl-C cancels it, lets it clean up, and raises KeyboardInterrupt."""
@@ -213,11 +216,11 @@ class EnvPool:
 
     def close(self) -> None:
         """Close all free environments and the loop."""
-        while self._free:
-            handle = self._free.pop()
+        for handle in [h for free in self._free.values() for h in free]:
             if handle.aclose is not None:
                 self._runner.run(handle.aclose())
             handle.close()
+        self._free.clear()
         self._runner.close()
 
     def __enter__(self) -> Self:

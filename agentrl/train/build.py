@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import gymnasium
 from agentrl import plugins
 from agentrl.config import RetrieverConfig, RunConfig
 from agentrl.data.doubts import doubts
-from agentrl.data.tasks import load_tasks, questions_hash, subset, tasks_from_world
+from agentrl.data.mixture import MixedStream
+from agentrl.data.tasks import TaskStream, load_tasks, questions_hash, subset, tasks_from_world
 from agentrl.engines.base import Engine
 from agentrl.engines.kind import Parts, ready_kind
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.engines.shared.loading import BUILTIN, is_adapter, load_tokenizer
-from agentrl.errors import ConfigError, PluginError
+from agentrl.errors import AgentRLError, ConfigError, PluginError
 from agentrl.rollouts.chat import ChatFormat
 from agentrl.rollouts.play import EnvPool, Player
 from agentrl.rollouts.tools import with_tools
@@ -28,6 +30,21 @@ from agentrl.train.trial import fitting
 from agentrl.types import Task
 
 Say = Callable[[str], None]
+
+
+def _some(tasks: list[Task], n: int, world: Any) -> list[Task]:
+    return tasks[:n] if world is not None or not n else subset(tasks, n)
+
+
+@dataclass
+class Source:
+    """One environment of a run: how it is made, what is asked in it, and how its text becomes tokens."""
+
+    make_env: Callable[[], gymnasium.Env[str, str]]
+    chat: ChatFormat
+    train_tasks: list[Task]
+    test_tasks: list[Task]
+    world: Any = None
 
 
 @dataclass
@@ -41,18 +58,39 @@ class Job:
     train_tasks: list[Task]
     test_tasks: list[Task]
     world: Any = None
+    sources: dict[str, Source] = field(default_factory=dict)  # of a run with several environments, by name
 
-    def held_out(self) -> list[Task]:
-        """The `eval.questions` held-out questions, none where it is 0. A world's own are in random order already."""
+    def held_out(self, only: str | None = None) -> list[Task]:
+        """The `eval.questions` held-out questions, none where it is 0. A world's own are in random order already.
+
+        Of several environments, so many of each; `only` names one of them.
+        """
         n = self.config.eval.questions
-        return self.test_tasks[:n] if self.world is not None or not n else subset(self.test_tasks, n)
+        if self.sources:
+            asked = [s for name, s in self.sources.items() if only in (None, name)]
+            return [task for s in asked for task in _some(s.test_tasks, n, s.world)]
+        return _some(self.test_tasks, n, self.world)
+
+    def pool(self) -> EnvPool:
+        """Environments to play, of every kind that the run has."""
+        return EnvPool({name: s.make_env for name, s in self.sources.items()} if self.sources else self.make_env)
+
+    def stream(self, seed: int) -> TaskStream | MixedStream:
+        """The training questions without end, of several environments by their weights."""
+        if not self.sources:
+            return TaskStream(self.train_tasks, seed)
+        streams = {name: TaskStream(s.train_tasks, seed) for name, s in self.sources.items()}
+        return MixedStream(streams, self.config.weights, seed, self.config.curriculum)
 
     def player(
         self, pool: EnvPool, *, seed: int, temperature: float | None = None, concurrency: int | None = None
     ) -> Player:
         """Plays this job's environments with its engine; where None, as the config's `rollout` says."""
         threshold = self.config.algorithm.correct_threshold
-        return Player(self.engine, pool, self.chat, self.config.rollout, seed, temperature, concurrency, threshold)
+        return Player(
+            self.engine, pool, self.chat, self.config.rollout, seed, temperature, concurrency, threshold,
+            {name: s.chat for name, s in self.sources.items()},
+        )  # fmt: skip
 
     def questions(self) -> dict[str, str]:
         """The hash of each set of questions: what a run notes, and a resume or an evaluation compares."""
@@ -74,7 +112,9 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
     Raises AgentRLError for everything in the config that does not work, before anything is sampled.
     """
     kind = ready_kind(config)
-    world = build_world(config)
+    alone = config.alone()
+    worlds = {name: build_world(one) for name, one in alone.items()}
+    world = one_world(worlds)
     model_config = config.model
     adapter = model_path if model_path is not None and is_adapter(model_path) else None
     if model_path is not None and adapter is None:
@@ -84,33 +124,84 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
         tokenizer = world.tokenizer()
     else:
         tokenizer = load_tokenizer(model_config)
-    train, test = questions_of(config, world, say).values()
-    make_env = environment_maker(config, world, work_dir, say)
-    make_env, schemas = with_tools(make_env, tokenizer, config.rollout)
-    chat = ChatFormat(tokenizer, config.rollout, schemas)
-    train = fitting(train, make_env, chat, config.rollout, "data.train", say)
-    test = fitting(test, make_env, chat, config.rollout, "data.test", say) if test else []
+    sources = {}
+    for name, one in alone.items():
+        with about(name):
+            sources[name] = build_source(name, one, worlds[name], tokenizer, work_dir / name, named(say, name))
+    widest = config.widest()
     engine = kind.build(
         Parts(
-            config=config,
+            config=widest,
             model=model_config,
             adapter=adapter,
             tokenizer=tokenizer,
             run_dir=work_dir,
             total_steps=config.train.steps * config.train.epochs * config.train.mini_batches,
             say=say,
-            turn_ends=tuple(chat.turn_ends()),
+            turn_ends=tuple(dict.fromkeys(end for s in sources.values() for end in s.chat.turn_ends())),
         )
     )
-    if config.rollout.max_context > engine.context_length:
+    if widest.rollout.max_context > engine.context_length:
         engine.close()
         raise ConfigError(
             [
-                f"rollout.max_context = {config.rollout.max_context} but {model_config.path} has "
+                f"rollout.max_context = {widest.rollout.max_context} but {model_config.path} has "
                 f"{engine.context_length} positions; set it to {engine.context_length} or less"
             ]
         )
-    return Job(config, engine, chat, make_env, train, test, world)
+    first = next(iter(sources.values()))
+    train = [task for s in sources.values() for task in s.train_tasks]
+    test = [task for s in sources.values() for task in s.test_tasks]
+    several = sources if isinstance(config.env, list) else {}
+    return Job(config, engine, first.chat, first.make_env, train, test, world, several)
+
+
+def build_source(name: str, config: RunConfig, world: Any, tokenizer: Any, work_dir: Path, say: Say) -> Source:
+    """One environment. `config` is as if it were the only one; tasks of one among several bear its `name`."""
+    train, test = questions_of(config, world, say).values()
+    make_env = environment_maker(config, world, work_dir, say)
+    make_env, schemas = with_tools(make_env, tokenizer, config.rollout)
+    chat = ChatFormat(tokenizer, config.rollout, schemas)
+    train = fitting(train, make_env, chat, config.rollout, "data.train", say)
+    test = fitting(test, make_env, chat, config.rollout, "data.test", say) if test else []
+    return Source(make_env, chat, belonging(train, name), belonging(test, name), world)
+
+
+def belonging(tasks: list[Task], name: str) -> list[Task]:
+    """The tasks as those of one environment among several: `math:12` is no question of another one."""
+    return [replace(task, id=f"{name}:{task.id}", env=name) for task in tasks] if name else tasks
+
+
+def one_world(worlds: dict[str, Any]) -> Any:
+    """What the model is to know the words of: the run's world, or those of its environments as one; None without."""
+    if list(worlds) == [""]:
+        return worlds[""]
+    made = [world for world in worlds.values() if world is not None]
+    if not made:
+        return None
+    from agentrl.envs.worlds.several import Worlds
+
+    try:
+        return Worlds(made)
+    except ValueError as error:
+        raise ConfigError([f"env: {error}"]) from error
+
+
+def named(say: Say, name: str) -> Say:
+    """`say` with the environment's name before each line, where it has one."""
+    return (lambda line: say(f"{name}: {line}")) if name else say
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """What is wrong inside is of the environment `name`, where a run has several."""
+    try:
+        yield
+    except AgentRLError as error:
+        if not name:
+            raise
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        raise ConfigError([f"env, {name}: {problem}" for problem in problems]) from error
 
 
 def questions_of(config: RunConfig, world: Any, say: Say) -> dict[str, list[Task]]:
@@ -173,7 +264,7 @@ def environment_maker(
 
     envs.register_envs()
     kwargs = dict(world.env_kwargs) if world is not None else {}
-    env_id = config.env.id
+    env_id = config.environment.id
     if world is not None:
         env_id = world.env_id
         if world.passages:
@@ -188,14 +279,14 @@ def environment_maker(
         kwargs["retriever"] = client
     elif config.retriever.index:
         kwargs["retriever"] = _index(config.retriever.index, config.retriever, say)
-    elif env_id == "agentrl/Search-v0" and "retriever" not in config.env.kwargs:
+    elif env_id == "agentrl/Search-v0" and "retriever" not in config.environment.kwargs:
         raise ConfigError(
             [
                 "env.id is agentrl/Search-v0 but no retriever is set: give retriever.url or retriever.index "
                 "(`agentrl retriever build CORPUS INDEX` makes one)"
             ]
         )
-    kwargs.update(config.env.kwargs)
+    kwargs.update(config.environment.kwargs)
 
     def make() -> gymnasium.Env[str, str]:
         return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
@@ -208,7 +299,7 @@ def environment_maker(
     except (TypeError, ValueError, ImportError, gymnasium.error.Error, PluginError) as error:
         if unknown := _unknown_parameters(env_id, kwargs):
             raise ConfigError(unknown) from error
-        given = ", ".join(f"{k} = {v!r}" for k, v in config.env.kwargs.items()) or "nothing"
+        given = ", ".join(f"{k} = {v!r}" for k, v in config.environment.kwargs.items()) or "nothing"
         raise ConfigError([f"env.id {env_id} cannot be made with env.kwargs ({given}): {error}"]) from error
     return make
 

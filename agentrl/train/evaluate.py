@@ -41,8 +41,8 @@ def evaluate(
     """Play `config.eval.samples` episodes of each of `config.eval.questions` tasks, a fixed random subset.
 
     `em` is the share of correct responses, `reward` their mean reward; both leave out responses that failed, which are
-    counted beside them. `em_{h}hop` and `em_level_{l}` are `em` of the tasks that say so. `patience` waits for a tool
-    that is away; `what` names the evaluation in its messages.
+    counted beside them. Of several environments each has its own, as `em/NAME`. `em_{h}hop` and `em_level_{l}` are `em`
+    of the tasks that say so. `patience` waits for a tool that is away; `what` names the evaluation in its messages.
     """
     config = job.config
     chosen = job.held_out() if tasks is None else subset(tasks, config.eval.questions)
@@ -68,6 +68,7 @@ def evaluate(
             if isinstance(value, int) and t.error is None:
                 of[value].append(t)
         summary |= {name.format(value): exact_match(these) for value, these in sorted(of.items())}
+    summary |= _by_environment(chosen, episodes, config.eval.samples)
     summary["seconds"] = time.perf_counter() - start
     return EvalResult(summary, episodes, chosen)
 
@@ -88,6 +89,20 @@ def as_signals(summary: Mapping[str, Any]) -> dict[str, float]:
     return signals
 
 
+def _by_environment(tasks: Sequence[Task], episodes: Sequence[Trajectory], samples: int) -> dict[str, Any]:
+    """`em/NAME`, `reward/NAME`, `n/NAME` and `failed/NAME` of each environment, where a run has several."""
+    of: dict[str, list[Trajectory]] = defaultdict(list)
+    for i, t in enumerate(episodes):
+        of[tasks[i // samples].env].append(t)
+    out: dict[str, Any] = {}
+    for name, these in of.items() if set(of) - {""} else ():
+        good = [t for t in these if t.error is None]
+        out |= {f"n/{name}": len(these) // samples, f"failed/{name}": len(these) - len(good)}
+        if good:
+            out |= {f"em/{name}": exact_match(good), f"reward/{name}": sum(t.reward for t in good) / len(good)}
+    return out
+
+
 FAILED_ALARM = 0.1  # share of held-out responses that may fail before the figure is worth a warning
 
 
@@ -99,6 +114,7 @@ def in_words(summary: dict[str, Any], rollout: RolloutConfig) -> str:
         parts = [f"{summary['em']:.3f} correct", f"reward {summary['reward']:.3f}", *parts]
     if "gold_found" in summary:
         parts.append(f"{summary['gold_found']:.2f} of the gold passages found")
+    parts += [f"{k.removeprefix('em/')} {v:.3f}" for k, v in summary.items() if k.startswith("em/")]
     if failed:
         parts.append(f"{failed} of {responses} responses failed and are left out")
     if summary.get("cut_share"):

@@ -39,6 +39,7 @@ class Guarding:
     ) -> None:
         self.guard = Guard(config)
         self.stopped = ""  # why the run was ended, where the guard has ended it
+        self.others: list[Monitor] = []  # of single environments: they forget with `monitor` what was before
         self.engine, self.run, self.monitor, self.save, self.say = engine, run, monitor, save, say
 
     def after(self, record: StepRecord, alarms: Sequence[Alarm]) -> bool:
@@ -79,8 +80,8 @@ class Guarding:
             folder.mkdir(parents=True, exist_ok=True)  # a resume may come here twice
             self.engine.save(folder)
         self.engine.load(found[0])
-        if self.monitor is not None:
-            self.monitor.restart()
+        for monitor in [*([] if self.monitor is None else [self.monitor]), *self.others]:
+            monitor.restart()
         return {"weights_of": found[1]["step"], "left_behind": f"dumps/{name}"}
 
     def loss(self, configured: LossConfig) -> LossConfig:

@@ -283,6 +283,8 @@ def group_rows(
     for row in of_group.values():
         task = task_of[row["group_id"]]
         row["task_id"], row["question"] = task.id, task.options.get("question")
+        if task.env:
+            row["env"] = task.env
     for g, row in out.items():
         row["reward_mean"] = sum(row["rewards"]) / len(row["rewards"])
         right = row.pop("correct_logprobs")

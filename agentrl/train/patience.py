@@ -47,11 +47,13 @@ class Patience:
         Raises OutageError where the tool stays away for longer than `wait_s`, Stopped where `stopping` was set.
         """
         found = player.collect(tasks, group_size, prefix=prefix)
-        if self.wait_s > 0 and is_outage(found):
-            self._wait(player, episodes_of(tasks, group_size, prefix), found, what or prefix)
+        if self.wait_s > 0 and is_outage(found, envs := [task.env for task in tasks for _ in range(group_size)]):
+            self._wait(player, episodes_of(tasks, group_size, prefix), found, envs, what or prefix)
         return found
 
-    def _wait(self, player: Player, episodes: list[Episode], found: list[Trajectory], what: str) -> None:
+    def _wait(
+        self, player: Player, episodes: list[Episode], found: list[Trajectory], envs: list[str], what: str
+    ) -> None:
         """Fill `found` again. See the module's docstring."""
         began, pause_s, attempt = time.monotonic(), FIRST_PAUSE_S, 0
         about = self._count(found, what)
@@ -69,7 +71,7 @@ class Patience:
             pause_s, attempt = min(2 * pause_s, LONGEST_PAUSE_S), attempt + 1
             if self._is_back(player, episodes, found, attempt):
                 again = _play_lost(player, episodes, found)
-                if not is_outage(found) or self._is_back(player, episodes, found, attempt + 1):
+                if not is_outage(found, envs) or self._is_back(player, episodes, found, attempt + 1):
                     waited = duration(time.monotonic() - began)
                     self.say(f"{what}: the tool is back after {waited}; {again} episodes were played again")
                     return
@@ -80,7 +82,8 @@ class Patience:
     def _is_back(self, player: Player, episodes: list[Episode], found: list[Trajectory], attempt: int) -> bool:
         """Try a few: others of the lost ones each time, and some that have used a tool before."""
         lost = [k for k, t in enumerate(found) if lost_its_tool(t)]
-        used = [k for k, t in enumerate(found) if t.error is None and len(t.turns) > 1]
+        away = {episodes[k].task.env for k in lost}  # another environment's tool tells nothing
+        used = [k for k, t in enumerate(found) if t.error is None and len(t.turns) > 1 and episodes[k].task.env in away]
         start = attempt * TRIED % len(lost) if lost else 0
         tried = [*(lost[start:] + lost[:start])[:TRIED], *used[:TRIED]]
         return any(not lost_its_tool(t) for t in player.replay([episodes[k] for k in tried]))
@@ -107,8 +110,13 @@ def _play_lost(player: Player, episodes: list[Episode], found: list[Trajectory])
     return len(first)
 
 
-def is_outage(found: Sequence[Trajectory]) -> bool:
-    """Whether most episodes have lost their tool, or so many that no group of several has two left to compare."""
+def is_outage(found: Sequence[Trajectory], envs: Sequence[str] = ()) -> bool:
+    """Whether most episodes have lost their tool, or so many that no group of several has two left to compare.
+
+    `envs` names the environment of each: where one of several has lost its tool, that is an outage, too.
+    """
+    if len(set(envs)) > 1:
+        return any(is_outage([t for t, e in zip(found, envs) if e == name]) for name in set(envs))
     lost = sum(map(lost_its_tool, found))
     left = Counter(t.group_id for t in found if t.error is None)
     grouped = max(Counter(t.group_id for t in found).values(), default=0) > 1

@@ -188,7 +188,8 @@ def resume_run(run_dir: Path, *, checkpoint: int | str | None = None, quiet: boo
 
 def _owes_last_evaluation(config: RunConfig, path: Path) -> bool:
     """Whether a run that has made all its steps was stopped in the evaluation after them."""
-    asked = config.eval.questions and (config.world is not None or config.data.test is not None)
+    held_out = any(c.world is not None or c.data.test is not None for c in config.alone().values())
+    asked = config.eval.questions and held_out
     return bool(asked) and not any(row.get("step") == config.train.steps for row in read_evals(path))
 
 

@@ -25,7 +25,7 @@ from agentrl.algorithms import advantages as compute_advantages
 from agentrl.algorithms import displacement, settled, weigh_tokens, with_answer_weight
 from agentrl.batch import TokenBatch, pack
 from agentrl.config import LossConfig
-from agentrl.data.tasks import TaskStream
+from agentrl.data.mixture import MixedStream
 from agentrl.engines.base import ScoreResult
 from agentrl.engines.shared.loading import BUILTIN
 from agentrl.engines.shared.scoring import whole_groups_fit
@@ -34,7 +34,7 @@ from agentrl.errors import NonFiniteError, RunError
 from agentrl.monitors import Monitor
 from agentrl.rewards import all_equal
 from agentrl.rollouts.ahead import Ahead
-from agentrl.rollouts.play import CONTEXT, EnvPool, lost_its_tool
+from agentrl.rollouts.play import CONTEXT, lost_its_tool
 from agentrl.runs.checkpoint import save_checkpoint
 from agentrl.runs.episodes import eval_rows, rollout_rows, trajectory_from_json, trajectory_to_json
 from agentrl.runs.files import writing
@@ -43,6 +43,7 @@ from agentrl.runs.read import beats_best, how_to_go_on, read_evals
 from agentrl.train import measure as M
 from agentrl.train.build import Job
 from agentrl.train.diversity import control_tokens, diversity
+from agentrl.train.entries import Entries, correct_shares
 from agentrl.train.evaluate import as_signals, evaluate, failures_alarm, in_words
 from agentrl.train.guard import Guarding
 from agentrl.train.patience import Patience, Stopped
@@ -69,6 +70,7 @@ class Rollouts:
     task_of: dict[str, Task]  # by group id
     all: list[Trajectory]
     used: list[Trajectory]  # no failed ones, no groups that cannot be compared
+    shares: dict[str, float] = field(default_factory=dict)  # of several environments: with which they were drawn
 
 
 @dataclass
@@ -105,15 +107,17 @@ class Trainer:
         writers: tuple[Any, ...] = (),
     ) -> None:
         self.job, self.run, self.config, self.engine = job, run, job.config, job.engine
-        self.stream = TaskStream(job.train_tasks, self.config.seed)
+        self.stream = job.stream(self.config.seed)
         self._special = frozenset(getattr(self.engine.tokenizer, "all_special_ids", ()))
-        self.pool = EnvPool(job.make_env)
+        self.pool = job.pool()
         self.player = job.player(self.pool, seed=self.config.seed)
         self.monitor = monitor  # saved with the run, so that a resumed run raises the same alarms
         self.observe = observe or (monitor.observe if monitor is not None else None)
         self.progress, self.say, self.writers = progress, say, writers
         guard = Guarding(self.config.guard, self.engine, run, monitor, save=lambda: self.save(), say=say)
         self.guard = guard if self.config.guard.enabled else None
+        self.entries = Entries(list(job.sources), monitor, self.config.monitors.rules)
+        guard.others = list(self.entries.monitors.values())
         self.step_number = 0
         self.tokens = 0
         self.nonfinite_in_a_row = 0
@@ -289,6 +293,7 @@ class Trainer:
         everything: list[Trajectory] = []
         used: list[Trajectory] = []
         drawn = 0
+        shares = self.stream.shares() if isinstance(self.stream, MixedStream) else {}
         while drawn < budget:
             self._leave_if_asked()
             have = len({t.group_id for t in used})
@@ -304,7 +309,9 @@ class Trainer:
             used = _comparable(everything, drop_equal=False)
         if not used:
             raise RunError(_nothing_left(n, everything))
-        return Rollouts(task_of, everything, used)
+        if isinstance(self.stream, MixedStream):
+            self.stream.learn(correct_shares(everything, task_of))
+        return Rollouts(task_of, everything, used, shares)
 
     def pack(self, step: Step) -> None:
         """The episodes that are learned from, as tensors."""
@@ -424,6 +431,8 @@ class Trainer:
         values |= step.delta | probe | M.score_metrics(batch, scores.logprobs, scores.entropy) | step.seconds
         values |= self._held_out(step.number)
         values["tokens_per_s"] = step.sampled / values["t_step_s"]
+        of_entry = self.entries.measure(rollouts.all, rollouts.used, rollouts.task_of, batch, scores, step.change)
+        values |= self.entries.as_metrics(of_entry, rollouts.shares)
         failed = [t for t in rollouts.all if t.error is not None]
         groups = M.group_rows(batch, rollouts.used, scores.logprobs, step.delta_of, rollouts.task_of, failed)
         record = StepRecord(step.number, values, groups)
@@ -431,13 +440,15 @@ class Trainer:
         self.step_number, self._position, self.whole = self.step_number + 1, None, True
         self.tell("write", record)
         alarms = self.observe(record) if self.observe else []
+        guarded = list(alarms)  # by what the whole batch shows
+        alarms += self.entries.observe(record, of_entry)
         for alarm in alarms:
             self.run.alarm(alarm)
         named = {group for alarm in alarms for group in alarm.groups}
         self.run.write_rollouts(step.number, self._trace(step, named))
         if self.progress:
             self.progress(record, self.config.train.steps)
-        if self.guard is not None and self.guard.after(record, alarms):
+        if self.guard is not None and self.guard.after(record, guarded):
             self.stop_requested = True
         return record
 
@@ -485,6 +496,7 @@ class Trainer:
         }
         if self.monitor is not None:
             state["monitor"] = self.monitor.state_dict()
+            state |= {"monitors_of": self.entries.state_dict()} if self.entries.monitors else {}
         if self.guard is not None:
             state["guard"] = self.guard.state_dict()
         keep = self.config.log.keep_checkpoints
@@ -503,6 +515,7 @@ class Trainer:
         self.moved, self.noise = state.get("moved", True), state.get("noise", 0.0)  # earlier checkpoints have neither
         if self.monitor is not None and "monitor" in state:
             self.monitor.load_state_dict(state["monitor"])
+            self.entries.load_state_dict(state.get("monitors_of", {}))
         if self.guard is not None and "guard" in state:
             self.guard.load_state_dict(state["guard"])
 

@@ -19,7 +19,6 @@ from agentrl.config import WarmStartConfig
 from agentrl.data.demonstrations import Demonstration, read_demonstrations
 from agentrl.engines.local.engine import LocalEngine
 from agentrl.engines.shared.loading import BUILTIN
-from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
 from agentrl.train.demonstrations import played
 from agentrl.train.imitation import imitate, split
@@ -89,7 +88,7 @@ def _format(tasks: list[Task], job: Job) -> dict[str, float]:
     """
     if not tasks:
         return {}
-    with EnvPool(job.make_env) as pool:
+    with job.pool() as pool:
         done: list[Trajectory] = job.player(pool, seed=job.config.seed).collect(tasks, 1, prefix="format/")
     good = [t for t in done if t.error is None]
     valid = [bool(u.info["valid"]) for t in good for u in t.turns if "valid" in u.info]
@@ -116,17 +115,23 @@ def warm_start(
         lookup = _fit(engine, practice, config.lookup_steps, config.lookup_lr, config.lookup_decay, "look-up practice",
                       say, stop_accuracy=config.lookup_stop_accuracy)  # fmt: skip
         out |= {f"lookup_{k}": v for k, v in lookup.items()}
-    questions = world.questions("train")
-    demos = [
-        _tokens(world.demonstration(rng.choice(questions), rng), world, config.context_weight)
-        for _ in range(config.demonstrations)
-    ]
+    draw = _demonstrator(world, rng)
+    demos = [_tokens(draw(), world, config.context_weight) for _ in range(config.demonstrations)]
     steps = max(1, int(len(demos) * config.epochs / config.batch))
     lr = config.lr or TINY_LR
     fitted = _fit(engine, _epochs(demos, config.batch, config.bucket, rng), steps, lr, 0.9, "demonstrations", say)
     out |= {f"demonstration_{k}": v for k, v in fitted.items()}
     engine.sync(bump=False)
     return out | {"seconds": time.perf_counter() - start}
+
+
+def _demonstrator(world: Any, rng: random.Random) -> Callable[[], list[tuple[str, bool]]]:
+    """Draws demonstrations of training questions; several worlds take turns by chance, not by their size."""
+    if hasattr(world, "example"):
+        of_each = [one.questions("train") for one in world.worlds]
+        return lambda: list(world.example(rng, of_each))
+    questions = world.questions("train")
+    return lambda: list(world.demonstration(rng.choice(questions), rng))
 
 
 def _tokens(segments: list[tuple[str, bool]], world: Any, context_weight: float) -> Tokens:

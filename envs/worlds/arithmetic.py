@@ -140,7 +140,7 @@ class ArithmeticWorld:
         self._questions = {"test": rows[:held], "train": rows[held:]}
         vocabulary = [*SPECIALS, *WORDS, *NAMES, *(str(n) for n in range(LARGEST + 1))]
         vocabulary += [f"<x{i}>" for i in range(-len(vocabulary) % 16)]
-        self.vocabulary = {w: i for i, w in enumerate(vocabulary)}
+        self.vocabulary, self.specials = {w: i for i, w in enumerate(vocabulary)}, SPECIALS
         self.env_kwargs: dict[str, Any] = {"prompt_template": "question: {question}"}
 
     def questions(self, split: str) -> list[dict[str, Any]]:

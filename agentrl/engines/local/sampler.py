@@ -225,6 +225,7 @@ class BatchSampler:
             return
         chosen = {row.index for row in active}
         order = active + [row for row in self.rows if row is not None and row.index not in chosen]
+        self.cache.reserve(len(self.rows), 0)  # the newest may still wait for their first tokens
         self.cache.keep([row.index for row in order], max(len(row.known) for row in order))
         for index, row in enumerate(order):
             row.index = index

@@ -15,7 +15,7 @@ def responses(config: RunConfig) -> int:
 
 def action_tokens(config: RunConfig) -> int:
     """The most that one response can sample."""
-    turns = config.env.kwargs.get("max_turns", config.rollout.max_turns - 1) + 1
+    turns = config.environment.kwargs.get("max_turns", config.rollout.max_turns - 1) + 1
     return min(turns * config.rollout.max_tokens_per_turn, config.rollout.max_context)
 
 

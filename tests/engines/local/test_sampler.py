@@ -193,6 +193,23 @@ def test_cancelling_one_episode_leaves_the_others_alone(model):
         assert results[i][1] == alone[i][1]  # the same tokens
 
 
+def test_rows_that_still_wait_survive_when_gaps_are_closed(model):
+    """Ten turns are sampled; two more ask, and wait for their first tokens while seven of the ten end."""
+
+    async def run():
+        sampler = make(model)
+        lengths = [3] * 7 + [12] * 3
+        first = [asyncio.create_task(sampler.sample([4 + k], max_tokens=n, session=k)) for k, n in enumerate(lengths)]
+        while not sampler.active:
+            await asyncio.sleep(0)
+        late = [asyncio.create_task(sampler.sample([30 + k], max_tokens=2, session=100 + k)) for k in range(2)]
+        return await asyncio.gather(*first, *late)
+
+    alone = [asyncio.run(make(model).sample([4 + k], max_tokens=12, session=k)).ids for k in (7, 8, 9)]
+    got = asyncio.run(run())
+    assert [s.ids for s in got[7:10]] == alone and [len(s.ids) for s in got[10:]] == [2, 2]
+
+
 def test_a_failing_model_reaches_every_waiting_episode(model):
     def broken(ids, last, cache, plan):
         raise RuntimeError("out of memory")

@@ -1,0 +1,60 @@
+"""Several worlds as one: the words and the warm start of a tiny model that is trained in several environments."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+Segment = tuple[str, bool]
+FIRST = ("<pad>", "<eos>", "<unk>")
+
+
+class Worlds:
+    """Demonstrations and practice of all `worlds`, in equal parts, over the union of their words.
+
+    Each world has `vocabulary` (word -> id) and `specials` besides what `agentrl.envs.worlds.World` asks for.
+    ValueError where one has not.
+    """
+
+    def __init__(self, worlds: Sequence[Any]) -> None:
+        for world in worlds:
+            if not hasattr(world, "vocabulary") or not hasattr(world, "specials"):
+                name = type(world).__name__
+                raise ValueError(f"{name} has no vocabulary and specials, which several worlds of one model need")
+        self.worlds = tuple(worlds)
+        self.specials = tuple(dict.fromkeys([*FIRST, *(s for world in worlds for s in world.specials)]))
+        words = dict.fromkeys([*self.specials, *(w for world in worlds for w in world.vocabulary if not _filler(w))])
+        vocabulary = [*words, *(f"<x{i}>" for i in range(-len(words) % 16))]
+        self.vocabulary = {word: i for i, word in enumerate(vocabulary)}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the worlds' own text."""
+        unknown = self.vocabulary["<unk>"]
+        return [self.vocabulary.get(word, unknown) for word in text.split()]
+
+    def tokenizer(self) -> Any:
+        """A word-level Hugging Face tokenizer of all words."""
+        from agentrl.envs.worlds.vocabulary import word_tokenizer
+
+        return word_tokenizer(self.vocabulary, self.specials)
+
+    def questions(self, split: str) -> list[dict[str, Any]]:
+        """Rows of all worlds; each has `world`, the number of its own."""
+        return [row | {"world": i} for i, world in enumerate(self.worlds) for row in world.questions(split)]
+
+    def example(self, rng: random.Random, questions: Sequence[Sequence[dict[str, Any]]]) -> list[Segment]:
+        """A demonstration of a random question of a random world."""
+        i = rng.randrange(len(self.worlds))
+        demonstration: list[Segment] = self.worlds[i].demonstration(rng.choice(questions[i]), rng)
+        return demonstration
+
+    def practice(self, rng: random.Random) -> list[Segment]:
+        """Practice of a random one."""
+        practice: list[Segment] = rng.choice(self.worlds).practice(rng)
+        return practice
+
+
+def _filler(word: str) -> bool:
+    """Whether a word only fills a vocabulary up: <x0>, <x1>, ..."""
+    return word.startswith("<x") and word[2:-1].isdigit()
