@@ -68,8 +68,12 @@ class Job:
         return self.engine
 
 
-def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = None, say: Say = print) -> Job:
+def build_job(
+    config: RunConfig, work_dir: Path, *, model_path: Path | None = None, say: Say = print, questions: bool = True
+) -> Job:
     """Everything that the config names. `work_dir` keeps the built-in world's index; `model_path` is of a checkpoint.
+
+    Without `questions` those of the config are not read: for who brings others.
 
     Raises AgentRLError for everything in the config that does not work, before anything is sampled.
     """
@@ -84,11 +88,11 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
         tokenizer = world.tokenizer()
     else:
         tokenizer = load_tokenizer(model_config)
-    train, test = questions_of(config, world, say).values()
+    train, test = questions_of(config, world, say).values() if questions else ([], [])
     make_env = environment_maker(config, world, work_dir, say)
     make_env, schemas = with_tools(make_env, tokenizer, config.rollout)
     chat = ChatFormat(tokenizer, config.rollout, schemas)
-    train = fitting(train, make_env, chat, config.rollout, "data.train", say)
+    train = fitting(train, make_env, chat, config.rollout, "data.train", say) if train else []
     test = fitting(test, make_env, chat, config.rollout, "data.test", say) if test else []
     engine = kind.build(
         Parts(
