@@ -425,3 +425,13 @@ def test_a_parameter_that_the_environment_does_not_have_is_named_with_the_neares
     assert error.value.problems == [
         "env.kwargs.prompt: agentrl/Search-v0 has no such parameter; did you mean 'prompt_template'?"
     ]
+
+
+def test_a_sandbox_that_cannot_be_had_is_refused_before_anything_is_played(monkeypatch, tmp_path):
+    from agentrl.envs import sandbox
+
+    monkeypatch.setattr(sandbox, "missing_isolation", lambda: "cannot be shut in: no namespaces")
+    env = {"id": "agentrl/ToolCalls-v0", "kwargs": {"tools": ["python"]}}
+    config = RunConfig.model_validate({"model": {"path": "x"}, "data": {"train": "y"}, "env": env})
+    with pytest.raises(ConfigError, match="cannot be shut in: no namespaces"):
+        environment_maker(config, None, tmp_path)
