@@ -53,7 +53,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "mistral": "agentrl.envs.calls.mistral:Mistral",
         "json": "agentrl.envs.calls.plain:PlainJson",
     },
-    "tool": {"calculator": "agentrl.envs.calculator:calculate"},
+    "tool": {"calculator": "agentrl.envs.calculator:calculate", "python": "agentrl.envs.sandbox:Python"},
     "index": {
         "bm25": "agentrl.retriever.bm25:Bm25Index",
         "flat": "agentrl.retriever.indexes.flat:FlatIndex",

@@ -53,6 +53,15 @@ def f1(answer: str, golden_answers: Sequence[str]) -> float:
     return best
 
 
+def substring_match(answer: str, golden_answers: Sequence[str]) -> float:
+    """1.0 where a golden answer stands somewhere in the answer, both normalised. To report, not to train on.
+
+    A long enough answer earns it by listing what could be asked for, which is why no reward has this name.
+    """
+    given = answer_key(answer)
+    return float(any(answer_key(golden) in given for golden in golden_answers))
+
+
 def equal(answer: str, golden_answers: Sequence[str]) -> float:
     """1.0 where the answer is one of the golden answers, character by character: -5 is not 5."""
     return float(answer in golden_answers)

@@ -9,27 +9,16 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentrl.commands.targets import Target
     from agentrl.config import RunConfig
     from agentrl.rollouts.play import EnvPool
     from agentrl.train.build import Job
     from agentrl.train.statistics import SuiteResult, Table
     from agentrl.types import Task
-
-
-@dataclass(frozen=True)
-class Target:
-    """One run or model to evaluate: its rows in the table are called after `label`."""
-
-    label: str
-    config: RunConfig
-    model: Path | None  # where it is not the config's
-    run: Path | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,12 +50,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SOURCE",
-        help="another test set, as often as wanted: a file, hub id or recipe:NAME; nthr: the five of the NTHR paper",
+        help="another test set, as often as wanted: a file, hub id or recipe:NAME; nthr: the five of the NTHR paper; "
+        "qa7, qa7:SOURCE: seven question sets of search agents",
+    )
+    parser.add_argument(
+        "--url", metavar="URL", help="the model is behind this OpenAI-compatible server: RUN|MODEL is its name there"
+    )
+    parser.add_argument(
+        "--key-env", metavar="NAME", help="environment variable with the server's key (default: AGENTRL_API_KEY)"
+    )
+    parser.add_argument(
+        "--request-timeout", type=float, metavar="S", help="seconds of one request to the server (default: 300)"
+    )
+    parser.add_argument(
+        "--tool-messages", action="store_true", help="the server gets observations as tool messages, not as the user's"
+    )
+    parser.add_argument(
+        "--results",
+        metavar="FOLDER",
+        help="of qa7 and --url: keeps each response, so that the same command goes on "
+        "after a kill (default: evaluations in the run, or here)",
     )
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change one value of the config")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="the last line is the result as JSON")
     shape.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    shape.add_argument("--csv", action="store_true", help="print the table of qa7 or --url as CSV")
 
 
 def step_or_best(text: str) -> int | str:
@@ -81,10 +90,16 @@ def step_or_best(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table."""
+    from agentrl.commands.targets import limits_apart, targets_of
+    from agentrl.data.suites import is_qa7
     from agentrl.train.statistics import differences, make_table, render, to_json
 
     check_arguments(args)
-    targets = _targets(args)  # mistakes are told before anything is played
+    targets = targets_of(args)  # mistakes are told before anything is played
+    if args.url or any(map(is_qa7, args.suite)):
+        from agentrl.commands.suite import run_suite
+
+        return run_suite(args, targets)
     if not args.suite:
         _same_questions(targets)
     marks = limits_apart(targets)
@@ -132,36 +147,29 @@ def check_arguments(args: argparse.Namespace) -> None:
         problems.append(f"--temperature {t:g}: give a number above 0, for example 1.0")
     if t == 0 and (args.samples or 2) > 1:
         problems.append("--temperature 0 gives the same response every time, which the greedy row has: leave it out")
+    problems += _of_qa7_and_url(args)
     if problems:
         raise ConfigError(problems)
 
 
-def limits_apart(targets: list[Target]) -> dict[str, list[str]]:
-    """Label -> the settings in which a target differs from the first one, so that its figures are of another task."""
-    first = _limits(targets[0].config)
-    out = {}
-    for target in targets[1:]:
-        own = _limits(target.config)
-        keys = [k for k in sorted(first.keys() | own.keys()) if first.get(k) != own.get(k)]
-        if keys:
-            out[target.label] = [f"{k} {_shown(own.get(k))}, not {_shown(first.get(k))}" for k in keys]
-    return out
+def _of_qa7_and_url(args: argparse.Namespace) -> list[str]:
+    """Options that are of --url, or of it and --suite qa7, where they stand alone."""
+    from agentrl.data.suites import is_qa7
 
-
-def _shown(value: Any) -> str:
-    text = "unset" if value is None else str(value)
-    return text if len(text) <= 40 else text[:39] + "…"
-
-
-def _limits(config: RunConfig) -> dict[str, Any]:
-    """What decides how hard a question is and what is correct: environment, prompt, limits, grader."""
-    skipped = ("prompts_per_step", "group_size", "concurrency", "temperature")
-    out = {f"rollout.{k}": v for k, v in config.rollout.model_dump().items() if k not in skipped}
-    out["algorithm.correct_threshold"] = config.algorithm.correct_threshold
-    if isinstance(config.env, list):
-        return out | {"env": [entry.model_dump() for entry in config.env]}
-    out |= {f"env.kwargs.{k}": v for k, v in config.env.kwargs.items()} | {"env.id": config.env.id}
-    return out | {f"retriever.{k}": getattr(config.retriever, k) for k in ("url", "index")}
+    of_url = {
+        "--key-env": args.key_env,
+        "--request-timeout": args.request_timeout,
+        "--tool-messages": args.tool_messages,
+    }
+    problems = [
+        f"{name} is of a server: give its --url, too" for name, value in of_url.items() if value and not args.url
+    ]
+    if args.request_timeout is not None and not (math.isfinite(args.request_timeout) and args.request_timeout > 0):
+        problems.append(f"--request-timeout {args.request_timeout:g}: give a number of seconds above 0")
+    if not args.url and not any(map(is_qa7, args.suite)):
+        of_both = {"--csv": args.csv, "--results": args.results}
+        problems += [f"{name} is of --suite qa7 and of --url: leave it out" for name, value in of_both.items() if value]
+    return problems
 
 
 def _differences(rows: dict[str, list[SuiteResult]], first: str, kind: str, differences: Any) -> dict[str, Any]:
@@ -238,57 +246,6 @@ def _rows(args: argparse.Namespace, target: Target) -> tuple[dict[str, list[Suit
             return rows, sizes
         finally:
             job.engine.close()
-
-
-def _targets(args: argparse.Namespace) -> list[Target]:
-    """The first with `--checkpoint`, the others with their newest. The same run twice has the step in its name."""
-    found = [_what(args, args.target, args.checkpoint), *(_what(args, t, None) for t in args.beside)]
-    if len(found) == 1:
-        return [Target("", *found[0])]
-    given = [args.target, *args.beside]
-    whole = [Path(t).expanduser().resolve() for t in given]
-    names = [Path(t).name for t in given]
-    for i, (_, model, _) in enumerate(found):
-        if whole.count(whole[i]) > 1 and model is not None:
-            names[i] += f" {model.parent.name}"
-    labels = [name if names.count(name) == 1 else given[i] for i, name in enumerate(names)]
-    again: Counter[str] = Counter()
-    targets = []
-    for label, one in zip(labels, found):
-        again[label] += 1
-        if again[label] == 1:  # exactly the same model twice is one row
-            targets.append(Target(label, *one))
-    return targets if len(targets) > 1 else [Target("", *found[0])]
-
-
-def _what(
-    args: argparse.Namespace, target: str, checkpoint: int | str | None
-) -> tuple[RunConfig, Path | None, Path | None]:
-    """The config, the folder of the model where it is not the config's, and the run directory."""
-    from agentrl.config.files import load_config
-    from agentrl.errors import RunError, command, nearest
-    from agentrl.runs.checkpoint import checkpoint_at, run_of_checkpoint
-
-    path = Path(target).expanduser()
-    whole = ["eval.questions=0"] if args.suite else []  # a suite is played whole unless somebody says otherwise
-    changes = [*whole, *args.set]
-    if args.questions is not None:
-        changes.append(f"eval.questions={args.questions}")
-    inside = run_of_checkpoint(path)
-    if inside is not None and checkpoint is None:
-        path, checkpoint = inside
-    if (path / "config.yaml").is_file():
-        config = load_config(args.config or path / "config.yaml", changes).config
-        return config, checkpoint_at(path, checkpoint) / "model", path
-    if checkpoint is not None:
-        raise RunError(f"--checkpoint is for run directories, and {target} is none: it has no config.yaml")
-    if args.config is None:
-        around = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise RunError(
-            f"{target} is not a run directory{nearest(str(path), around)}; to evaluate a model, say on what: "
-            f"{command('eval', target, 'CONFIG')}"
-        )
-    return load_config(args.config, [*changes, f"model.path={target}"]).config, None, None
 
 
 def _suites(args: argparse.Namespace, job: Job) -> list[tuple[str, list[Task]]]:

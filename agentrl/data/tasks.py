@@ -48,7 +48,7 @@ def load_tasks(data: DataConfig, split: Split, say: Callable[[str], None] | None
     tasks: list[Task] = []
     problems: list[str] = []
     left_out: dict[str, str] = {}
-    for n, (where, row) in enumerate(islice(_rows(source, name, key), data.limit), 1):
+    for n, (where, row) in enumerate(islice(source_rows(source, name, key), data.limit), 1):
         try:
             tasks.append(read_task(row, str(n), left_out))
         except DataError as problem:
@@ -146,7 +146,7 @@ def read_task(row: Any, fallback_id: str, left_out: dict[str, str]) -> Task:
 # ------------------------------------------------------------------------------------------------------- sources
 
 
-def _rows(source: str, split: str, key: str) -> Iterator[Row]:
+def source_rows(source: str, split: str, key: str) -> Iterator[Row]:
     """(place, row) of every row of a file, a folder, a recipe, or a hub dataset's split."""
     path = Path(source).expanduser()
     if source.startswith("recipe:"):
@@ -156,16 +156,16 @@ def _rows(source: str, split: str, key: str) -> Iterator[Row]:
             raise DataError(f"{key} is {source}, which is no recipe{nearest(name, list(RECIPES))}; known: {known}")
         return ((f"{source} row {n}", row) for n, row in enumerate(RECIPES[name](split), 1))
     if path.is_file():
-        return _file_rows(path)
+        return file_rows(path)
     if path.is_dir():
-        return (row for file in _files_of(path, split, key) for row in _file_rows(file))
+        return (row for file in files_of(path, split, key) for row in file_rows(file))
     if path.name.endswith(SUFFIXES) or source.startswith(("/", ".", "~")) or source.count("/") > 1:
         around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{key}: {source} does not exist{nearest(path.name, around)}")
-    return _hub_rows(source, split, key)
+    return hub_rows(source, split, key)
 
 
-def _files_of(folder: Path, split: str, key: str) -> list[Path]:
+def files_of(folder: Path, split: str, key: str) -> list[Path]:
     """The files of one split: those whose name begins with it, or all where the folder is itself named after it."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
     chosen = [p for p in files if p.name.startswith(split) or split in p.relative_to(folder).parts[:-1]]
@@ -180,7 +180,8 @@ def _files_of(folder: Path, split: str, key: str) -> list[Path]:
     return chosen
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
+def file_rows(path: Path) -> Iterator[Row]:
+    """(place, row) of every row of one file. DataError where its kind is none of `SUFFIXES`."""
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         return jsonl_rows(path)
     if path.suffix == ".json":
@@ -240,7 +241,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
 
 
-def _hub_rows(source: str, split: str, key: str) -> Iterator[Row]:
+def hub_rows(source: str, split: str, key: str) -> Iterator[Row]:
     """Rows of a hub dataset `owner/name`, or `owner/name:subset`."""
     need(f"{key}: {source} is no local file, and a hub dataset", "datasets")
     import datasets

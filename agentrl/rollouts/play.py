@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -37,7 +37,7 @@ TOOL_ERRORS = (ToolFailure, RetrieverError, httpx.HTTPError, OSError)  # the las
 CONTEXT, REWARD = "context: ", "reward: "  # how errors begin for which no tool is to blame
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """The episode cannot go on; the text is for `Trajectory.error`."""
 
 
@@ -55,30 +55,33 @@ class Episode:
     sample_id: str
 
 
-async def _guarded(call: Awaitable[T], timeout_s: float) -> T:
-    """Await an environment's call; a failing or slow tool raises _Failed."""
+Ended = Callable[[Episode, Trajectory, float], Trajectory]  # the last: seconds that it took
+
+
+async def guarded(call: Awaitable[T], timeout_s: float) -> T:
+    """Await an environment's call; a failing or slow tool raises Failed."""
     try:
         async with time_limit(timeout_s) as deadline:
             result = await call
             until = deadline.when()
             if until is not None and asyncio.get_running_loop().time() > until:  # it never let go of the loop meanwhile
-                raise _Failed(
+                raise Failed(
                     f"timeout: the environment took longer than rollout.tool_timeout_s = {timeout_s:g} s, and held up "
                     "every other episode: let its astep await, or drop areset and astep, so that step runs on a thread"
                 )
             return result
     except TOOL_ERRORS as error:
         if isinstance(error, TimeoutError) and deadline.expired():
-            raise _Failed(
+            raise Failed(
                 f"timeout: the environment took longer than rollout.tool_timeout_s = {timeout_s:g} s"
             ) from error
-        raise _Failed(f"{type(error).__name__}: {error}") from error
+        raise Failed(f"{type(error).__name__}: {error}") from error
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
         # Nobody has cancelled the episode: what it waited for was (the call of a client that lost its connection).
-        raise _Failed("CancelledError: the environment's call was cancelled from inside") from error
+        raise Failed("CancelledError: the environment's call was cancelled from inside") from error
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Player:
     concurrency: int | None = None  # episodes at once; None: the config's
     correct_threshold: float = 1.0  # reward from which an episode is correct where its environment does not say
     formats: Mapping[str, ChatFormat] = field(default_factory=dict)  # by `Task.env`, with their own limits; else `chat`
+    ended: Ended | None = None  # told of each episode as it ends; what it returns stands in the result
 
     def collect(self, tasks: Sequence[Task], group_size: int, *, prefix: str = "") -> list[Trajectory]:
         """`play_groups` for callers without an event loop: runs it on the pool's. Ctrl-C leaves nothing behind."""
@@ -122,12 +126,14 @@ class Player:
                 try:
                     handle = self.pool.take(e.task.env)
                 except TOOL_ERRORS as error:  # its server cannot be started, or is away
-                    done[k] = _never_began(e, error, self.sampler.policy_version)
+                    done[k] = self._told(e, _never_began(e, error, self.sampler.policy_version), 0.0)
                     continue
+                began = time.perf_counter()
                 try:
-                    done[k] = await self.play(handle, e.task, e.group_id, e.sample_id)
+                    found = await self.play(handle, e.task, e.group_id, e.sample_id)
                 finally:
                     self.pool.give(handle)
+                done[k] = self._told(e, found, time.perf_counter() - began)
 
         try:
             async with asyncio.TaskGroup() as workers:
@@ -139,6 +145,9 @@ class Player:
         if len(played) < len(episodes):  # a task that is cancelled from inside ends without a word
             raise AssertionError(f"{len(episodes) - len(played)} of {len(episodes)} episodes ended without a result")
         return played
+
+    def _told(self, episode: Episode, found: Trajectory, seconds: float) -> Trajectory:
+        return found if self.ended is None else self.ended(episode, found, seconds)
 
     async def play(self, handle: EnvHandle, task: Task, group_id: str, sample_id: str) -> Trajectory:
         """Play one episode of `task`.
@@ -154,7 +163,7 @@ class Player:
         try:
             terminated, truncated, correct = await self._play(handle, task, session, turns)
             reward = math.fsum(t.reward for t in turns)
-        except _Failed as failure:
+        except Failed as failure:
             reward, error = math.nan, str(failure)
         finally:
             self.sampler.release(session)
@@ -172,18 +181,18 @@ class Player:
         )
 
     async def _play(self, handle: EnvHandle, task: Task, session: int, turns: list[Turn]) -> tuple[bool, bool, bool]:
-        """Append to `turns` until the episode ends; (terminated, truncated, correct). Raises _Failed."""
+        """Append to `turns` until the episode ends; (terminated, truncated, correct). Raises Failed."""
         chat, sampler = self.formats.get(task.env, self.chat), self.sampler
         config = chat.config if self.formats else self.config
         timeout_s, max_tokens = config.tool_timeout_s, config.max_tokens_per_turn
         temperature = config.temperature if self.temperature is None else self.temperature
         stop = tuple(config.stop) or handle.stop_strings
-        begun = await _guarded(handle.reset(seed=session & 0x7FFFFFFF, options=task.options), timeout_s)
+        begun = await guarded(handle.reset(seed=session & 0x7FFFFFFF, options=task.options), timeout_s)
         observation, info = unpacked(begun, handle, "reset", ("observation", "info"))
         try:
             new = chat.start(parts_of(text_of(observation, handle), info))
         except PromptTooLong as error:
-            raise _Failed(f"{CONTEXT}{error}") from error
+            raise Failed(f"{CONTEXT}{error}") from error
         context = list(new)
         while True:
             version = sampler.policy_version
@@ -205,14 +214,14 @@ class Player:
             }
             began = time.perf_counter()
             try:
-                answer = await _guarded(handle.step(chat.spoken(sample.text)), timeout_s)
+                answer = await guarded(handle.step(chat.spoken(sample.text)), timeout_s)
                 latency_s = time.perf_counter() - began
                 parts_of_step = ("observation", "reward", "terminated", "truncated", "info")
                 observation, reward, terminated, truncated, info = unpacked(answer, handle, "step", parts_of_step)
                 reward = number_of(reward, handle)
                 if not math.isfinite(reward):
-                    raise _Failed(f"{REWARD}{handle.id} returned {reward!r} for an action")
-            except _Failed as failure:
+                    raise Failed(f"{REWARD}{handle.id} returned {reward!r} for an action")
+            except Failed as failure:
                 latency_s = time.perf_counter() - began
                 turns.append(
                     Turn(

@@ -106,8 +106,12 @@ class Job:
         return self.engine
 
 
-def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = None, say: Say = print) -> Job:
+def build_job(
+    config: RunConfig, work_dir: Path, *, model_path: Path | None = None, say: Say = print, questions: bool = True
+) -> Job:
     """Everything that the config names. `work_dir` keeps the built-in world's index; `model_path` is of a checkpoint.
+
+    Without `questions` those of the config are not read: for who brings others.
 
     Raises AgentRLError for everything in the config that does not work, before anything is sampled.
     """
@@ -127,7 +131,9 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
     sources = {}
     for name, one in alone.items():
         with about(name):
-            sources[name] = build_source(name, one, worlds[name], tokenizer, work_dir / name, named(say, name))
+            sources[name] = build_source(
+                name, one, worlds[name], tokenizer, work_dir / name, named(say, name), questions
+            )
     widest = config.widest()
     engine = kind.build(
         Parts(
@@ -156,13 +162,15 @@ def build_job(config: RunConfig, work_dir: Path, *, model_path: Path | None = No
     return Job(config, engine, first.chat, first.make_env, train, test, world, several)
 
 
-def build_source(name: str, config: RunConfig, world: Any, tokenizer: Any, work_dir: Path, say: Say) -> Source:
+def build_source(
+    name: str, config: RunConfig, world: Any, tokenizer: Any, work_dir: Path, say: Say, questions: bool = True
+) -> Source:
     """One environment. `config` is as if it were the only one; tasks of one among several bear its `name`."""
-    train, test = questions_of(config, world, say).values()
+    train, test = questions_of(config, world, say).values() if questions else ([], [])
     make_env = environment_maker(config, world, work_dir, say)
     make_env, schemas = with_tools(make_env, tokenizer, config.rollout)
     chat = ChatFormat(tokenizer, config.rollout, schemas)
-    train = fitting(train, make_env, chat, config.rollout, "data.train", say)
+    train = fitting(train, make_env, chat, config.rollout, "data.train", say) if train else []
     test = fitting(test, make_env, chat, config.rollout, "data.test", say) if test else []
     return Source(make_env, chat, belonging(train, name), belonging(test, name), world)
 

@@ -42,13 +42,17 @@ class Patience:
     def collect(
         self, player: Player, tasks: Sequence[Task], group_size: int, *, prefix: str = "", what: str = ""
     ) -> list[Trajectory]:
-        """`player.collect`, in spite of an outage. `what` names the step for the messages.
+        """`group_size` episodes of each task, in spite of an outage. `what` names the step for the messages.
 
         Raises OutageError where the tool stays away for longer than `wait_s`, Stopped where `stopping` was set.
         """
-        found = player.collect(tasks, group_size, prefix=prefix)
-        if self.wait_s > 0 and is_outage(found, envs := [task.env for task in tasks for _ in range(group_size)]):
-            self._wait(player, episodes_of(tasks, group_size, prefix), found, envs, what or prefix)
+        return self.play(player, episodes_of(tasks, group_size, prefix), what or prefix)
+
+    def play(self, player: Player, episodes: list[Episode], what: str) -> list[Trajectory]:
+        """`player.replay`, in the same way."""
+        found = player.replay(episodes)
+        if self.wait_s > 0 and is_outage(found, envs := [e.task.env for e in episodes]):
+            self._wait(player, episodes, found, envs, what)
         return found
 
     def _wait(

@@ -146,7 +146,7 @@ class SearchWorld:
         vocabulary += [w for r in RELATIONS for w in (r.asked, r.stated)]
         vocabulary += [*self.name_words, *YEARS]
         vocabulary += [f"<x{i}>" for i in range(-len(vocabulary) % 16)]
-        self.vocabulary, self.specials = {w: i for i, w in enumerate(vocabulary)}, SPECIALS
+        self.vocabulary, self.specials = {w: i for i, w in enumerate(vocabulary)}, self.form.specials
         assert len(self.vocabulary) == len(vocabulary)
         self._topk = topk
         self.env_kwargs: dict[str, Any] = {"topk": topk, "max_turns": max_turns, **self.words_of_environment()}

@@ -22,7 +22,7 @@ from agentrl.retriever.building import build_index
 from agentrl.retriever.corpus import CorpusReader
 from agentrl.retriever.errors import IndexOpenError, RetrieverUnavailable
 from agentrl.runs.read import read_evals, read_metrics, read_rollouts
-from agentrl.train.build import build_job
+from agentrl.train.build import build_job, environment_maker
 from agentrl.train.start import resume_run, train_run
 from tests.fakes import save_tiny_model, tiny_model, tiny_tokenizer
 from tests.retriever.helpers import server_process
@@ -425,3 +425,13 @@ def test_a_parameter_that_the_environment_does_not_have_is_named_with_the_neares
     assert error.value.problems == [
         "env.kwargs.prompt: agentrl/Search-v0 has no such parameter; did you mean 'prompt_template'?"
     ]
+
+
+def test_a_sandbox_that_cannot_be_had_is_refused_before_anything_is_played(monkeypatch, tmp_path):
+    from agentrl.envs import sandbox
+
+    monkeypatch.setattr(sandbox, "missing_isolation", lambda: "cannot be shut in: no namespaces")
+    env = {"id": "agentrl/ToolCalls-v0", "kwargs": {"tools": ["python"]}}
+    config = RunConfig.model_validate({"model": {"path": "x"}, "data": {"train": "y"}, "env": env})
+    with pytest.raises(ConfigError, match="cannot be shut in: no namespaces"):
+        environment_maker(config, None, tmp_path)
