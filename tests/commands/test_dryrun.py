@@ -35,9 +35,16 @@ def test_memory(config):
     assert got["logits at once"] == "6.0 MB"  # three times 1000 tokens x 500 x 4 bytes
     assert got["Python and libraries"] == "570.0 MB"
     assert got["activations of a micro-batch"] == "17.4 MB"  # 1000 tokens x 64 x 34 x 4 layers x 2 bytes
-    assert got["in all"] == "603.5 MB"  # 570 + 4 + 3 + 3.072 + 17.408 + 6
+    assert got["at once"] == "600.4 MB"  # 570 + 4 + 3 + 17.408 + 6; the cache was given back before
     assert "frozen reference" not in got
     assert got["parameters"] == "1,000,000 (250,000 trained)"
+
+
+def test_an_evaluation_may_need_the_largest_cache(config):
+    config.eval.questions, config.eval.batch = 300, 200
+    got = rows(memory_rows(config, SHAPE))
+    assert got["key/value cache"] == "41.0 MB"  # 200 rows now, as above
+    assert got["at once"] == "618.0 MB"  # 570 + 4 + 3 + 40.96: more than activations and logits, which come after it
 
 
 def test_a_reference_is_a_second_copy_of_the_weights(tmp_path):

@@ -11,6 +11,7 @@ from agentrl.engines.shared.estimate import action_tokens, bytes_text, logits_by
 from agentrl.engines.vllm import preflight
 from agentrl.engines.vllm.memory import split
 
+CACHE, TRAINING = "key/value cache", ("activations of a micro-batch", "logits at once")  # what is held in turns
 LIBRARIES = 570e6  # of a process on a CPU: Python, torch 2.13, transformers 5.15 and a tokenizer, measured
 
 
@@ -20,7 +21,8 @@ def memory_bytes(config: RunConfig, shape: Shape) -> dict[str, float]:
     With vLLM as the sampler its part, too.
     """
     m, low = shape, 2 if config.model.dtype == "bfloat16" else 4
-    cache = min(config.rollout.concurrency, responses(config)) * config.rollout.max_context
+    rows = max(min(config.rollout.concurrency, responses(config)), _evaluated_at_once(config))
+    cache = rows * config.rollout.max_context
     cache *= 2 * m.layers * m.kv_heads * m.head_dim * low
     per_token = m.hidden * (2 if config.model.gradient_checkpointing else 34) * m.layers * low / 2
     activations = config.train.micro_batch_tokens * per_token
@@ -31,9 +33,9 @@ def memory_bytes(config: RunConfig, shape: Shape) -> dict[str, float]:
         "weights (fp32)": 4 * m.parameters,
         "gradients and AdamW (fp32)": 12 * m.trainable,
         "frozen reference": reference,
-        **(_of_vllm(config, shape) or {"key/value cache": cache}),
-        "activations of a micro-batch": activations,
-        "logits at once": logits_bytes(config.train.micro_batch_tokens, m.vocabulary, gpu),
+        **(_of_vllm(config, shape) or {CACHE: cache}),
+        TRAINING[0]: activations,
+        TRAINING[1]: logits_bytes(config.train.micro_batch_tokens, m.vocabulary, gpu),
     }
 
 
@@ -42,7 +44,17 @@ def memory_rows(config: RunConfig, shape: Shape) -> Table:
     parts, m = memory_bytes(config, shape), shape
     rows = [["memory, about", ""], ["parameters", f"{m.parameters:,} ({m.trainable:,} trained)"]]
     rows += [[name, bytes_text(size)] for name, size in parts.items() if size]
-    return [*rows, ["in all", bytes_text(sum(parts.values()))]]
+    return [*rows, ["at once", bytes_text(at_once(parts))]]
+
+
+def at_once(parts: dict[str, float]) -> float:
+    """Bytes that are held at the same time: the built-in sampler gives its cache back before the model trains."""
+    training = sum(parts[name] for name in TRAINING)
+    return sum(parts.values()) - min(training, parts.get(CACHE, 0.0))
+
+
+def _evaluated_at_once(config: RunConfig) -> int:
+    return min(config.eval.batch, config.eval.questions * config.eval.samples)
 
 
 def _of_vllm(config: RunConfig, shape: Shape) -> dict[str, float]:

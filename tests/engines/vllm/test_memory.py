@@ -94,4 +94,4 @@ def test_the_dry_run_adds_up_both():
     assert "key/value cache" not in rows
     assert rows["vLLM: weights (bfloat16)"] == "988.1 MB" and "vLLM: keys and values" in rows
     plan = split(config(), HALF, "cuda", float("inf"))
-    assert rows["in all"] == f"{plan.need / 1e9:.1f} GB"
+    assert rows["at once"] == f"{plan.need / 1e9:.1f} GB"
