@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from agentrl.batch import pack
 from agentrl.config.files import load_config
 from agentrl.errors import NonFiniteError, RunError
 from agentrl.monitors import Monitor
@@ -16,6 +17,7 @@ from agentrl.runs.checkpoint import list_checkpoints
 from agentrl.runs.log import RunLog
 from agentrl.runs.read import read_alarms, read_evals, read_info, read_metrics, read_rollouts
 from agentrl.train.build import build_job
+from agentrl.train.diversity import control_tokens, diversity
 from agentrl.train.evaluate import EvalResult
 from agentrl.train.start import resume_run, train_run
 from agentrl.train.trainer import Trainer
@@ -315,6 +317,31 @@ def test_the_scheduled_answer_weight_counts_executed_searches(started, monkeypat
     turns = [u for t in seen[0].used for u in t.turns]
     found = sum(u.info["kind"] == "search" and u.info["valid"] for u in turns) / len(seen[0].used)
     assert weights == {min(found / 2, 1.0)} and 0 < found < len(turns) / len(seen[0].used) - 1
+
+
+def test_a_step_records_what_the_monitors_ask_of_its_rollouts(started, monkeypatch):
+    """Diversity, control tokens, valid actions, equal groups and the mismatch: each from this step's own episodes."""
+    trainer = started()
+    said, rollouts, score = [], trainer.rollouts, trainer.engine.score
+    trainer._special = frozenset(range(200))  # many of the random model's tokens: a share that is not 0
+    monkeypatch.setattr(trainer, "rollouts", lambda n: said.append(rollouts(n)) or said[-1])
+    scored = []
+    monkeypatch.setattr(trainer.engine, "score", lambda *a, **k: scored.append(score(*a, **k)) or scored[-1])
+    metrics = trainer.step().metrics
+    every, groups = said[0].all, {}
+    for t in every:
+        groups.setdefault(t.group_id, []).append(t.reward)
+    turns = [u for t in every for u in t.turns]
+    assert diversity(every).items() <= metrics.items() and len(diversity(every)) == 3
+    assert metrics["control_tokens"] == control_tokens(every, trainer._special)["control_tokens"] > 0
+    assert metrics["valid_action_ratio"] == pytest.approx(sum(bool(u.info["valid"]) for u in turns) / len(turns))
+    assert metrics["groups_equal"] == sum(len(set(r)) == 1 for r in groups.values()) / len(groups)
+    own = torch.tensor([p for t in said[0].used for u in t.turns for p in u.logprobs])
+    batch = pack(said[0].used, trainer.engine.tokenizer.pad_token_id)
+    apart = (scored[0].logprobs[batch.action_mask].cpu() - own).abs()
+    assert metrics["mismatch"] == pytest.approx(float(apart.mean()), abs=1e-6)
+    assert metrics["entropy"] > 0 and metrics["t_rollout_s"] > 0
+    assert read_metrics(trainer.run.path)[0].items() >= {k: metrics[k] for k in ("mismatch", "groups_equal")}.items()
 
 
 def test_the_rollout_file_holds_the_scores(started):
