@@ -79,8 +79,8 @@ def cut_from_start() -> Ill:
         "cut_from_start",
         "Most responses are cut by the length limit",
         "Raise rollout.max_tokens_per_turn, or ask for shorter turns: what is cut has no answer to reward.",
-        lambda view, t: _above(view, "truncated_share", t.cut),
-        ("truncated_share",),
+        lambda view, t: _above(view, "cut_share", t.cut) or _above(view, "truncated_share", t.cut),
+        ("cut_share", "truncated_share"),
     )
 
 

@@ -45,6 +45,15 @@ def test_groups_of_both_kinds_of_equal_rewards_count_together():
     assert "equal_from_start" in found
 
 
+@pytest.mark.parametrize("name", ["cut_share", "truncated_share"])
+def test_cut_at_any_limit_counts_from_the_start(name):
+    """`cut_share` is agentrl's own, of `rollout.max_tokens_per_turn`: such an episode may end in other ways."""
+    monitor = Monitor()
+    change = {"cut_share": 0.0, "truncated_share": 0.0, name: 0.8}
+    found = [(a.rule, a.level) for r in records(6, lambda s, m: m.update(change)) for a in monitor.observe(r)]
+    assert [level for rule, level in found if rule == "cut_from_start"] == ["info", "warn"]
+
+
 def test_a_constant_reward_is_one_that_never_changes():
     def levels(change):
         monitor = Monitor()
