@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 PYTHON ?=
 INSTALLED := $(VENV)/.installed-dev
 ARGS ?=
+PEERS := skyrl gem openenv verifiers
 
 help:                ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
@@ -37,8 +38,8 @@ test-trackio: $(VENV)-trackio/.installed    ## trackio's own databases and alert
 	PYTHONPATH=. $(VENV)-trackio/bin/python -m pytest -o addopts= --noconftest -q -k trackio \
 		tests/monitors/sources/test_binary.py tests/monitors/test_sinks.py
 
-test-peers: $(VENV)-skyrl/.installed $(VENV)-gem/.installed $(VENV)-openenv/.installed    ## other people's packages against ours, each in its own environment
-	for peer in skyrl gem openenv; do \
+test-peers: $(PEERS:%=$(VENV)-%/.installed)    ## other people's packages against ours, each in its own environment
+	for peer in $(PEERS); do \
 		AGENTRL_PYTHON=$(CURDIR)/$(BIN)/python PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(VENV)-$$peer/bin/python -m pytest \
 			-o addopts= --noconftest -q -rs --import-mode=importlib tests/peers -k "$$peer" || exit 1; \
 	done
@@ -102,6 +103,11 @@ $(VENV)-gem/.installed: $(INSTALLED)
 $(VENV)-openenv/.installed: $(INSTALLED)    # its pins clash with ours, not with what the base needs
 	$(BIN)/python -m venv $(VENV)-openenv
 	$(VENV)-openenv/bin/python -m pip install -qq --disable-pip-version-check -e . openenv==0.10.0 pytest
+	@touch $@
+
+$(VENV)-verifiers/.installed: $(INSTALLED)
+	$(BIN)/python -m venv $(VENV)-verifiers
+	$(VENV)-verifiers/bin/python -m pip install -qq --disable-pip-version-check -e . verifiers==0.4.0 pytest
 	@touch $@
 
 $(VENV)-trackio/.installed: $(INSTALLED)

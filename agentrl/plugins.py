@@ -36,6 +36,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "agentrl/Mcp-v0": "agentrl.envs.mcp:McpEnv",
         "agentrl/SkyRLGym-v0": "agentrl.envs.others.env:SkyRLGymEnv",
         "agentrl/Gem-v0": "agentrl.envs.others.env:GemEnv",
+        "agentrl/Verifiers-v0": "agentrl.envs.others.env:VerifiersEnv",
         "agentrl/OpenEnv-v0": "agentrl.envs.others.openenv:OpenEnvEnv",
         "agentrl/Trl-v0": "agentrl.envs.others.trl:TrlEnv",
     },

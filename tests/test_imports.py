@@ -38,7 +38,7 @@ MAY = {
     "train": RUNS
     | {"console"}
     | {"data", "batch", "algorithms", "engines", "envs", "retriever", "rollouts", "monitors"},
-    "integrations": FACES | {"monitors", "envs"},
+    "integrations": FACES | {"monitors", "envs", "retriever"},
     "lab": RUNS | {"console"} | {"data", "batch", "algorithms", "engines", "rollouts", "train"},
     "dashboard": RUNS | {"console"} | {"monitors"},
     "cli": {"errors", "commands", "envs", "retriever"},

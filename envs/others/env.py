@@ -1,4 +1,6 @@
-"""Environments of skyrl-gym and GEM as ours, in a process of their own: `agentrl/SkyRLGym-v0`, `agentrl/Gem-v0`.
+"""Environments of skyrl-gym, GEM and verifiers as ours, in a process of their own.
+
+They are `agentrl/SkyRLGym-v0`, `agentrl/Gem-v0` and `agentrl/Verifiers-v0`.
 
 Whatever they answer late, wrongly shaped or not at all is a ToolFailure: a failed rollout, which is counted. Their text
 is data. What does not cross: docs/environments.md has the table.
@@ -173,6 +175,28 @@ class GemEnv(HostedEnv):
     ) -> None:
         given = {"env": env, "arguments": dict(arguments or {})}
         super().__init__(hosted(python, "gem", given), timeout_s, stop_strings)
+
+
+class VerifiersEnv(HostedEnv):
+    """A taskset of verifiers in a process of its own: `agentrl/Verifiers-v0`.
+
+    taskset: the module whose `__all__` holds it. config: of verifiers' environment, as under its `--env`, for example
+    {taskset: {task: {...}}, agent: {runtime: ...}}; the seat is a chat loop whose tool calls are read as Hermes writes
+    them. A row's `index` chooses the task (`agentrl env tasks` lists them), else a seed of its id. A taskset's rewards,
+    weighted, come at the end. python: the interpreter that has verifiers, None for this one.
+    """
+
+    def __init__(
+        self,
+        *,
+        taskset: str,
+        config: Mapping[str, Any] | None = None,
+        python: str | None = None,
+        stop_strings: Sequence[str] = (),
+        timeout_s: float = 120.0,
+    ) -> None:
+        given = {"env": taskset, "arguments": dict(config or {})}
+        super().__init__(hosted(python, "verifiers", given, file="taskset"), timeout_s, stop_strings)
 
 
 # -------------------------------------------------------------------------------------------------- what they answered

@@ -26,7 +26,8 @@ KWARGS = {
     "agentrl/Gem-v0": {"env": "tests.envs.others.theirs:Gem"},
     "agentrl/Trl-v0": {"factory": "tests.envs.others.test_trl:Counter"},
 }  # the others need nothing
-SHIPPED = [n for n in BUILTIN["environment"] if n != "agentrl/OpenEnv-v0"]  # needs a server: others/test_openenv.py
+ELSEWHERE = ("agentrl/OpenEnv-v0", "agentrl/Verifiers-v0")  # need a server and a package: others, and tests/peers
+SHIPPED = [n for n in BUILTIN["environment"] if n not in ELSEWHERE]
 BEHIND_A_PIPE = ["stop strings", "hostile tool"]  # neither replaced nor driven without knowing its protocol
 DOUBTFUL = {
     "agentrl/Mcp-v0": ["hostile tool"],
