@@ -187,3 +187,12 @@ def test_another_format_and_the_end_of_a_call():
 def test_it_passes_the_checker():
     findings = check_env(lambda **more: ToolEnv(tools=[add, "calculator"], **more))
     assert [str(f) for f in findings if f.level == "error"] == []
+
+
+def test_text_of_a_format_without_types_becomes_what_the_tool_takes():
+    env = ToolEnv(tools=[add], call_format="xml")
+    env.reset(options=TASK)
+    called = "<tool_call><function=add><parameter=a>\n2\n</parameter><parameter=b>3</parameter></function></tool_call>"
+    assert env.step(called)[-1]["messages"] == ["5"]
+    said = env.step(called.replace("3", "three"))[-1]
+    assert said["calls"][0]["problem"] == "wrong" and "argument b" in said["messages"][0]

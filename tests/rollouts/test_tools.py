@@ -194,6 +194,12 @@ def test_templates_of_released_models_carry_calls_and_results(name):
     assert whole.endswith(said + frame.before + "5" + frame.after)
 
 
+@pytest.mark.parametrize("name", ["qwen3_5_nothink", "qwen3_5_think", "qwen3_6", "nemotron_3_nano"])
+def test_templates_that_write_calls_as_tags_are_read_too(name):
+    tokenizer = released(name)
+    assert format_of(tokenizer, SCHEMAS).name == "xml" and results_frame(tokenizer, SCHEMAS).role == "tool"
+
+
 @pytest.mark.parametrize("name, why", [("llama3_1", "changes the text of a result"), ("llama3_2", "changes the text")])
 def test_a_released_template_that_rewrites_results_is_refused(name, why):
     with pytest.raises(ModelError, match=why):
