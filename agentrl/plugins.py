@@ -53,6 +53,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "llama": "agentrl.envs.calls.llama:Llama",
         "mistral": "agentrl.envs.calls.mistral:Mistral",
         "json": "agentrl.envs.calls.plain:PlainJson",
+        "xml": "agentrl.envs.calls.xml:Xml",
     },
     "tool": {"calculator": "agentrl.envs.calculator:calculate", "python": "agentrl.envs.sandbox:Python"},
     "index": {

@@ -15,8 +15,6 @@ from agentrl.envs.errors import TaskError
 from agentrl.envs.scoring import answer_key, exact_match, normalize_answer
 from agentrl.retriever.base import Hit
 
-GOLD = ("gold_passages", "gold_titles", "supporting_facts")
-
 
 @dataclass(frozen=True)
 class Search:
@@ -82,18 +80,27 @@ def gold_of(task: Mapping[str, Any]) -> frozenset[str]:
     """The gold passages of a task, as `id:…` and `title:…`; empty where it names none."""
     ids = _texts(task.get("gold_passages"), "gold_passages")
     titles = _texts(task.get("gold_titles"), "gold_titles")
-    facts = task.get("supporting_facts")
-    if isinstance(facts, Mapping):  # {"title": [...], "sent_id": [...]}
-        facts = facts.get("title")
-    elif isinstance(facts, list | tuple):  # [[title, sentence], ...]
-        facts = [f[0] if isinstance(f, list | tuple) and f else f for f in facts]
-    titles += _texts(facts, "supporting_facts")
+    titles += _titles_of_facts(task.get("supporting_facts"))
     return frozenset([f"id:{i}" for i in ids] + [f"title:{title_key(t)}" for t in titles])
+
+
+def _titles_of_facts(facts: Any) -> list[str]:
+    """The titles of `{"title": [...], "sent_id": [...]}` or `[[title, sentence], ...]`; [] for what is neither.
+
+    The column is others' own: what else it may hold (sentences, spans) is none of our business.
+    """
+    if isinstance(facts, Mapping):
+        titles = facts.get("title")
+    elif isinstance(facts, list | tuple):
+        titles = [f[0] if isinstance(f, list | tuple) and len(f) == 2 else None for f in facts]
+    else:
+        return []
+    return list(titles) if isinstance(titles, list | tuple) and all(isinstance(t, str) for t in titles) else []
 
 
 def names_gold(task: Mapping[str, Any]) -> bool:
     """Whether a task names gold passages at all, right or wrong."""
-    return any(task.get(name) is not None for name in GOLD)
+    return "gold_passages" in task or "gold_titles" in task or "supporting_facts" in task
 
 
 def _texts(value: Any, name: str) -> list[str]:

@@ -27,7 +27,7 @@ from agentrl.envs.errors import ToolFailure
 from agentrl.envs.evidence import Evidence
 from agentrl.envs.functions import Bound, Tool, as_text, tool
 from agentrl.envs.protocol import MAX_BODY_CHARACTERS
-from agentrl.envs.scoring import Reward, weighted
+from agentrl.envs.scoring import Reward, exact_match, weighted
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
 from agentrl.errors import nearest
@@ -146,7 +146,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         read = self._read(action)
         if all(self._at_once(call) for call in read):
             return self.answered(action, read, [self._run(call) for call in read])
-        outcomes = await asyncio.gather(*[self._arun(call) for call in read])
+        one = len(read) == 1  # needs no task of its own
+        outcomes = [await self._arun(read[0])] if one else await asyncio.gather(*[self._arun(call) for call in read])
         return self.answered(action, read, outcomes)
 
     def waits(self, name: str) -> bool:
@@ -225,12 +226,15 @@ class ToolEnv(gymnasium.Env[str, str]):
         known, arguments = checked
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(known.deadline_s) as limit:
+            if known.deadline_s is None:
                 text, failed = as_text(await _called(known, arguments)), False
+            else:
+                async with asyncio.timeout(known.deadline_s) as limit:
+                    text, failed = as_text(await _called(known, arguments)), False
         except ToolFailure:
             raise
         except Exception as error:
-            late = isinstance(error, TimeoutError) and limit.expired()
+            late = known.deadline_s is not None and isinstance(error, TimeoutError) and limit.expired()
             text = f"error: it took longer than {known.deadline_s:g} s" if late else _fault(error)
             failed = True
         return Outcome(text, known.name, "", failed, time.perf_counter() - began)
@@ -270,7 +274,7 @@ class ToolEnv(gymnasium.Env[str, str]):
     def _ended(self, answer: str, span: tuple[int, int]) -> Step:
         assert self._golden is not None
         total, each = self._score(answer, self._golden, self.evidence())
-        correct = each.get("exact_match", weighted("exact_match")(answer, self._golden)[0]) == 1.0
+        correct = (each["exact_match"] if "exact_match" in each else exact_match(answer, self._golden)) == 1.0
         self._golden = None
         info = {"kind": "answer", "valid": True, "answer": answer, "answer_span": span, "correct": correct}
         return "", total, True, False, info | ({"rewards": each} if len(each) > 1 else {})

@@ -1,4 +1,4 @@
-"""Measure the environments: CPU time of a step besides retrieval, a vector environment's step, making a large world.
+"""Measure the environments: CPU of a step besides retrieval or tool, of parsing calls, a vector step, making a world.
 
     python scripts/bench_env.py [--episodes 4000] [--passages 100000] [--json]
 
@@ -18,14 +18,17 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from agentrl import plugins
 from agentrl.envs.search import SearchEnv
+from agentrl.envs.search_tools import SearchToolsEnv
+from agentrl.envs.tools import ToolEnv, tool
 from agentrl.envs.vector import SearchVectorEnv
 from agentrl.envs.worlds.search import SearchWorld
 from agentrl.retriever.base import Hit
 from agentrl.retriever.corpus import Passage
 
 ROUNDS = 5
-TARGET_US = 4.0
+TARGET_US, TOOLS_TARGET_US, PARSE_TARGET_US = 4.0, 12.0, 20.0
 NUM_ENVS = 64
 TASK = {"question": "Who founded the company that Vesna Oll works for?", "golden_answers": ["Edda Marn"]}
 SEARCH = f"<think> {'I need to know the company first. ' * 3}</think> <search> company Vesna Oll works for </search>"
@@ -79,6 +82,62 @@ def of_one(actions: Sequence[str], episodes: int) -> Callable[[], Any]:
     return work
 
 
+@tool
+def lookup(query: str) -> str:
+    """Gives the same passage each time, so that what is measured is the environment's own work."""
+    return TEXT
+
+
+CALL = {"query": "company Vesna Oll works for"}
+
+
+def of_tools(episodes: int) -> Callable[[], Any]:
+    """Episodes of three calls of a function, and an answer."""
+    env = ToolEnv(tools=[lookup])
+    action = "<think> I need to know the company first. </think>" + env._format.write("lookup", CALL)
+
+    def work() -> None:
+        for _ in range(episodes):
+            env.reset(options=TASK)
+            for _ in range(3):
+                env.step(action)
+            env.step(ANSWER)
+
+    return work
+
+
+def of_search_tools(episodes: int) -> Callable[[], Any]:
+    """The search environment's episodes in native form, with astep, whose searches are batched as above."""
+    searcher = Ready(passages(3 * episodes))
+    envs = [SearchToolsEnv(retriever=searcher) for _ in range(NUM_ENVS)]
+    action = envs[0]._format.write("search", CALL)
+
+    async def one(env: SearchToolsEnv) -> None:
+        for _ in range(episodes // NUM_ENVS):
+            await env.areset(options=TASK)
+            for said in (action, action, action, ANSWER):
+                await env.astep(said)
+
+    async def everything() -> None:
+        await asyncio.gather(*map(one, envs))
+
+    return lambda: asyncio.run(everything())
+
+
+def of_parsing(name: str, turns: int) -> Callable[[], Any]:
+    """Reading a turn of 4,096 characters: thoughts, and a call with a long argument."""
+    call_format = plugins.find("call format", name)()
+    call = call_format.write("search", {"query": "Who founded the company? " * 40, "topk": 3})
+    text = f"<think>{'I need to know. ' * 300}"[: 4096 - len(call) - 8] + "</think>" + call
+    assert len(text) == 4096 and len(call_format.read(text)) == 1
+
+    def work() -> None:
+        for _ in range(turns):
+            call_format.read(text)
+
+    return work
+
+
 def of_many(episodes: int) -> Callable[[], Any]:
     """The same with `NUM_ENVS` coroutines at once, whose searches are batched."""
     searcher = Ready(passages(3 * episodes))
@@ -121,6 +180,10 @@ def measure(episodes: int, size: int) -> dict[str, float]:
     whole = episodes // NUM_ENVS * NUM_ENVS
     out["async_step_us"] = best(lambda: of_many(whole), 4 * whole)
     out["vector_step_us"] = best(lambda: of_vector(whole), 5 * whole)
+    out["tool_step_us"] = best(lambda: of_tools(episodes), 4 * episodes)
+    out["search_tools_step_us"] = best(lambda: of_search_tools(whole), 4 * whole)
+    for plugin in plugins.available("call format"):
+        out[f"parse_{plugin.name}_us"] = best(partial(of_parsing, plugin.name, episodes), episodes)
     began = time.process_time()
     world = SearchWorld(0, **world_sizes(size))
     out["world_s"] = time.process_time() - began
@@ -147,6 +210,11 @@ LABELS = {
     "step_us": "a step of an episode of three searches, reset included, µs",
     "async_step_us": f"the same with astep, {NUM_ENVS} at once, batched, µs",
     "vector_step_us": f"the same in a vector environment of {NUM_ENVS}, µs",
+    "tool_step_us": "a step of ToolEnv, three calls of a function and an answer, reset included, µs",
+    "search_tools_step_us": f"a step of SearchTools-v0 with astep, {NUM_ENVS} at once, batched, µs",
+    **{
+        f"parse_{p.name}_us": f"reading a turn of 4 kB in format {p.name}, µs" for p in plugins.available("call format")
+    },
     "world_s": "making a world, s",
     "world_passages": "  its passages",
     "questions_s": "making its questions of 1 to 4 hops, s",
@@ -165,8 +233,9 @@ def main() -> None:
         print(json.dumps(figures))
         return
     for key, label in LABELS.items():
-        print(f"{label:62}{figures[key]:>12{',.0f' if isinstance(figures[key], int) else '.2f'}}")
-    print(f"\ntarget for a step besides retrieval: {TARGET_US:.0f} µs")
+        print(f"{label:78}{figures[key]:>12{',.0f' if isinstance(figures[key], int) else '.2f'}}")
+    print(f"\ntarget for a step besides retrieval: {TARGET_US:.0f} µs; for a step of ToolEnv besides the tool, "
+          f"{TOOLS_TARGET_US:.0f} µs; for reading 4 kB, {PARSE_TARGET_US:.0f} µs")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -261,6 +261,8 @@ class ToolOutage:
                     immediate=True,
                     story="tool or data changed",
                 )
+        if (finding := self._calls(view)) is not None:
+            return finding
         latency = view.get("tool_latency_s", view.warmup)
         if (
             latency is not None
@@ -275,6 +277,25 @@ class ToolOutage:
                 story="tool or data changed",
             )
         return None
+
+    def _calls(self, view: View) -> Finding | None:
+        """Calls that raise lose no episode: the model reads their errors, and learns from them."""
+        t = view.thresholds.tool_outage
+        failing = view.get("call_failures")
+        if failing is None or failing.count <= t.run or (failing.first or 0.0) * t.factor >= t.calls:
+            return None
+        recent = failing.last(t.run)
+        if min(recent) < t.calls:
+            return None
+        return Finding(
+            "warn",
+            f"{recent[-1]:.0%} of the tool calls raise or are late, {t.run} steps running",
+            {"call_failures": (recent[-1], t.calls)},
+            "Look at what the tools say (agentrl rollouts show RUN --worst 3); call_failures/NAME names the tool.",
+            by="error",
+            immediate=True,
+            story="tool or data changed",
+        )
 
 
 class InvalidActions:

@@ -190,6 +190,7 @@ class ToolOutageThresholds(Part):
 
     run: int = limit(3, "steps in a row with failures")
     factor: float = limit(3.0, "times the start (plus one) that count as failures")
+    calls: float = limit(0.5, "share of calls that raise or are late, and at the start fewer than a third of it did")
     latency_factor: float = limit(5.0, "times the starting latency that count as slow, and")
     latency_s: float = limit(1.0, "seconds at least")
 

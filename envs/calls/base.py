@@ -96,8 +96,13 @@ def within_limit(calls: Read) -> Read:
 
 
 def between(text: str, opening: str, closing: str) -> Read:
-    """One call for each `opening … closing`; where another opening stands between, from the last one of those."""
-    found: Read = []
+    """One call in JSON for each `opening … closing`, as `spans` has them."""
+    return within_limit([call_of(s) if isinstance(s, str) else s for s in spans(text, opening, closing)])
+
+
+def spans(text: str, opening: str, closing: str) -> list[str | BadCall]:
+    """What stands in each `opening … closing`; where another opening stands between, from the last one of those."""
+    found: list[str | BadCall] = []
     at = text.find(opening)
     while at >= 0 and len(found) <= MAX_CALLS:
         start = at + len(opening)
@@ -106,9 +111,9 @@ def between(text: str, opening: str, closing: str) -> Read:
             found.append(BadCall("unclosed", "The call was not closed; write its end, too."))
             break
         inner = text.rfind(opening, start, end)
-        found.append(call_of(text[inner + len(opening) if inner >= 0 else start : end].strip()))
+        found.append(text[inner + len(opening) if inner >= 0 else start : end].strip())
         at = text.find(opening, end)
-    return within_limit(found)
+    return found
 
 
 def compact(name: str, arguments: dict[str, Any], key: str = "arguments") -> str:

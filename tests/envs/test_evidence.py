@@ -50,13 +50,16 @@ each_form = pytest.mark.parametrize("form", [tags, native])
         ({"gold_titles": [' "Ada  Rowan"']}, {"title:ada rowan"}),
         ({"supporting_facts": {"title": ["A", "B", "A"], "sent_id": [0, 1, 2]}}, {"title:a", "title:b"}),
         ({"supporting_facts": [["A", 0], ["B", 3]]}, {"title:a", "title:b"}),
+        ({"supporting_facts": {"title": 3}}, set()),  # what others mean by the name
+        ({"supporting_facts": ["A sentence.", "Another."]}, set()),
+        ({"supporting_facts": "A sentence."}, set()),
     ],
 )
 def test_gold_passages_as_data_sets_name_them(task, gold):
     assert gold_of(task) == gold
 
 
-@pytest.mark.parametrize("task", [{"gold_passages": "7"}, {"gold_titles": [None]}, {"supporting_facts": {"title": 3}}])
+@pytest.mark.parametrize("task", [{"gold_passages": "7"}, {"gold_titles": [None]}])
 def test_gold_passages_that_are_no_list_are_refused_by_name(task):
     for env in (tags()[0], native()[0]):
         with pytest.raises(TaskError, match=rf"options\['{next(iter(task))}'\] is .* give a list"):

@@ -121,6 +121,23 @@ def test_calls_of_a_turn_run_at_once_and_answer_in_order():
     assert made().step(call("slow", '{"seconds": 0, "name": "x"}'))[0].count("x") == 1  # step waits, too
 
 
+def test_calls_of_a_turn_wait_for_each_other_if_they_want():
+    arrived = []
+
+    @tool(deadline_s=10)
+    async def meet(name: str) -> str:
+        """Returns once the other has come, too: one call after the other never would."""
+        arrived.append(name)
+        while len(arrived) < 2:
+            await asyncio.sleep(0)
+        return name
+
+    env = ToolEnv(tools=[meet])
+    env.reset(options=TASK)
+    info = asyncio.run(env.astep(call("meet", '{"name": "a"}') + call("meet", '{"name": "b"}')))[-1]
+    assert info["messages"] == ["a", "b"] and info["calls"] == [{"tool": "meet"}] * 2
+
+
 def test_a_deadline_holds_for_a_function_on_a_thread():
     said, *_, info = made().step(call("sleeper", '{"seconds": 5}'))
     assert "error: it took longer than 0.2 s" in said and info["calls"][0]["failed"]
@@ -170,3 +187,12 @@ def test_another_format_and_the_end_of_a_call():
 def test_it_passes_the_checker():
     findings = check_env(lambda **more: ToolEnv(tools=[add, "calculator"], **more))
     assert [str(f) for f in findings if f.level == "error"] == []
+
+
+def test_text_of_a_format_without_types_becomes_what_the_tool_takes():
+    env = ToolEnv(tools=[add], call_format="xml")
+    env.reset(options=TASK)
+    called = "<tool_call><function=add><parameter=a>\n2\n</parameter><parameter=b>3</parameter></function></tool_call>"
+    assert env.step(called)[-1]["messages"] == ["5"]
+    said = env.step(called.replace("3", "three"))[-1]
+    assert said["calls"][0]["problem"] == "wrong" and "argument b" in said["messages"][0]

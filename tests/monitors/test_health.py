@@ -1,5 +1,7 @@
 import math
 
+import pytest
+
 from agentrl.monitors import Monitor
 from agentrl.types import StepRecord
 from tests.monitors.runs import records
@@ -103,6 +105,16 @@ def test_tool_outage_needs_three_bad_steps():
 
     found = alarms(change, rule="tool_outage")
     assert [(a.step, a.level) for a in found] == [(32, "warn")]
+
+
+@pytest.mark.parametrize(
+    "failing, at",
+    [(lambda s: 0.02 if s < 20 else 0.9, 22), (lambda s: 0.3, None), (lambda s: 0.02 if s != 20 else 1.0, None)],
+)
+def test_calls_that_raise_are_an_outage_though_no_episode_fails(failing, at):
+    found = alarms(lambda s, m: m.update(call_failures=failing(s)), rule="tool_outage")
+    assert [(a.step, a.level) for a in found] == ([] if at is None else [(at, "warn")])
+    assert all("90% of the tool calls" in a.message for a in found)
 
 
 def test_a_step_without_any_episode_left_is_critical():

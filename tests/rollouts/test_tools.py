@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -164,6 +165,45 @@ def test_an_environment_without_schemas_is_refused():
 def test_options_that_make_no_sense_together(options, why):
     with pytest.raises(ValueError, match=why):
         RolloutConfig(**options)
+
+
+def released(name: str):
+    """A tiny tokenizer with the chat template of a released model, as TRL ships it."""
+    file = Path(pytest.importorskip("trl").__file__).parent / "chat_templates" / f"{name}.jinja"
+    if not file.is_file():
+        pytest.skip("this version of TRL does not ship it")
+    tokenizer = tiny_tokenizer("hermes_tools")
+    tokenizer.chat_template = file.read_text(encoding="utf-8")
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "qwen3_instruct_2507"])
+def test_templates_of_released_models_carry_calls_and_results(name):
+    tokenizer = released(name)
+    assert format_of(tokenizer, SCHEMAS).name == "hermes"
+    frame = results_frame(tokenizer, SCHEMAS)
+    assert frame == results_frame(tiny_tokenizer("hermes_tools"), SCHEMAS)
+    call = {"name": "add", "arguments": {"a": 2, "b": 3}}
+    said = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
+    messages = [
+        {"role": "user", "content": "2 + 3?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": call}]},
+        {"role": "tool", "content": "5"},
+    ]
+    whole = tokenizer.apply_chat_template(messages, tools=SCHEMAS, tokenize=False, add_generation_prompt=True)
+    assert whole.endswith(said + frame.before + "5" + frame.after)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_nothink", "qwen3_5_think", "qwen3_6", "nemotron_3_nano"])
+def test_templates_that_write_calls_as_tags_are_read_too(name):
+    tokenizer = released(name)
+    assert format_of(tokenizer, SCHEMAS).name == "xml" and results_frame(tokenizer, SCHEMAS).role == "tool"
+
+
+@pytest.mark.parametrize("name, why", [("llama3_1", "changes the text of a result"), ("llama3_2", "changes the text")])
+def test_a_released_template_that_rewrites_results_is_refused(name, why):
+    with pytest.raises(ModelError, match=why):
+        results_frame(released(name), SCHEMAS)
 
 
 def test_a_named_format_is_taken_without_looking():

@@ -59,11 +59,20 @@ def one_call(rng: random.Random) -> str:
     return f'{{"name": "{rng.choice(CALLED)}", "{key}": {given}{doubled}}}'
 
 
+def xml_call(rng: random.Random) -> str:
+    given = ""
+    for _ in range(rng.randrange(4)):
+        key = rng.choice(("query", "topk", "id", "query", "", "a b"))
+        given += f"<parameter={key}>{rng.choice(VALUES)}" + rng.choice(("</parameter>", "</parameter>", "\n", ""))
+    return f"<function={rng.choice(CALLED)}>{given}" + rng.choice(("</function>", "</function>", ""))
+
+
 def framed(rng: random.Random, name: str, body: str) -> str:
     """A call in a format's own frame."""
     frames = {
         "hermes": f"<tool_call>{body}</tool_call>",
         "mistral": f"[TOOL_CALLS][{body}]" if rng.random() < 0.5 else f"[TOOL_CALLS]search[ARGS]{arguments(rng)}",
+        "xml": f"<tool_call>{xml_call(rng)}</tool_call>",
         "llama": ("<|python_tag|>" if rng.random() < 0.5 else "") + body,
     }
     return frames.get(name, body)
@@ -121,7 +130,8 @@ def play(name: str, turns: int, seed: int = 0) -> Counter[str]:
 def test_hostile_turns_have_typed_results_and_earn_nothing(name):
     counts = play(name, TURNS)
     assert sum(n for key, n in counts.items() if key.startswith("turn: ")) == TURNS
-    assert min(counts[k] for k in ("called", "json", "shape", "unknown", "missing", "extra", "wrong")) > 0, counts
+    kinds = {"called", "json", "shape", "unknown", "missing", "extra", "wrong"} - ({"json"} if name == "xml" else set())
+    assert min(counts[k] for k in kinds) > 0, counts
 
 
 PIECES = (
