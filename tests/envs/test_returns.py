@@ -45,15 +45,26 @@ def test_errors_arrive_and_a_stop_iteration_does_not_hang(threads):
 
 
 def test_loops_of_several_threads_keep_their_results(threads):
-    async def play(n):
-        me, seen = threading.get_ident(), []
-        futures = [on_thread(threads, lambda k=k: (n, k)) for k in range(50)]
-        for future in futures:
-            future.add_done_callback(lambda _: seen.append(threading.get_ident() == me))
-        assert await asyncio.gather(*futures) == [(n, k) for k in range(50)] and seen == [True] * 50
+    """One loop is busy when its result comes; another one's results meanwhile must not touch it. Debug mode sees that."""
+    waiting, went_on = threading.Event(), threading.Event()
 
-    with ThreadPoolExecutor(8) as loops:
-        list(loops.map(lambda n: asyncio.run(play(n)), range(8)))
+    async def busy():
+        future = on_thread(threads, lambda: "a")
+        waiting.set()
+        assert went_on.wait(10)  # the loop stands still
+        return await future
+
+    async def other():
+        waiting.wait(10)
+        time.sleep(0.05)
+        try:
+            return await asyncio.wait_for(on_thread(threads, lambda: "b"), 10)
+        finally:
+            went_on.set()
+
+    with ThreadPoolExecutor(2) as loops:
+        a, b = (loops.submit(asyncio.run, play(), debug=True) for play in (busy, other))
+        assert (a.result(20), b.result(20)) == ("a", "b")
 
 
 def test_what_was_given_up_before_it_began_is_not_begun():
