@@ -27,6 +27,7 @@ from agentrl.envs.errors import ToolFailure
 from agentrl.envs.evidence import Evidence
 from agentrl.envs.functions import Bound, Tool, as_text, tool
 from agentrl.envs.protocol import MAX_BODY_CHARACTERS
+from agentrl.envs.returns import on_thread
 from agentrl.envs.scoring import Reward, exact_match, weighted
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
@@ -146,9 +147,9 @@ class ToolEnv(gymnasium.Env[str, str]):
         read = self._read(action)
         if all(self._at_once(call) for call in read):
             return self.answered(action, read, [self._run(call) for call in read])
-        one = len(read) == 1  # needs no task of its own
-        outcomes = [await self._arun(read[0])] if one else await asyncio.gather(*[self._arun(call) for call in read])
-        return self.answered(action, read, outcomes)
+        if len(read) == 1:  # most turns: no task of its own
+            return self.answered(action, read, [await self._arun(read[0])])
+        return self.answered(action, read, await asyncio.gather(*map(self._arun, read)))
 
     def waits(self, name: str) -> bool:
         """Whether `use` of this tool gives an awaitable."""
@@ -328,7 +329,7 @@ def _called(known: Tool, arguments: dict[str, Any]) -> Awaitable[Any]:
         return known.call(**arguments)  # type: ignore[no-any-return]
     if known.deadline_s is None:
         return _done(known.call(**arguments))
-    return asyncio.get_running_loop().run_in_executor(threads(), partial(known.call, **arguments))
+    return on_thread(threads(), partial(known.call, **arguments))
 
 
 async def _done(result: Any) -> Any:

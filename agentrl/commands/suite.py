@@ -36,6 +36,7 @@ def run_suite(args: argparse.Namespace, targets: list[Target]) -> int:
     """Evaluate and print."""
     from agentrl.commands.targets import limits_apart
 
+    _one_environment_each(targets)
     suite = _suite(args, targets)
     marks = limits_apart(targets)
     rows: dict[str, dict[str, Responses]] = {}
@@ -49,6 +50,20 @@ def run_suite(args: argparse.Namespace, targets: list[Target]) -> int:
         models[target.label] = played.model
     _print(args, rows, suite, models, marks, kept)
     return 0
+
+
+def _one_environment_each(targets: list[Target]) -> None:
+    from agentrl.errors import ConfigError
+
+    for target in targets:
+        if isinstance(target.config.env, list):
+            names = ", ".join(target.config.alone())
+            raise ConfigError(
+                [
+                    f"{target.label or 'the run'} has several environments ({names}), and a suite does not say which "
+                    "one plays it: name a config of one environment (agentrl eval RUN/checkpoints/.../model CONFIG)"
+                ]
+            )
 
 
 def _suite(args: argparse.Namespace, targets: list[Target]) -> Suite:
@@ -227,7 +242,7 @@ def _player(args: argparse.Namespace, target: Target, server: Server | None) -> 
         if server is None:
             job = build_job(config, folder, model_path=target.model, say=_say, questions=False)
             try:
-                with EnvPool(job.make_env) as pool:
+                with job.pool() as pool:
                     yield job.player(pool, seed=config.seed, concurrency=config.eval.batch)
             finally:
                 job.engine.close()

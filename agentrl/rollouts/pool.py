@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
@@ -21,48 +21,17 @@ from typing import Any, Self, TypeVar
 
 import gymnasium
 
+from agentrl.envs.returns import Returns
+
 CLOSE_S = 2.0  # an environment that takes longer to close is left to its daemon thread
 T = TypeVar("T")
 Step = tuple[str, float, bool, bool, dict[str, Any]]  # observation, reward, terminated, truncated, info
 
 
-class _Returns:
-    """Results on their way from threads to the loop.
-
-    Those that arrive together wake it once, because waking is a system call.
-    """
-
-    def __init__(self) -> None:
-        self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
-        self._woken: asyncio.AbstractEventLoop | None = None
-
-    def put(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-        """Called from any thread."""
-        self._done.append((future, result, error))
-        loop = future.get_loop()
-        if self._woken is not loop:  # two threads may both see this: the loop is then woken once too often
-            self._woken = loop
-            with suppress(RuntimeError):  # the loop was closed while the tool was busy
-                loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        self._woken = None  # before looking: what comes later wakes the loop again
-        while self._done:
-            future, result, error = self._done.popleft()
-            if future.done():  # cancelled meanwhile: nobody waits
-                continue
-            if error is None:
-                future.set_result(result)
-            elif isinstance(error, StopIteration):  # a future cannot carry it
-                future.set_exception(RuntimeError("the environment raised StopIteration"))
-            else:
-                future.set_exception(error)
-
-
 class _Thread:
     """Runs calls one after the other on one daemon thread."""
 
-    def __init__(self, name: str, returns: _Returns) -> None:
+    def __init__(self, name: str, returns: Returns) -> None:
         self._returns = returns
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -103,7 +72,7 @@ class _Thread:
 class EnvHandle:
     """One environment, blocking or not, behind two coroutines."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], returns: _Returns, name: str = "") -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], returns: Returns, name: str = "") -> None:
         inner = env.unwrapped
         self.env = env
         self.name = name  # of the environment among a run's several
@@ -161,7 +130,7 @@ class EnvPool:
         self._make = make if isinstance(make, Mapping) else {"": make}
         self._free: dict[str, list[EnvHandle]] = defaultdict(list)
         self._runner = asyncio.Runner()
-        self._returns = _Returns()
+        self._returns = Returns()
         self._running: asyncio.Task[Any] | None = None
         self._interrupted = False
         self.made = 0

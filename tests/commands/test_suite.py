@@ -243,3 +243,13 @@ def test_a_model_without_a_config_has_the_suites_own(finished_run, questions, ca
 def test_mistakes_are_named(finished_run, questions, capsys, more, wanted):
     assert main(["eval", str(finished_run), *more]) == 2
     assert wanted in capsys.readouterr().err
+
+
+def test_a_run_of_several_environments_needs_a_config_of_one(tmp_path, questions, capsys):
+    path = tmp_path / "several.yaml"
+    path.write_text(
+        "model: {path: none}\nenv:\n  - {id: agentrl/ToolCalls-v0, name: calls, data: {train: a.jsonl}}\n"
+        "  - {id: agentrl/Calculator-v0, name: tags, data: {train: b.jsonl}}\n"
+    )
+    assert main(["eval", "tiny", str(path), "--suite", f"qa7:{questions}", "--url", "http://127.0.0.1:9/v1"]) == 2
+    assert "has several environments (calls, tags)" in capsys.readouterr().err
