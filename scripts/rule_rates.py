@@ -2,6 +2,7 @@
 
     python scripts/rule_rates.py                                              # our own 61 runs
     python scripts/rule_rates.py --logs FOLDER --labels labels.json           # other people's runs, too
+    python scripts/rule_rates.py --causes                                    # the provoked causes of docs/alarms.md
 
 For each rule: in how many runs it had what it looks at (any of `LOOKS_AT` in ten rows; in one for the ills of the first
 row), and in how many of the healthy, fallen and other runs (harsh, low, dipped, noisy) it raised a warning or more, and
@@ -11,6 +12,7 @@ information at most.
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -50,6 +52,22 @@ LOOKS_AT: dict[str, tuple[str, ...]] = {
     "no_learning_rate": ("lr",),
 }
 ROWS = {"validation": 3, "source_lost": 4} | {n: 1 for n in LOOKS_AT if n.startswith("no_") or n.endswith("_start")}
+#: file of `scripts/provoke.py` -> what was done
+CAUSES = {
+    "control": "nothing (control)",
+    "retriever_empty": "retriever finds nothing",
+    "passages_replaced": "passages replaced by others",
+    "answers_shuffled": "gold answers shuffled",
+    "lr_x10": "learning rate × 10",
+    "nan": "a weight becomes NaN",
+    "sampler_differs": "sampler's logits × 1.25",
+    "hackable_reward": "any answer is rewarded",
+    "short_turns": "six tokens a turn",
+    "stale_weights": "sampler keeps the weights of step 25",
+    "entropy_bonus_reversed": "entropy bonus of the wrong sign (−0.3)",
+    "questions_exhausted": "the same twelve solved questions at every step",
+}
+PROVOKED_AT = 25
 KINDS = ("healthy", "fell", "other")
 Spoken = dict[str, str]  # rule -> its worst level in a run
 
@@ -81,12 +99,32 @@ def table(runs: list[tuple[str, Spoken, Counter[str]]]) -> list[str]:
     return out
 
 
+def provoked(folder: Path) -> list[str]:
+    """A row for each provoked cause: the first story, how many steps after it, and the other rules that spoke."""
+    out = []
+    for file, done in CAUSES.items():
+        monitor, alarms = Monitor(), []
+        with open(folder / f"{file}.csv", newline="") as handle:
+            for row in csv.DictReader(handle):
+                values = {k: float(v) for k, v in row.items() if v}
+                alarms += monitor.observe(StepRecord(int(values.pop("step")), values))
+        named = next((a for a in alarms if a.story), None)
+        story = "none" if named is None else f"{named.story}, {named.step - PROVOKED_AT}"
+        others = dict.fromkeys(a.rule for a in alarms if named is None or a.rule != named.rule)
+        out.append(f"| {done} | {story} | {', '.join(others) or 'none'} |")
+    return out
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logs", type=Path, help="other people's runs, JSONL, with --labels")
     parser.add_argument("--labels", type=Path, help="what happened in them")
+    parser.add_argument("--causes", action="store_true", help="the provoked causes alone")
     args = parser.parse_args()
+    if args.causes:
+        print("\n".join(provoked(monitor_table.DATA / "causes")))
+        return
     own = monitor_table.load(monitor_table.DATA)
     print("Our own runs\n" + "\n".join(table([(_kind(r.kind), *spoken(r.records)) for r in own])))
     if args.logs and args.labels:

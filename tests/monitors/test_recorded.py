@@ -5,6 +5,7 @@ import importlib.util
 import json
 import random
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def test_the_provoked_cause_is_named(table, cause):
         assert found == []
     else:
         assert found[0].story == CAUSES[cause] and 25 <= found[0].step <= 25 + SLOW.get(cause, 5)
+
+
+def test_the_table_of_causes_in_the_docs_is_what_the_rows_give():
+    done = subprocess.run(
+        [sys.executable, SCRIPT.with_name("rule_rates.py"), "--causes"], capture_output=True, text=True, check=True
+    )
+    docs = (SCRIPT.parents[1] / "docs" / "alarms.md").read_text()
+    assert len(done.stdout.splitlines()) == len(CAUSES) and done.stdout in docs
 
 
 @pytest.mark.slow
