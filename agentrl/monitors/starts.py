@@ -20,7 +20,7 @@ Check = Callable[[View, StartThresholds], Signals | None]
 
 @dataclass
 class Ill:
-    """One rule. `check` says what a row shows, or None where it is as it should be."""
+    """One rule. `check` says what a row shows, None where it is as it should be, nothing where more rows must tell."""
 
     name: str
     what: str
@@ -38,6 +38,8 @@ class Ill:
             view.memory["over"] = any(view.value(name) is not None for name in self.needs)
             return None
         rows = view.memory["rows"] = view.memory.get("rows", 0) + 1
+        if not signals:
+            return None
         lasting = rows >= t.rows
         message = f"{self.what}, in every row so far ({rows})" if lasting else f"{self.what} in the first row"
         return Finding("warn" if lasting else "info", message, signals, self.remedy, by="reward", immediate=True)
@@ -63,13 +65,15 @@ def _equal(view: View, t: StartThresholds) -> Signals | None:
 
 
 def _constant(view: View, t: StartThresholds) -> Signals | None:
-    """A reward of 0, or one that never changes at all."""
+    """A reward of 0, or one that never changes at all: within groups, or over so many rows where that is not logged."""
     reward = view.value("reward")
     if reward is None or not math.isfinite(reward):
         return None
-    first = view.memory.setdefault("first", reward)
-    if reward != first or (reward != 0 and view.value("reward_group_std") != 0):
+    first, spread = view.memory.setdefault("first", reward), view.value("reward_group_std")
+    if reward != first or (reward != 0 and spread):
         return None
+    if reward != 0 and spread is None and view.memory.get("rows", 0) + 1 < t.rows:
+        return {}
     return {"reward": (reward, reward)}
 
 

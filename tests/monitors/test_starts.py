@@ -61,6 +61,8 @@ def test_a_constant_reward_is_one_that_never_changes():
 
     assert levels(lambda s, m: m.update(reward=0.5, reward_group_std=0.0)) == ["info", "warn"]
     assert levels(lambda s, m: m.update(reward=0.5, reward_group_std=0.2)) == []
+    assert levels(lambda s, m: m.update(reward=0.5)) == ["warn"]  # one row of it says nothing
+    assert levels(lambda s, m: m.update(reward=0.5 if s != 3 else 0.6)) == []
 
 
 def test_two_hundred_steps_of_zero_reward_do_not_pass_without_a_word():
