@@ -42,7 +42,20 @@ def test_watching_a_file_runs_on_the_standard_library(tmp_path):
     assert "collapse: Collapse ahead" in done.stdout and "30 steps" in done.stderr
 
 
-HEAVY = ("torch", "numpy", "orjson", "pydantic", "yaml", "httpx", "sqlite3", "importlib.metadata", "email", "tempfile")
+HEAVY = (
+    "torch",
+    "numpy",
+    "socket",
+    "queue",
+    "orjson",
+    "pydantic",
+    "yaml",
+    "httpx",
+    "sqlite3",
+    "importlib.metadata",
+    "email",
+    "tempfile",
+)
 
 
 def test_watching_a_file_loads_nothing_that_it_does_not_need(tmp_path):
@@ -50,9 +63,11 @@ def test_watching_a_file_loads_nothing_that_it_does_not_need(tmp_path):
     file.write_text("step,reward\n" + "".join(f"{s},0.5\n" for s in range(30)))
     code = (
         "import sys\nfrom agentrl.cli import main\nmain(sys.argv[1:])\n"
+        "print([n for n in sys.modules if n.startswith('agentrl.')])\n"
         f"print([n for n in {HEAVY} if n in sys.modules], len(sys.modules))"
     )
     argv = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"]
     done = subprocess.run([*argv, "watch", str(file), "--once"], capture_output=True, text=True, check=True)
+    assert "agentrl.monitors.wire" not in done.stdout and "agentrl.monitors.sources.mlflow" not in done.stdout
     loaded, count = done.stdout.splitlines()[-1].rsplit(" ", 1)
     assert loaded == "[]" and int(count) < 190

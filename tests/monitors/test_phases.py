@@ -153,7 +153,7 @@ def test_the_alarm_and_the_collapse_rule_report_the_same_spiral():
     monitor = Monitor(Thresholds().changed({"death_spiral.window": 10, "epsilon": 0.004}))
     found = {}
     for step in range(30):
-        values = {"reward": 0.5, "delta_correct": -0.0045 - 1e-5 * step}
+        values = {"reward": 0.5 + 0.01 * (step % 3), "delta_correct": -0.0045 - 1e-5 * step}
         for alarm in monitor.observe(StepRecord(step, values)):
             found.setdefault(alarm.rule, alarm.signals["delta_correct"])
     assert found.keys() == {"death_spiral", "collapse"}

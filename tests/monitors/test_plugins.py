@@ -85,7 +85,7 @@ def test_a_format_of_an_installed_package_is_recognised_by_its_content(tmp_path,
     done = command(package, str(file), "--once", "--json")
     assert done.returncode == 0, done.stderr
     assert "shouted, 40 steps" in done.stderr
-    assert [json.loads(line)["rule"] for line in done.stdout.splitlines()][:1] == ["collapse"]
+    assert "collapse" in [json.loads(line)["rule"] for line in done.stdout.splitlines()]
 
 
 def test_a_format_can_be_named(tmp_path, capsys):

@@ -19,6 +19,9 @@ _KINDS = (
 )
 
 
+BINARY = ("tensorboard", "wandb", "mlflow", "trackio", "csv_folder")  # folders, and files with zero bytes
+
+
 def open_source(
     path: str | Path,
     run: str | None = None,
@@ -115,7 +118,7 @@ def _surest(path: Path) -> Any:
     """
     look = Look(path, b"" if path.is_dir() else _head(path), path.is_dir())
     found, best = None, 0
-    for name in _formats():
+    for name in _formats(text=bool(look.head) and b"\0" not in look.head):
         reader = plugins.find("log source", name)
         if (sure := reader.recognises(look)) > best:
             found, best = reader, sure
@@ -124,9 +127,12 @@ def _surest(path: Path) -> Any:
     return found
 
 
-def _formats() -> Iterator[str]:
-    """Names of all formats, our own first; other installed packages are asked for only if none of those is sure."""
-    yield from plugins.BUILTIN["log source"]
+def _formats(text: bool) -> Iterator[str]:
+    """Names of all formats, our own first; other installed packages are asked for only if none of those is sure.
+
+    `text`: of a file without a zero byte, which none of BINARY is.
+    """
+    yield from (name for name in plugins.BUILTIN["log source"] if not (text and name in BINARY))
     yield from (p.name for p in plugins.available("log source") if p.origin != plugins.OWN)
 
 
