@@ -73,17 +73,20 @@ def scores_of(responses: Responses, kept: Sequence[str]) -> Scores:
     found = [good(responses[q]) for q in kept]
     flat = [r for of in found for r in of]
     seconds = sorted(float(r["seconds"]) for r in flat)
-    estimates = {}
-    for metric in METRICS:
+
+    def estimate(metric: str) -> Estimate | None:
         values = values_of(responses, kept, metric)
-        estimates[metric] = None if values is None else interval(values, [len(of) for of in found])
+        return None if values is None else interval(values, [len(of) for of in found])
+
     return Scores(
         questions=len(kept),
         failed=sum(len(of) - len(good(of)) for of in responses.values()),
+        em=estimate("em"),
+        f1=estimate("f1"),
+        substring=estimate("substring"),
         searches=sum(r["searches"] for r in flat) / len(flat),
         seconds=statistics.median(seconds),
         seconds_p95=seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))],
-        **estimates,
     )
 
 
@@ -97,10 +100,15 @@ def values_of(responses: Responses, kept: Sequence[str], metric: str) -> list[fl
 
 def mean_of(parts: Sequence[Scores]) -> Scores:
     """The mean over sets, each weighing the same."""
-    estimates = {m: averaged([getattr(p, m) for p in parts]) for m in METRICS}
-    counts = {"questions": sum(p.questions for p in parts), "failed": sum(p.failed for p in parts)}
     known = [p.searches for p in parts if p.searches is not None]
-    return Scores(**counts, **estimates, searches=sum(known) / len(known) if len(known) == len(parts) else None)
+    return Scores(
+        questions=sum(p.questions for p in parts),
+        failed=sum(p.failed for p in parts),
+        em=averaged([p.em for p in parts]),
+        f1=averaged([p.f1 for p in parts]),
+        substring=averaged([p.substring for p in parts]),
+        searches=sum(known) / len(known) if len(known) == len(parts) else None,
+    )
 
 
 def averaged(cells: Sequence[Estimate | None]) -> Estimate | None:
@@ -114,16 +122,20 @@ def differences_of(rows: Mapping[str, Mapping[str, Responses]], groups: Sequence
     kept, (first, *others) = counted(rows), rows
     out: Table = {}
     for model in others:
-        cells: dict[str, Scores] = {}
-        for name, questions in kept.items():
-            found: dict[str, Estimate | None] = {}
-            for metric in METRICS:
-                a, b = (values_of(rows[m][name], questions, metric) for m in (first, model))
-                found[metric] = None if a is None or b is None else difference(a, b)
-            cells[name] = Scores(questions=len(questions), failed=0, **found)
+        cells = {name: apart_of(rows[first][name], rows[model][name], questions) for name, questions in kept.items()}
         whole = [(title, [cells[n] for n in names]) for title, names in groups if set(names) <= set(cells)]
         out[f"{model} − {first}"] = cells | {title: mean_of(parts) for title, parts in whole}
     return out
+
+
+def apart_of(a: Responses, b: Responses, questions: Sequence[str]) -> Scores:
+    """The differences b − a of one set; searches and seconds have none."""
+
+    def estimate(metric: str) -> Estimate | None:
+        x, y = values_of(a, questions, metric), values_of(b, questions, metric)
+        return None if x is None or y is None else difference(x, y)
+
+    return Scores(len(questions), 0, estimate("em"), estimate("f1"), estimate("substring"))
 
 
 # ------------------------------------------------------------------------------------------------------------ shown

@@ -213,9 +213,11 @@ def run(code: str) -> None:
     names: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
     try:
         tree = ast.parse(code, "program")
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = tree.body[-1] if tree.body else None
+        if isinstance(last, ast.Expr):
+            tree.body.pop()
         exec(compile(tree, "program", "exec"), names)
-        if last is not None:
+        if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), "program", "eval"), names)
             print(repr(value)) if value is not None else None
         code_ = 0
