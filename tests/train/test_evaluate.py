@@ -84,6 +84,8 @@ def test_failures_and_the_token_limit_stand_in_the_line_and_beyond_a_share_are_a
     assert failures_alarm(whole) is None and failures_alarm(whole | {"failed": 3}).step == 2
     line = in_words(whole | {"failed": 0}, job.config.rollout)
     assert line == "0.500 correct, reward 0.500, 20 questions, 25% cut at rollout.max_tokens_per_turn = 50"
+    line = in_words(whole | {"failed": 0, "cut_share": 0.0, "gold_found": 0.75}, job.config.rollout)
+    assert line == "0.500 correct, reward 0.500, 20 questions, 0.75 of the gold passages found"
 
 
 def test_nothing_but_failures_is_told_without_a_figure(tmp_path):
