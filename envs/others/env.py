@@ -238,7 +238,7 @@ def read_step(data: Any) -> Step:
     ends = [data.get(key, False) for key in ("terminated", "truncated")]
     if not all(isinstance(e, bool) for e in ends):
         raise ToolFailure(f"the environment's ends are {_short(ends)}; they are true or false")
-    return text, float(reward), ends[0], ends[1], {"kind": "environment"} | info | all_body(text)
+    return text, float(reward), ends[0], ends[1], info | all_body(text)
 
 
 def _waited(future: Future[Any], seconds: float) -> Any:

@@ -86,7 +86,7 @@ class OpenEnvEnv(gymnasium.Env[str, str]):
         super().reset(seed=seed)
         self._playing = False
         row = options or {}
-        data = {k: row[k] for k in ("split", "index") if k in row}
+        data: dict[str, Any] = {k: row[k] for k in ("split", "index") if k in row}
         chosen = task_seed(row, int(self.np_random.integers(1 << 31)) if seed is None else seed)
         data |= {"seed": chosen} | dict(row.get("reset") or {})
         text, _, done, info = self._read(await self._ask({"type": "reset", "data": data}), "observation")
@@ -201,7 +201,7 @@ class OpenEnvEnv(gymnasium.Env[str, str]):
         metadata = data.get("metadata") or seen.get("metadata") or {}
         metadata = metadata if isinstance(metadata, dict) else {}
         text = self._text(seen)[:MAX_BODY_CHARACTERS]
-        info = {"kind": "environment", "metadata": metadata} | _known(metadata) | all_body(text)
+        info = {"metadata": metadata} | _known(metadata) | all_body(text)
         return text, float(reward), done, info
 
     def _text(self, seen: dict[str, Any]) -> str:

@@ -208,8 +208,12 @@ class World:
         os.environ["AGENTRL_HOST_NO_KEY"] = "none"
         app = Starlette(routes=[Route("/v1/chat/completions", self._completion, methods=["POST"])])
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-        server.capture_signals = _nothing  # type: ignore[method-assign, assignment]  (the thread is not the main one)
+
+        class Server(uvicorn.Server):
+            def capture_signals(self) -> Any:  # the thread is not the main one
+                return contextlib.nullcontext()
+
+        server = Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         self._serving = asyncio.ensure_future(server.serve([listener]))
         self._resources = self.env.serving()
         await self._resources.__aenter__()
@@ -227,14 +231,10 @@ class World:
         return JSONResponse(completion(await episode.said.get(), body))
 
 
-def _nothing() -> Any:
-    return contextlib.nullcontext()
-
-
 def completion(text: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """A chat completion of an action; its tool calls where the request offers tools and the JSON can be read."""
     message: dict[str, Any] = {"role": "assistant", "content": text}
-    calls = []
+    calls: list[dict[str, Any]] = []
     for found in CALL.findall(text) if body.get("tools") else ():
         try:
             call = json.loads(found)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -359,4 +360,4 @@ def test_the_command_serves_until_its_input_ends(tmp_path):
         assert "2+2?" in env.reset(options={"split": "test", "index": 1})[0]
         assert env.step("nothing")[1:4] == (0.0, False, True)
         process.stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(20) == -signal.SIGTERM  # uvicorn ends as the signal does that it was sent
