@@ -84,9 +84,8 @@ class TagEnv(gymnasium.Env[str, str]):
         kind, text = (found[1], found[2].strip()) if found else ("invalid", "")
         if found and kind == "answer":
             return self._answered(action, text, found.start(2))
-        said = str(self._tools[kind](text)) if found else self._help
-        body = said[:MAX_BODY_CHARACTERS].replace("<", "(")
-        parts = {"open": "\n<result>", "body": body, "close": "</result>\n"}  # (3)
+        body = str(self._tools[kind](text))[:MAX_BODY_CHARACTERS].replace("<", "(") if found else ""
+        parts = {"open": "\n<result>" + ("" if found else self._help), "body": body, "close": "</result>\n"}  # (3)
         info = {"kind": kind, "valid": found is not None, "observation_parts": parts}
         return "".join(parts.values()), 0.0, False, self._turn >= self._max_turns, info
 
