@@ -47,6 +47,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "gold_recall": "agentrl.envs.evidence:gold_recall",
         "supported_match": "agentrl.envs.evidence:supported_match",
         "repeated_queries": "agentrl.envs.evidence:repeated_queries",
+        "llm_judge": "agentrl.envs.judge:LLMJudge",
     },
     "call format": {
         "hermes": "agentrl.envs.calls.hermes:Hermes",

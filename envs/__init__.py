@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import gymnasium
 
 from agentrl import plugins
+from agentrl.errors import missing_package, nearest
 
 #: What is registered beside the class itself.
 MORE = {"agentrl/Search-v0": {"vector_entry_point": "agentrl.envs.vector:SearchVectorEnv"}}
@@ -25,6 +26,7 @@ class EnvInfo(NamedTuple):
     summary: str
     entry_point: str
     parameters: dict[str, str]
+    origin: str = ""  # "built in", the installed package that brings it, or the module that has registered it
 
 
 def register_envs() -> None:
@@ -50,6 +52,42 @@ def list_envs() -> list[EnvInfo]:
     ]
 
 
+class NotRegistered(gymnasium.error.Error):
+    """There is no environment of that id; the text says why, and what to do."""
+
+
+def made_or_told(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """`gymnasium.make`, whose NotRegistered says what is missing in place of the nearest robot that Gymnasium knows."""
+    try:
+        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+        if (missing := missing_package(env_id, error)) is not None:
+            raise missing from error
+        module, absent = env_id.rpartition(":")[0], getattr(error, "name", None)
+        if absent is not None and absent not in (module, module.partition(".")[0]):
+            raise  # something that the module itself imports
+        raise NotRegistered(_why_unknown(env_id, isinstance(error, ModuleNotFoundError))) from error
+
+
+HOW = 'call gymnasium.register("{}", entry_point=YourClass) in it, outside of functions (docs/environments.md)'
+
+
+def _why_unknown(env_id: str, no_module: bool) -> str:
+    module, _, name = env_id.rpartition(":")
+    if no_module:
+        return (
+            f"{env_id}: there is no module {module!r}; it is looked for in the current folder and among installed "
+            "packages, and written package.module:Namespace/Name-v0"
+        )
+    if module:
+        own = [n for n, spec in gymnasium.registry.items() if _where(spec.entry_point or "").startswith(module)]
+        what = f"registers {', '.join(own)}, not {name}{nearest(name, own)}" if own else f"registers no {name}"
+        return f"{env_id}: {module} was imported and {what}: {HOW.format(name)}"
+    known = plugins.unknown(env_id, [e.id for e in list_envs()])
+    own = "one of your own is written module:Namespace/Name-v0, and its module calls gymnasium.register"
+    return f"there is no environment {env_id!r} ({own}: docs/environments.md){known}"
+
+
 def _where(entry: Any) -> str:
     return entry if isinstance(entry, str) else f"{entry.__module__}:{getattr(entry, '__qualname__', repr(entry))}"
 
@@ -61,6 +99,8 @@ def _default(value: Any) -> str:
 
 def _info(name: str, entry: Any) -> EnvInfo:
     where = _where(entry)
+    known = {p.name: p.origin for p in plugins.available("environment")}
+    origin = known.get(name) or f"registered by {where.partition(':')[0]}"
     try:
         made = entry
         if isinstance(entry, str):
@@ -68,11 +108,11 @@ def _info(name: str, entry: Any) -> EnvInfo:
             made = getattr(import_module(module), attribute)
         parameters = inspect.signature(made).parameters.values()
     except Exception as e:  # a plug-in's own fault must not hide the other environments
-        return EnvInfo(name, f"cannot be imported: {type(e).__name__}: {e}", where, {})
+        return EnvInfo(name, f"cannot be imported: {type(e).__name__}: {e}", where, {}, origin)
     summary = (inspect.getdoc(made) or "").split("\n\n")[0].replace("\n", " ").removesuffix(f": `{name}`.")
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     defaults = {p.name: "required" if p.default is p.empty else _default(p.default) for p in named}
-    return EnvInfo(name, summary, where, defaults)
+    return EnvInfo(name, summary, where, defaults, origin)
 
 
 register_envs()

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from agentrl.envs.scoring import Rewards
 from agentrl.envs.tags import TagEnv
 
 PROMPT = "Write <calc> 12*(3+4) </calc> to see a value, and <answer> 84 </answer> to answer. Problem: "
@@ -40,7 +41,9 @@ def _value(node: ast.expr) -> Fraction:
 class CalculatorEnv(TagEnv):
     """Arithmetic with a calculator, the example of a tool environment: `agentrl/Calculator-v0`."""
 
-    def __init__(self, *, tool: Callable[[str], str] = calculate, reward: str = "equal", max_turns: int = 4) -> None:
+    def __init__(
+        self, *, tool: Callable[[str], str] = calculate, reward: Rewards = "equal", max_turns: int = 4
+    ) -> None:
         super().__init__(
             tools={"calc": tool}, reward=reward, prompt_template=PROMPT + "{question}", max_turns=max_turns
         )

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
-from agentrl.envs import checks, hostile
+from agentrl.envs import checks, hostile, made_or_told
+from agentrl.envs.audit import check_audit
 from agentrl.envs.checks import Level, Problem, Subject, short
 from agentrl.envs.graded import check_grader
 from agentrl.errors import MissingPackageError
@@ -40,7 +41,7 @@ def check(env_id: str, /, **kwargs: Any) -> list[Finding]:
     """
 
     def make(**more: Any) -> gymnasium.Env[Any, Any]:
-        return gymnasium.make(env_id, disable_env_checker=True, **{**kwargs, **more})
+        return made_or_told(env_id, {**kwargs, **more})
 
     return check_env(make)
 
@@ -86,5 +87,6 @@ CHECKS: tuple[Check, ...] = (
     ("hostile actions", hostile.check_actions, "no text of the model breaks it"),
     ("hostile tool", hostile.check_tool, "no text of the tool changes the reward or leaves its frame"),
     ("grader", check_grader, "of the answers and attacks that are known, none is graded wrongly"),
+    ("audit", check_audit, "no trick that is known earns more than a wrong answer"),
     ("tool failure", hostile.check_tool_failure, "a broken tool is a failed episode, not a wrong one"),
 )

@@ -6,12 +6,13 @@ one with a parameter `evidence`: in search environments it gets what the searche
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from agentrl import plugins
@@ -67,63 +68,109 @@ def equal(answer: str, golden_answers: Sequence[str]) -> float:
     return float(answer in golden_answers)
 
 
-def reads_evidence(reward: str | Reward | Mapping[str, float]) -> bool:
+Parts = tuple[float, dict[str, float]]  # the weighted sum, and each reward by name
+Rewards = str | Reward | Mapping[str, Any]
+GIVEN = ("evidence", "question")  # what a reward is given besides where it has a parameter of that name
+
+
+class Weighted:
+    """Several rewards with their weights: call it for (sum, each by name), or await `later` where one `waits`.
+
+    A reward with a parameter `question` or `evidence` is given that, too. One that waits (a judge) has a coroutine
+    `later` with the arguments of the reward itself.
+    """
+
+    def __init__(self, rewards: Sequence[tuple[str, float, Any]], *, named: bool) -> None:
+        self._rewards = [(name, w, score, [g for g in GIVEN if g in _parameters(score)]) for name, w, score in rewards]
+        self.named = named  # several, or with a weight: each is reported
+        self.waits = any(hasattr(score, "later") for _, _, score in rewards)
+
+    def __call__(self, answer: str, golden_answers: Sequence[str], evidence: Any = None, question: str = "") -> Parts:
+        """(sum, each by name). ValueError where one is not a finite number; what a reward raises is raised."""
+        given = {"evidence": evidence, "question": question}
+        return self._sum(
+            [score(answer, golden_answers, **{g: given[g] for g in asks}) for _, _, score, asks in self._rewards]
+        )
+
+    async def later(
+        self, answer: str, golden_answers: Sequence[str], evidence: Any = None, question: str = ""
+    ) -> Parts:
+        """The same for an event loop: rewards that wait do so at the same time."""
+        given = {"evidence": evidence, "question": question}
+
+        async def one(score: Any, asks: Sequence[str]) -> float:
+            run, own = getattr(score, "later", None), {g: given[g] for g in asks}
+            if run is None:
+                return float(score(answer, golden_answers, **own))
+            return float(await run(answer, golden_answers, **own))
+
+        return self._sum(await asyncio.gather(*[one(score, asks) for _, _, score, asks in self._rewards]))
+
+    def _sum(self, values: Sequence[Any]) -> Parts:
+        each = {name: float(value) for (name, *_), value in zip(self._rewards, values)}
+        for name, value in each.items():
+            if not math.isfinite(value):
+                raise ValueError(f"reward {name!r} gives {value}; it must give a finite number")
+        return math.fsum(w * each[name] for name, w, _, _ in self._rewards), each
+
+
+def weighted(reward: Rewards, *, searches: bool = False) -> Weighted:
+    """One reward, or several by name: `{exact_match: 1.0, llm_judge: {weight: 0.5, url: ...}}`.
+
+    What stands beside a weight are the parameters of a reward that is a class. `searches`: the environment searches, so
+    that rewards may read evidence. ValueError for weights of nothing, for parameters that a reward does not take, and
+    for one that reads evidence where nothing searches; PluginError for a name that does not exist.
+    """
+    if not isinstance(reward, Mapping):
+        name = reward if isinstance(reward, str) else getattr(reward, "__name__", "reward")
+        return Weighted([(name, 1.0, _made(reward, {}, searches))], named=False)
+    given = {name: dict(value) if isinstance(value, Mapping) else {"weight": value} for name, value in reward.items()}
+    weights = {name: parameters.pop("weight", 1.0) for name, parameters in given.items()}
+    bad = [
+        n for n, w in weights.items() if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w)
+    ]
+    if bad or not any(weights.values()):
+        about = f"the weight of {bad[0]} is {weights[bad[0]]!r}" if bad else "the weights sum to nothing"
+        raise ValueError(f"reward: {about}; give each reward a number: {{exact_match: 1.0, f1: 0.5}}")
+    rows = [(name, float(w), _made(name, given[name], searches)) for name, w in weights.items()]
+    return Weighted(rows, named=True)
+
+
+def reads_evidence(reward: Rewards) -> bool:
     """Whether a reward, or one of several, has a parameter `evidence`. PluginError for a name that does not exist."""
     if isinstance(reward, Mapping):
         return any(map(reads_evidence, reward))
-    score = plugins.find("reward", reward) if isinstance(reward, str) else reward
-    return callable(score) and "evidence" in inspect.signature(score).parameters
+    score: Any = plugins.find("reward", reward) if isinstance(reward, str) else reward
+    return "evidence" in _parameters(score.__call__ if isinstance(score, type) else score)
 
 
-def reward_named(reward: str | Reward, *, searches: bool = False) -> Reward:
-    """The reward of a name ("exact_match", "f1", "equal", a plug-in, "module:attribute"); a function is taken as it is.
-
-    `searches`: the environment searches, and calls it with (answer, golden answers, evidence) where it reads evidence.
-    Raises PluginError for a name that does not exist, ValueError for one that reads evidence where nothing searches.
-    The result raises ValueError where it gives no finite number.
-    """
+def _made(reward: str | Reward, parameters: dict[str, Any], searches: bool) -> Any:
+    """The reward of a name, or a function as it is; a class is made with its parameters."""
     score = plugins.find("reward", reward) if isinstance(reward, str) else reward
     if not callable(score):
         raise ValueError(f"reward is {reward!r}; give a name or a function of (answer, golden answers)")
-    reads = reads_evidence(score)
-    if reads and not searches:
+    if reads_evidence(reward) and not searches:
         raise ValueError(
             f"reward {reward!r} reads what searches found, and this environment does not search; it is for "
             "agentrl/Search-v0 and agentrl/SearchTools-v0"
         )
-
-    def checked(answer: str, golden_answers: Sequence[str], evidence: Any = None) -> float:
-        value = float(score(answer, golden_answers, evidence=evidence) if reads else score(answer, golden_answers))
-        if not math.isfinite(value):
-            raise ValueError(f"reward {reward!r} gives {value}; it must give a finite number")
-        return value
-
-    return checked
-
-
-Weighted = Callable[..., tuple[float, dict[str, float]]]  # of (answer, golden answers, evidence or None)
-
-
-def weighted(reward: str | Reward | Mapping[str, float], *, searches: bool = False) -> Weighted:
-    """One reward, or several by name with their weights, as (sum, each by name). ValueError for weights of nothing.
-
-    `searches` is as in `reward_named`.
-    """
-    if not isinstance(reward, Mapping):
-        name = reward if isinstance(reward, str) else getattr(reward, "__name__", "reward")
-        return _sum([(name, 1.0, reward_named(reward, searches=searches))])
-    bad = [
-        n for n, w in reward.items() if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w)
-    ]
-    if bad or not any(reward.values()):
-        about = f"the weight of {bad[0]} is {reward[bad[0]]!r}" if bad else "the weights sum to nothing"
-        raise ValueError(f"reward: {about}; give each reward a number: {{exact_match: 1.0, f1: 0.5}}")
-    return _sum([(name, float(w), reward_named(name, searches=searches)) for name, w in reward.items()])
+    if not isinstance(score, type):
+        if parameters:
+            raise ValueError(f"reward {reward!r} is a function and takes a weight alone, not {', '.join(parameters)}")
+        return score
+    takes = inspect.signature(score).parameters
+    for name in parameters:
+        if name not in takes:
+            raise ValueError(f"reward {reward!r} has no parameter {name!r}{plugins.unknown(name, [*takes, 'weight'])}")
+    missing = [n for n, p in takes.items() if p.default is p.empty and n not in parameters]
+    if missing:
+        example = ", ".join(f"{n}: ..." for n in missing)
+        raise ValueError(f"reward {reward!r} needs {' and '.join(missing)}: {{{reward}: {{weight: 1.0, {example}}}}}")
+    return score(**parameters)
 
 
-def _sum(rewards: list[tuple[str, float, Reward]]) -> Weighted:
-    def scored(answer: str, golden_answers: Sequence[str], evidence: Any = None) -> tuple[float, dict[str, float]]:
-        each = {name: score(answer, golden_answers, evidence) for name, _, score in rewards}
-        return math.fsum(weight * each[name] for name, weight, _ in rewards), each
-
-    return scored
+def _parameters(score: Any) -> Collection[str]:
+    try:
+        return inspect.signature(score).parameters
+    except (TypeError, ValueError):  # a builtin
+        return ()

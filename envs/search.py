@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import gymnasium
 
 from agentrl.envs.errors import ToolFailure
-from agentrl.envs.evidence import Searches, names_gold
+from agentrl.envs.evidence import Evidence, Searches, names_gold
 from agentrl.envs.protocol import (
     INVALID,
     MAX_BODY_CHARACTERS,
@@ -29,7 +29,7 @@ from agentrl.envs.protocol import (
     passage_format,
     without_thoughts,
 )
-from agentrl.envs.scoring import Reward, exact_match, reads_evidence, weighted
+from agentrl.envs.scoring import Parts, Rewards, exact_match, reads_evidence, weighted
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
 from agentrl.retriever.base import Hit
@@ -85,7 +85,7 @@ class SearchEnv(gymnasium.Env[str, str]):
         trim: bool = False,
         nothing_found: str = "",
         invalid_message: str = INVALID,
-        reward: str | Reward | Mapping[str, float] = "exact_match",
+        reward: Rewards = "exact_match",
         format_reward: float = 0.0,
         skip_thoughts: bool = False,
         render_mode: str | None = None,
@@ -109,6 +109,8 @@ class SearchEnv(gymnasium.Env[str, str]):
         self._score = weighted(reward, searches=True)
         self._watches = reads_evidence(reward)
         self._searches: Searches | None = None  # where somebody reads them
+        self._scored: Parts | None = None  # of the turn's answer, where that was waited for
+        self._question = ""
         self._golden: list[str] | None = None
         self._turn = 0
         self._transcript: list[str] = []
@@ -126,7 +128,7 @@ class SearchEnv(gymnasium.Env[str, str]):
             self.searcher = self._batcher = None
         question, self._golden = read_task(options)
         self._searches = Searches(options) if self._watches or names_gold(options) else None
-        self._turn = 0
+        self._question, self._scored, self._turn = question, None, 0
         body = defuse(question if question[-1] == "?" else question + "?")
         opening, closing = self._prompt
         prompt = opening + body + closing
@@ -150,6 +152,9 @@ class SearchEnv(gymnasium.Env[str, str]):
         """`step`, with retrieval batched over all episodes that search at the same moment."""
         parsed = self.parse(action)
         if not self.needs_search(parsed):
+            if parsed.kind == "answer" and self._score.waits:
+                given = (parsed.content, self._golden or [], self._evidence(), self._question)
+                self._scored = await self._score.later(*given)
             return self.advance(action, parsed)
         if self._batcher is None:
             self._batcher = batcher_of(self.needed_searcher())
@@ -217,11 +222,13 @@ class SearchEnv(gymnasium.Env[str, str]):
 
     # ------------------------------------------------------------------------------------------------------- internal
 
+    def _evidence(self) -> Evidence | None:
+        return None if self._searches is None else self._searches.evidence
+
     def _answered(self, parsed: ParsedAction) -> Step:
         assert self._golden is not None
         correct = exact_match(parsed.content, self._golden) == 1.0
-        evidence = self._searches.evidence if self._searches is not None else None
-        total, each = self._score(parsed.content, self._golden, evidence)
+        total, each = self._scored or self._score(parsed.content, self._golden, self._evidence(), self._question)
         self._golden = None
         info = {
             "kind": "answer",
@@ -230,7 +237,7 @@ class SearchEnv(gymnasium.Env[str, str]):
             "answer_span": parsed.span,
             "correct": correct,
         }
-        if len(each) > 1:
+        if self._score.named:
             info["rewards"] = each
         if self._searches is not None:
             info |= self._searches.at_the_end()

@@ -15,7 +15,7 @@ from agentrl.envs.errors import ToolFailure
 from agentrl.envs.evidence import Evidence, Searches, names_gold
 from agentrl.envs.functions import tool
 from agentrl.envs.protocol import passage_format
-from agentrl.envs.scoring import Reward, reads_evidence
+from agentrl.envs.scoring import Rewards, reads_evidence
 from agentrl.envs.search import batcher_of
 from agentrl.envs.tools import Outcome, Step, ToolEnv
 from agentrl.retriever.base import Hit
@@ -88,7 +88,7 @@ class SearchToolsEnv(ToolEnv):
         passage_template: str = PASSAGE,
         nothing_found: str = NOTHING_FOUND,
         prompt_template: str | None = None,
-        reward: str | Reward | Mapping[str, float] = "exact_match",
+        reward: Rewards = "exact_match",
         call_format: str | CallFormat = "hermes",
         one_call: bool = False,
     ) -> None:

@@ -17,7 +17,7 @@ import gymnasium
 
 from agentrl import plugins
 from agentrl.envs.protocol import MAX_BODY_CHARACTERS
-from agentrl.envs.scoring import Reward, reward_named
+from agentrl.envs.scoring import Rewards, weighted
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
 
@@ -40,7 +40,7 @@ class TagEnv(gymnasium.Env[str, str]):
         *,
         tools: Sequence[str] | Mapping[str, str | Tool] = ("calculator",),
         tool: Tool | None = None,
-        reward: str | Reward = "equal",
+        reward: Rewards = "equal",
         tasks: Sequence[dict[str, Any]] = (),
         prompt_template: str | None = None,
         max_turns: int = 4,
@@ -54,7 +54,7 @@ class TagEnv(gymnasium.Env[str, str]):
             raise ValueError(f"max_turns is {max_turns}; it must be 1 or more")
         self._open, self._tasks, self._max_turns = opening, list(tasks) or [TASK], max_turns
         self._tools = dict.fromkeys(found, tool) if tool is not None else found  # (5)
-        self._score = reward_named(reward)
+        self._score = weighted(reward)
         self._action = re.compile(rf"<({'|'.join([*found, 'answer'])})>([^<]*)</\1>")
         self._help = "write " + ", ".join(f"<{tag}>" for tag in found) + " or <answer>, and close it"
 
@@ -72,9 +72,9 @@ class TagEnv(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Begin a task {"question", "golden_answers"}."""
         super().reset(seed=seed)
-        question, self._golden = read_task(choose_task(options, self._tasks, self.np_random))
+        self._question, self._golden = read_task(choose_task(options, self._tasks, self.np_random))
         self._turn = 0
-        parts = {"open": self._open, "body": question, "close": self._close}
+        parts = {"open": self._open, "body": self._question, "close": self._close}
         return "".join(parts.values()), {"observation_parts": parts}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -84,15 +84,15 @@ class TagEnv(gymnasium.Env[str, str]):
         kind, text = (found[1], found[2].strip()) if found else ("invalid", "")
         if found and kind == "answer":
             return self._answered(action, text, found.start(2))
-        said = str(self._tools[kind](text)) if found else self._help
-        body = said[:MAX_BODY_CHARACTERS].replace("<", "(")
-        parts = {"open": "\n<result>", "body": body, "close": "</result>\n"}  # (3)
+        body = str(self._tools[kind](text))[:MAX_BODY_CHARACTERS].replace("<", "(") if found else ""
+        parts = {"open": "\n<result>" + ("" if found else self._help), "body": body, "close": "</result>\n"}  # (3)
         info = {"kind": kind, "valid": found is not None, "observation_parts": parts}
         return "".join(parts.values()), 0.0, False, self._turn >= self._max_turns, info
 
     def _answered(self, action: str, text: str, start: int) -> tuple[str, float, bool, bool, dict[str, Any]]:
         at = action.index(text, start)
         correct = text in self._golden
+        total, each = self._score(text, self._golden, None, self._question)  # (4)
         info = {
             "kind": "answer",
             "valid": True,
@@ -100,7 +100,7 @@ class TagEnv(gymnasium.Env[str, str]):
             "answer_span": (at, at + len(text)),
             "correct": correct,
         }
-        return "", self._score(text, self._golden), True, False, info  # (4)
+        return "", total, True, False, info | ({"rewards": each} if self._score.named else {})
 
 
 def _tools(tools: Sequence[str] | Mapping[str, str | Tool]) -> dict[str, Tool]:

@@ -28,7 +28,7 @@ from agentrl.envs.evidence import Evidence
 from agentrl.envs.functions import Bound, Tool, as_text, tool
 from agentrl.envs.protocol import MAX_BODY_CHARACTERS
 from agentrl.envs.returns import on_thread
-from agentrl.envs.scoring import Reward, exact_match, weighted
+from agentrl.envs.scoring import Parts, Rewards, exact_match, weighted
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
 from agentrl.errors import nearest
@@ -75,7 +75,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         *,
         tools: Sequence[Any] = ("calculator",),
         tool: Callable[[str], str] | None = None,
-        reward: str | Reward | Mapping[str, float] = "exact_match",
+        reward: Rewards = "exact_match",
         tasks: Sequence[dict[str, Any]] = (),
         call_format: str | CallFormat = "hermes",
         one_call: bool = False,
@@ -93,6 +93,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._tasks, self._max_turns, self._one_call = list(tasks) or [TASK], max_turns, one_call
         self._template = prompt_template
         self._golden: list[str] | None = None
+        self._scored: Parts | None = None  # of the turn's answer, where that was waited for
         self._turn = 0
         self.native = False
         self._write(plugins.find("call format", call_format)() if isinstance(call_format, str) else call_format)
@@ -124,7 +125,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         task = choose_task(options, self._tasks, self.np_random)
         question, self._golden = read_task(task)
         self.begun(task)
-        self._turn = 0
+        self._question, self._scored, self._turn = question, None, 0
         self._bound.reset()
         parts = {"open": self._open, "body": question, "close": self._close}
         return "".join(parts.values()), {"observation_parts": parts}
@@ -145,6 +146,8 @@ class ToolEnv(gymnasium.Env[str, str]):
     async def astep(self, action: str) -> Step:
         """`step` for an event loop: calls of a turn run at the same time, their results keep the order."""
         read = self._read(action)
+        if not read and self._score.waits and (text := answer_in(action)[0]):
+            self._scored = await self._score.later(text, self._golden or [], self.evidence(), self._question)
         if all(self._at_once(call) for call in read):
             return self.answered(action, read, [self._run(call) for call in read])
         if len(read) == 1:  # most turns: no task of its own
@@ -274,11 +277,11 @@ class ToolEnv(gymnasium.Env[str, str]):
 
     def _ended(self, answer: str, span: tuple[int, int]) -> Step:
         assert self._golden is not None
-        total, each = self._score(answer, self._golden, self.evidence())
+        total, each = self._scored or self._score(answer, self._golden, self.evidence(), self._question)
         correct = (each["exact_match"] if "exact_match" in each else exact_match(answer, self._golden)) == 1.0
         self._golden = None
         info = {"kind": "answer", "valid": True, "answer": answer, "answer_span": span, "correct": correct}
-        return "", total, True, False, info | ({"rewards": each} if len(each) > 1 else {})
+        return "", total, True, False, info | ({"rewards": each} if self._score.named else {})
 
 
 def example_of(parameters: dict[str, Any]) -> dict[str, Any]:

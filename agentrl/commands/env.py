@@ -1,12 +1,15 @@
-"""`agentrl env list | check | play | serve | tasks`: the environments' own tools."""
+"""`agentrl env list | check | play | new | serve | tasks`: the environments' own tools."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import gymnasium
+
+    from agentrl.envs.checker import Finding
 
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
@@ -45,16 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Print the tasks of an environment that lists its own, as rows for data.train of a config.",
     )
     tasks.add_argument("--split", default="train", help="default: train")
+    new = commands.add_parser(
+        "new",
+        help="a package of your own",
+        description="Write a small package with an environment, a reward, questions, a config and a test; it trains.",
+    )
+    new.add_argument("name", metavar="NAME", help="of the package: lower-case letters and _, for example my_env")
+    new.add_argument("--out", metavar="FOLDER", help="where it is written (default: ./NAME)")
     for p in (check, play, serve, tasks):
-        p.add_argument("env", metavar="ENV", help="id such as agentrl/Search-v0, or module:Namespace/Name-v0")
+        what = "id such as agentrl/Search-v0, or module:Namespace/Name-v0"
+        what += "; or a config, all of whose environments are tested" if p is check else ""
+        p.add_argument("env", metavar="ENV", help=what)
         p.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="constructor argument, for example topk=5"
         )
 
 
 def run(args: argparse.Namespace) -> int:
-    """One of the five."""
-    return {"list": _list, "check": _check, "play": _play, "serve": _serve, "tasks": _tasks}[args.what](args)
+    """One of the six."""
+    run_of = {"list": _list, "check": _check, "play": _play, "new": _new, "serve": _serve, "tasks": _tasks}
+    return run_of[args.what](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -66,28 +79,76 @@ def _list(args: argparse.Namespace) -> int:
         print_json([e._asdict() for e in found])
         return 0
     for e in found:
-        print(f"{color(e.id, 'bold')}  {e.summary}")
+        print(f"{color(e.id, 'bold')}  {e.summary} {color('(' + e.origin + ')', 'dim')}")
         print(color("    " + ", ".join(f"{k}={_short(v)}" for k, v in e.parameters.items()), "dim"))
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
-    from agentrl.console import color, print_json
-    from agentrl.envs.checker import check
+    from agentrl.console import print_json
 
-    findings = list(dict.fromkeys(check(args.env, **_values(args.set))))
-    errors = sum(f.level == "error" for f in findings)
+    found = _checked(args)
+    errors = sum(f.level == "error" for findings in found.values() for f in findings)
     if args.json:
-        print_json({"ok": not errors, "findings": [f._asdict() for f in findings]})
+        rows = [f._asdict() | ({"environment": name} if name else {}) for name, fs in found.items() for f in fs]
+        print_json({"ok": not errors, "findings": rows})
         return 1 if errors else 0
+    for name, findings in found.items():
+        _print_findings(f"{args.env}, {name}" if name else args.env, findings)
+    return 1 if errors else 0
+
+
+def _checked(args: argparse.Namespace) -> dict[str, list[Finding]]:
+    """The findings of an environment, or by name those of each environment of a config."""
+    from agentrl.envs.checker import check, check_env
+
+    if not _is_config(args.env):
+        return {"": list(dict.fromkeys(check(args.env, **_values(args.set))))}
+    from tempfile import TemporaryDirectory
+
+    from agentrl.config.files import load_config
+    from agentrl.errors import need
+
+    need("checking the environments of a config", "torch", "transformers")
+    from agentrl.train.build import about, build_world, environment_maker
+
+    config = load_config(args.env, args.set).config
+    out = {}
+    with TemporaryDirectory(prefix="agentrl-env-check-") as folder:
+        for name, one in config.alone().items():
+            with about(name):
+                make = environment_maker(one, build_world(one), Path(folder) / name, lambda line: None)
+                out[name] = list(dict.fromkeys(check_env(make)))
+    return out
+
+
+def _is_config(name: str) -> bool:
+    """Whether a file or a shipped config is named, and no environment."""
+    from agentrl.config.files import shipped_configs
+
+    return name.endswith((".yaml", ".yml")) or name in shipped_configs()
+
+
+def _print_findings(what: str, findings: list[Finding]) -> None:
+    from agentrl.console import color
+
     for f in findings:
         mark, shade = MARKS[f.level]
         print(f"{color(mark, shade)} {f.check:<16} {f.message}")
         if f.remedy:
             print(f"  {'':16} {color('→ ' + f.remedy, shade)}")
-    warnings = sum(f.level == "warning" for f in findings)
-    print(f"{args.env}: {errors} errors, {warnings} warnings")
-    return 1 if errors else 0
+    levels = [f.level for f in findings]
+    print(f"{what}: {levels.count('error')} errors, {levels.count('warning')} warnings")
+
+
+def _new(args: argparse.Namespace) -> int:
+    from agentrl.commands.env_new import write_package
+
+    folder = Path(args.out or args.name).expanduser()
+    for path in write_package(args.name, folder):
+        print(path)
+    print(f"next: cd {folder} && pip install -e . && agentrl train train.yaml")
+    return 0
 
 
 def _play(args: argparse.Namespace) -> int:
@@ -156,19 +217,14 @@ def _tasks(args: argparse.Namespace) -> int:
 
 
 def _make(env_id: str, values: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    import gymnasium
-
-    from agentrl.envs import list_envs
-    from agentrl.errors import AgentRLError, missing_package, nearest
+    from agentrl.envs import NotRegistered, list_envs, made_or_told
+    from agentrl.errors import AgentRLError
 
     known = {e.id: e for e in list_envs()}
     try:
-        return gymnasium.make(env_id, disable_env_checker=True, **values)
-    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
-        if missing := missing_package(env_id, error):
-            raise missing from error
-        hint = nearest(env_id, list(known)) or f"; there are {', '.join(known)}"
-        raise AgentRLError(f"there is no environment {env_id!r} ({error}){hint}") from error
+        return made_or_told(env_id, values)
+    except NotRegistered as error:
+        raise AgentRLError(str(error)) from error
     except (TypeError, ValueError) as error:  # arguments that its constructor does not take
         takes = f"; it takes {', '.join(known[env_id].parameters)}" if env_id in known else ""
         raise AgentRLError(f"{env_id} cannot be made: {error}{takes}") from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agentrl.config import RunConfig
+    from agentrl.config.files import LoadedConfig
     from agentrl.train.start import FinishedRun
 
 
@@ -35,29 +36,34 @@ def run(args: argparse.Namespace) -> int:
 
     loaded = load_config(args.config, args.set)
     if args.dry_run:
-        if args.json:
-            from agentrl.console import print_json
-
-            print_json({"config": loaded.config.model_dump(mode="json"), "origins": loaded.origins})
-        else:
-            from agentrl.commands.dryrun import report as dry_run_report
-            from agentrl.commands.dryrun import tried
-            from agentrl.errors import MissingPackageError
-
-            print(dry_run_report(loaded))
-            try:
-                lines, whole = tried(loaded.config)
-            except MissingPackageError as error:  # a machine that only looks
-                lines, whole = [f"nothing was tried: {error}"], True
-            print("\n" + "\n".join(lines))
-            return 0 if whole else 2
-        return 0
+        return _dry_run(loaded, args.json)
     need_packages("agentrl train", loaded.config)
     from agentrl.console import unbreakable
     from agentrl.train.start import train_run
 
     with unbreakable():
         return report(train_run(loaded.config, force=args.force, quiet=args.json), args.json)
+
+
+def _dry_run(loaded: LoadedConfig, as_json: bool) -> int:
+    """2 where a part of the run could not be made."""
+    from agentrl.commands.dryrun import report as dry_run_report
+    from agentrl.commands.dryrun import tried
+    from agentrl.console import print_json
+    from agentrl.errors import MissingPackageError
+
+    if not as_json:
+        print(dry_run_report(loaded))
+    try:
+        lines, whole = tried(loaded.config)
+    except MissingPackageError as error:  # a machine that only looks
+        lines, whole = [f"nothing was tried: {error}"], True
+    if as_json:
+        config = loaded.config.model_dump(mode="json")
+        print_json({"config": config, "origins": loaded.origins, "tried": lines, "ok": whole})
+    else:
+        print("\n" + "\n".join(lines))
+    return 0 if whole else 2
 
 
 def need_packages(what: str, config: RunConfig) -> None:

@@ -28,8 +28,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         if "retriever" in env.kwargs:
             env.kwargs = env.kwargs | {"retriever": _absolute(env.kwargs["retriever"])}
         if isinstance(env, EnvEntry):
-            for part, name in ((env.data, "train"), (env.data, "test"), (env.retriever, "index")):
-                setattr(part, name, _absolute(getattr(part, name)))
+            env.data.train, env.data.test = _absolute(env.data.train), _absolute(env.data.test)
+            env.retriever.index = _absolute(env.retriever.index)
     return config
 
 

@@ -50,6 +50,8 @@ def grade_step(path: Path, step: int, kind: str, name: str) -> Told:
     if step not in steps:
         raise RunError(f"{path} has no rollouts of {kind} {step}: stored are {steps[0]} to {steps[-1]}")
     grader: Grader = plugins.find("reward", name)
+    if isinstance(grader, type):
+        raise RunError(f"{name} is made with parameters: name a function of (answer, golden answers) that calls it")
     parameters = inspect.signature(grader).parameters
     if "evidence" in parameters:
         raise RunError(

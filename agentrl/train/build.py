@@ -296,14 +296,13 @@ def environment_maker(
         )
     kwargs.update(config.environment.kwargs)
 
-    def make() -> gymnasium.Env[str, str]:
-        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    def make(**stand_in: Any) -> gymnasium.Env[str, str]:
+        return envs.made_or_told(env_id, kwargs | stand_in)
 
     try:
         make().close()
-    except gymnasium.error.UnregisteredEnv as error:
-        known = [found.id for found in envs.list_envs()]
-        raise ConfigError([f"env.id: there is no environment {env_id!r}{plugins.unknown(env_id, known)}"]) from error
+    except envs.NotRegistered as error:
+        raise ConfigError([f"env.id: {error}"]) from error
     except (TypeError, ValueError, ImportError, gymnasium.error.Error, PluginError) as error:
         if unknown := _unknown_parameters(env_id, kwargs):
             raise ConfigError(unknown) from error

@@ -14,7 +14,7 @@ from agentrl.data.tasks import subset
 from agentrl.monitors.signals import NEAR_ZERO
 from agentrl.rollouts.play import EnvPool
 from agentrl.train.build import Job
-from agentrl.train.measure import search_metrics
+from agentrl.train.measure import reward_metrics, search_metrics
 from agentrl.train.patience import Patience
 from agentrl.types import Alarm, Task, Trajectory
 
@@ -57,6 +57,7 @@ def evaluate(
     if good:
         summary["em"] = exact_match(good)
         summary["reward"] = sum(t.reward for t in good) / len(good)
+        summary |= reward_metrics(good)
         summary["cut_share"] = sum(any(u.stop == "length" for u in t.turns) for t in good) / len(good)
         summary["turns"] = sum(len(t.turns) for t in good) / len(good)
         summary["response_length"] = sum(t.action_tokens for t in good) / len(good)
@@ -99,6 +100,7 @@ def _by_environment(tasks: Sequence[Task], episodes: Sequence[Trajectory], sampl
         good = [t for t in these if t.error is None]
         out |= {f"n/{name}": len(these) // samples, f"failed/{name}": len(these) - len(good)}
         if good:
+            out |= {f"{key}/{name}": value for key, value in reward_metrics(good).items()}
             out |= {f"em/{name}": exact_match(good), f"reward/{name}": sum(t.reward for t in good) / len(good)}
     return out
 

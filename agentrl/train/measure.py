@@ -63,7 +63,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         }
         judged = [u for u in turns if "valid" in u.info]
         out["valid_action_ratio"] = sum(bool(u.info["valid"]) for u in judged) / len(judged) if judged else None
-        out |= call_metrics(turns) | search_metrics(good)
+        out |= call_metrics(turns) | search_metrics(good) | reward_metrics(good)
     return present(out)
 
 
@@ -98,6 +98,18 @@ def _repeated(t: Trajectory) -> Iterator[bool]:
             for query in map(query_key, map(str, u.info.get("queries", [u.info["query"]]))):
                 yield query in asked
                 asked.add(query)
+
+
+def reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """`rewards/NAME`: the mean of each reward, unweighted, over the episodes whose environment names several.
+
+    Episodes without an answer have none of them and are left out.
+    """
+    of: dict[str, list[float]] = defaultdict(list)
+    for t in trajectories:
+        for name, value in t.turns[-1].info.get("rewards", {}).items():
+            of[name].append(float(value))
+    return {f"rewards/{name}": sum(values) / len(values) for name, values in sorted(of.items())}
 
 
 def call_metrics(turns: Sequence[Turn]) -> dict[str, float]:

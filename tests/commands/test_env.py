@@ -63,6 +63,12 @@ def test_play_asks_the_question_given(monkeypatch, capsys):
     [
         (["play", "agentrl/Serch-v0"], "did you mean 'agentrl/Search-v0'?"),
         (["play", "no_such_module:Own/Env-v0"], "no_such_module"),
+        (
+            ["play", "json:Own/Env-v0"],
+            'json was imported and registers no Own/Env-v0: call gymnasium.register("Own/Env',
+        ),
+        (["play", "no_such_module:Own/Env-v0"], "there is no module 'no_such_module'; it is looked for in the current"),
+        (["play", "Reachr-v0"], "one of your own is written module:Namespace/Name-v0, and its module calls gymnasium"),
         (["play", "agentrl/Search-v0", "--set", "topkk=3"], "it takes retriever"),
         (["play", "agentrl/Search-v0", "--set", "topk=0"], "topk is 0"),
         (["play", "agentrl/Search-v0", "--set", "topk"], "expected KEY=VALUE"),
@@ -73,3 +79,57 @@ def test_play_asks_the_question_given(monkeypatch, capsys):
 def test_mistakes_are_named(capsys, arguments, wanted):
     assert main(["env", *arguments]) == 2
     assert wanted in capsys.readouterr().err
+
+
+def test_an_own_module_that_registers_nothing_is_told_how(tmp_path, monkeypatch, capsys):
+    """No robot arm is suggested, whatever asks for it."""
+    (tmp_path / "mine_alone.py").write_text("class Mine: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    questions = tmp_path / "q.jsonl"
+    questions.write_text('{"question": "q", "golden_answers": ["a"]}\n')
+    name = "mine_alone:Reach/Mine-v0"
+    assert main(["env", "check", name]) == 1
+    assert main(["env", "play", name]) == 2
+    changes = ["world=null", f"data.train={questions}", "warm_start=null", "model.path=x", "log.name=n"]
+    sets = [part for change in (*changes, f"env.id={name}") for part in ("--set", change)]
+    assert main(["train", "search_tiny", "--dry-run", *sets]) == 2
+    assert main(["train", "search_tiny", "--dry-run", "--json", *sets]) == 2
+    said = capsys.readouterr()
+    text = said.out + said.err
+    assert text.count("mine_alone was imported and registers no Reach/Mine-v0: call gymnasium.register") == 4
+    assert "Reacher" not in text and "docs/environments.md" in text
+
+
+def test_a_dry_run_refuses_what_the_environment_does_not_take(capsys):
+    assert main(["train", "search_tiny", "--dry-run", "--set", "env.kwargs.prompt=x {question}"]) == 2
+    assert "env.kwargs.prompt: agentrl/Search-v0 has no such parameter; did you mean 'prompt_template'?" in (
+        capsys.readouterr().out
+    )
+
+
+MIXTURE = """
+model: {path: "builtin:tiny"}
+env:
+  - {world: {kind: search, people: 24, companies: 10, cities: 8, regions: 6}}
+  - {name: sums, world: {kind: arithmetic}, kwargs: {format_reward: 0.1}}
+"""
+
+
+def test_the_environments_of_a_config_are_checked_and_tried_each(tmp_path, capsys):
+    path = tmp_path / "mix.yaml"
+    path.write_text(MIXTURE)
+    assert main(["train", str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "search: one step of agentrl/Search-v0" in out and "sums: one step of agentrl/Math-v0" in out
+    assert main(["train", str(path), "--dry-run", "--set", "env.1.kwargs.format_rewrd=1"]) == 2
+    wanted = "sums: problem, environment: env.kwargs.format_rewrd: agentrl/Math-v0 has no such parameter; did you mean"
+    assert wanted in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_check_takes_a_config(tmp_path, capsys):
+    path = tmp_path / "mix.yaml"
+    path.write_text(MIXTURE)
+    assert main(["env", "check", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"{path}, search: 0 errors" in out and f"{path}, sums: 0 errors" in out

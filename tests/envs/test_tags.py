@@ -66,6 +66,7 @@ def test_an_episode():
     env = CalculatorEnv()
     observation, info = env.reset(options=TASK)
     assert observation == PROMPT + "2 + 2?" == "".join(info["observation_parts"].values())
+    assert env.step("no tag")[0] == "\n<result>write <calc> or <answer>, and close it</result>\n"
     assert env.step("<calc> 2 + 2 </calc>")[0] == "\n<result>4</result>\n"
     observation, reward, terminated, truncated, info = env.step("so <answer> 4 </answer>")
     assert (observation, reward, terminated, truncated, info["correct"]) == ("", 1.0, True, False, True)
