@@ -166,13 +166,13 @@ def test_gems_task_is_the_rows():
 
 def test_in_rollouts_it_is_an_episode_that_is_counted():
     from agentrl.config import RolloutConfig
-    from agentrl.rollouts.play import _Failed, _guarded
+    from agentrl.rollouts.play import Failed, guarded
 
     env = skyrl()
 
     async def play():
-        await _guarded(env.areset(options=TASK), 5.0)
-        with pytest.raises(_Failed, match="ToolFailure"):
-            await _guarded(env.astep("none"), RolloutConfig().tool_timeout_s)
+        await guarded(env.areset(options=TASK), 5.0)
+        with pytest.raises(Failed, match="ToolFailure"):
+            await guarded(env.astep("none"), RolloutConfig().tool_timeout_s)
 
     asyncio.run(play())
