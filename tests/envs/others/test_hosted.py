@@ -115,6 +115,20 @@ def test_a_dead_process_has_a_pause_before_the_next(monkeypatch):
         env.reset(options=TASK)
 
 
+def test_the_pause_grows_while_it_cannot_be_started(monkeypatch):
+    monkeypatch.setattr(hosts, "FIRST_PAUSE_S", 0.1)
+    env = skyrl(extras={"own": "growing"})
+    env.reset(options=TASK)
+    with pytest.raises(ToolFailure):
+        env.step("die")
+    env._host._command[1] = "/nowhere.py"
+    for _ in range(2):
+        time.sleep(max(0.0, env._host._not_before - time.monotonic()))
+        with pytest.raises(ToolFailure, match="exit code 2"):
+            env.reset(options=TASK)
+    assert env._host._not_before - time.monotonic() > 0.25  # 0.1 s, 0.2 s, 0.4 s
+
+
 def test_many_episodes_wait_at_the_same_time():
     envs = [skyrl() for _ in range(32)]
 

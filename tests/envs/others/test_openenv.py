@@ -296,6 +296,23 @@ def test_a_wrong_answer_is_a_failed_episode_and_the_next_goes_on(answer, why):
         env.close()
 
 
+def test_an_episode_does_not_go_on_at_another_connection():
+    opened = []
+
+    async def handle(socket):
+        opened.append(socket)
+        await socket.recv()
+        await socket.send(json.dumps(SEEN))  # and hangs up
+
+    with answering(handle) as url:
+        env = openenv(url=url)
+        env.reset(options={"id": "q"})
+        time.sleep(0.1)
+        with pytest.raises(ToolFailure, match="closed the connection"):
+            env.step("x")
+        assert len(opened) == 1
+
+
 def test_a_server_that_is_away_is_a_failure():
     env = openenv(url="http://127.0.0.1:9", timeout_s=2.0)
     with pytest.raises(ToolFailure, match="ConnectionRefused"):
