@@ -14,6 +14,7 @@ from typing import Any
 from agentrl.envs.errors import TaskError
 from agentrl.envs.scoring import answer_key, exact_match, normalize_answer
 from agentrl.retriever.base import Hit
+from agentrl.retriever.corpus import Passage
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Search:
 class Evidence:
     """All searches of an episode until its answer, for rewards that have a parameter `evidence`.
 
-    `recall` is the share of the gold passages that any search found; None where the task names none.
+    `recall` is the share of the gold passages that were found or opened; None where the task names none.
     """
 
     searches: tuple[Search, ...] = ()
     recall: float | None = None
-    texts: tuple[str, ...] = ()  # title and text of every passage found
+    texts: tuple[str, ...] = ()  # title and text of every passage found, and of every document opened
 
     def supports(self, answer: str) -> bool:
         """Whether the answer stands in a passage that was found."""
@@ -56,14 +57,24 @@ class Searches:
     def add(self, query: str, hits: Sequence[Hit]) -> dict[str, float]:
         """Note a search; what its turn's info says of it: nothing where no gold passage is named."""
         passages = [hit.passage for hit in hits]
-        here = {key for p in passages for key in (f"id:{p.id}", f"title:{title_key(p.title)}") if key in self.gold}
-        self._got |= here
+        here = self._shown(passages)
         recall = len(here) / len(self.gold) if self.gold else None
         key = query_key(query)
         self._searches.append(Search(query, tuple(p.id for p in passages), recall, key in self._asked))
         self._asked.add(key)
-        self._texts |= {f"{p.title}\n{p.text}": None for p in passages}
         return {} if recall is None else {"gold_recall": recall, **self.at_the_end()}
+
+    def opened(self, passage: Passage) -> dict[str, float]:
+        """Note a document that was opened; what its turn's info says of it."""
+        self._shown([passage])
+        return self.at_the_end()
+
+    def _shown(self, passages: Sequence[Passage]) -> set[str]:
+        """The gold passages among these."""
+        self._texts |= {f"{p.title}\n{p.text}": None for p in passages}
+        here = {key for p in passages for key in (f"id:{p.id}", f"title:{title_key(p.title)}") if key in self.gold}
+        self._got |= here
+        return here
 
     def at_the_end(self) -> dict[str, float]:
         """What the info of an answer says: the share of the gold passages found; nothing where none is named."""

@@ -19,6 +19,7 @@ from agentrl.envs.scoring import Rewards, reads_evidence
 from agentrl.envs.search import batcher_of
 from agentrl.envs.tools import Outcome, Step, ToolEnv
 from agentrl.retriever.base import Hit
+from agentrl.retriever.corpus import Passage
 from agentrl.retriever.errors import RetrieverError
 from agentrl.retriever.opening import open_searcher
 
@@ -32,7 +33,12 @@ class SearchTools:
     def __init__(self, searcher: Any, topk: int, passage: str, nothing_found: str = NOTHING_FOUND) -> None:
         self.searcher, self._topk, self._nothing = searcher, topk, nothing_found
         self._show = passage_format(passage.replace("{id}", "{rank}"))
+        self.forget()
+
+    def forget(self) -> None:
+        """What the turn before has found and opened."""
         self.turn: list[tuple[str, Sequence[Hit]]] = []
+        self.opened: list[Passage] = []
 
     @tool
     async def search(self, query: str) -> str:
@@ -66,7 +72,10 @@ class SearchTools:
                 return "Documents cannot be opened here."
         except RetrieverError as e:
             raise ToolFailure(str(e)) from e
-        return f"There is no document {id[:80]!r}." if found is None else f"{found.title}\n{found.text}"
+        if found is None:
+            return f"There is no document {id[:80]!r}."
+        self.opened.append(found)
+        return f"{found.title}\n{found.text}"
 
 
 class SearchToolsEnv(ToolEnv):
@@ -118,12 +127,15 @@ class SearchToolsEnv(ToolEnv):
             if len(found) > 1:
                 step[-1]["queries"] = [query for query, _ in found]
             step[-1].update(self._noted(found))
+        if self._searches is not None and self._own.opened:
+            for passage in self._own.opened:
+                step[-1].update(self._searches.opened(passage))
         elif self._searches is not None and step[2]:
             step[-1].update(self._searches.at_the_end())
         return step
 
     def _read(self, action: str) -> list[Call | BadCall]:
-        self._own.turn = []  # also of a turn that has not happened, because one of its searches failed
+        self._own.forget()  # also a turn that has not happened, because one of its searches failed
         return super()._read(action)
 
     @property

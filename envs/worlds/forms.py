@@ -60,15 +60,19 @@ class Form(Protocol):
         ...
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 class Tags:
     """Search-R1's tags, one raw continuation."""
 
-    specials = (
+    specials: tuple[str, ...] = (
         "<pad>", "<eos>", "<unk>", "<think>", "</think>", "<search>", "</search>", "<information>", "</information>",
         "<answer>", "</answer>",
     )  # fmt: skip
     marks: tuple[str, ...] = ()
-    words = tuple("question: doc of ? . need find now let me search next not sure try again nothing".split())  # noqa: SIM905
+    words: tuple[str, ...] = _words("question: doc of ? . need find now let me search next not sure try again nothing")
     template: str | None = None
 
     def question(self, text: str, *, tools: bool = True) -> str:
@@ -95,9 +99,11 @@ class Tags:
 class ToolCalls:
     """Messages of a chat template; a search is a call in JSON, and a turn without a call is the answer."""
 
-    specials = ("<pad>", "<eos>", "<unk>", "<tools>", "</tools>", "<user>", "<tool>", "</tool>")
-    marks = ("<tool_call>", "</tool_call>", QUERY, ID, END, "<think>", "</think>", "<answer>", "</answer>")
-    words = tuple("search query open id doc of ? . need find now let me next not sure nothing".split())  # noqa: SIM905
+    specials: tuple[str, ...] = ("<pad>", "<eos>", "<unk>", "<tools>", "</tools>", "<user>", "<tool>", "</tool>")
+    marks: tuple[str, ...] = (
+        "<tool_call>", "</tool_call>", QUERY, ID, END, "<think>", "</think>", "<answer>", "</answer>",
+    )  # fmt: skip
+    words: tuple[str, ...] = _words("search query open id doc of ? . need find now let me next not sure nothing")
     template: str | None = TEMPLATE
 
     def question(self, text: str, *, tools: bool = True) -> str:

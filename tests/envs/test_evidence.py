@@ -124,6 +124,27 @@ def test_several_searches_of_a_turn_count_each():
     assert info["gold_recall"] == pytest.approx(1 / 3) and info["gold_found"] == 1.0
 
 
+def test_opened_documents_count_as_found_and_support_answers():
+    class Opens:
+        quick = True
+
+        def search_batch(self, queries, topk):
+            return INDEX.search_batch(queries, topk)
+
+        def document(self, identifier):
+            return next((p for p in PASSAGES if p.id == identifier), None)
+
+    env = SearchToolsEnv(retriever=Opens(), topk=1, reward="supported_match")
+    for answered in (True, False):
+        env.reset(options=TASK)
+        if answered:
+            opened = '<tool_call>{"name": "open", "arguments": {"id": " 8 "}}</tool_call>'
+            info = env.step(opened)[-1]
+            assert info["gold_found"] == 0.5 and "gold_recall" not in info and info["kind"] == "tool"
+        assert env.step("Varn")[1] == float(answered)
+        assert len(env.evidence().texts) == answered
+
+
 def test_a_turn_that_has_not_happened_leaves_no_search():
     class Breaks:
         quick = True
