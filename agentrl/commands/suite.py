@@ -200,7 +200,12 @@ class _Played:
         config, run = self.target.config, self.target.run
         questions = {name: questions_hash(tasks) for name, tasks in self.suite.sets.items()}
         world = config.world.model_dump() if config.world else None
-        what = {"questions": questions, "limits": limits_of(config), "world": world, "seed": config.seed}
+        what: dict[str, Any] = {
+            "questions": questions,
+            "limits": limits_of(config),
+            "world": world,
+            "seed": config.seed,
+        }
         if self.server is not None:
             what |= {"server": self.server.endpoint, "model": self.model, "tool_messages": self.args.tool_messages}
         else:

@@ -99,16 +99,16 @@ def _what(
         return config, checkpoint_at(path, checkpoint) / "model", path
     if checkpoint is not None:
         raise RunError(f"--checkpoint is for run directories, and {target} is none: it has no config.yaml")
-    config = args.config
-    if config is None and any(map(is_qa7, args.suite)) and (path.is_dir() or not path.parent.is_dir()):
-        config = _suite_config()
-    if config is None:
+    source = args.config
+    if source is None and any(map(is_qa7, args.suite)) and (path.is_dir() or not path.parent.is_dir()):
+        source = _suite_config()
+    if source is None:
         around = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise RunError(
             f"{target} is not a run directory{nearest(str(path), around)}; to evaluate a model, say on what: "
             f"{command('eval', target, 'CONFIG')}"
         )
-    return load_config(config, [*changes, f"model.path={target}"]).config, None, None
+    return load_config(source, [*changes, f"model.path={target}"]).config, None, None
 
 
 def limits_apart(targets: list[Target]) -> dict[str, list[str]]:

@@ -105,7 +105,7 @@ class Server:
 
         AgentRLError where it does not answer, or refuses the address, the key or the model's name.
         """
-        told = []
+        told: list[str] = []
         for _ in range(4):
             messages: Messages = [{"role": "user", "content": "Say yes."}]
             try:

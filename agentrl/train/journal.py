@@ -57,6 +57,7 @@ def key_of(what: Mapping[str, Any]) -> str:
 def response(task: Task, t: Trajectory, seconds: float) -> dict[str, Any]:
     """What is kept of one episode; `f1` and `substring` are None where the environment names no answer."""
     row: dict[str, Any] = {"id": t.sample_id, "error": t.error, "seconds": seconds, "turns": len(t.turns)}
+    row["said"] = [u.action for u in t.turns]
     if t.error is not None or not t.turns:
         return row
     last = t.turns[-1].info

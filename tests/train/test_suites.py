@@ -97,6 +97,7 @@ def test_a_response_is_what_the_environment_says_of_it():
     assert (silent["f1"], silent["substring"], silent["searches"]) == (0.0, 0.0, 0)
     unnamed = response(TASK, trajectory(turn()), 1.0)
     assert unnamed["f1"] is None and unnamed["correct"]
+    assert kept["said"] == ["say", "say"]
     lost = response(TASK, trajectory(error="server: away"), 1.0)
     assert lost["error"] == "server: away" and "correct" not in lost
 
