@@ -60,32 +60,33 @@ def made_or_told(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]
     """`gymnasium.make`, whose NotRegistered says what is missing in place of the nearest robot that Gymnasium knows."""
     try:
         return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
-        if (missing := missing_package(env_id, error)) is not None:
+    except gymnasium.error.UnregisteredEnv as error:
+        raise NotRegistered(_why_unknown(env_id)) from error
+    except ModuleNotFoundError as error:  # Gymnasium's own, with the true one as its cause
+        cause = error.__cause__ if isinstance(error.__cause__, ModuleNotFoundError) else error
+        if (missing := missing_package(env_id, cause)) is not None:
             raise missing from error
-        module, absent = env_id.rpartition(":")[0], getattr(error, "name", None)
-        if absent is not None and absent not in (module, module.partition(".")[0]):
-            raise  # something that the module itself imports
-        raise NotRegistered(_why_unknown(env_id, isinstance(error, ModuleNotFoundError))) from error
+        module, absent = env_id.rpartition(":")[0], cause.name or ""
+        if not absent or not f"{module}.".startswith(f"{absent}."):  # something that the module itself imports
+            raise NotRegistered(f"{env_id}: {module or 'its class'} cannot be imported: {cause}") from error
+        raise NotRegistered(
+            f"{env_id}: there is no module {module!r}; it is looked for in the current folder and among installed "
+            "packages, and written package.module:Namespace/Name-v0"
+        ) from error
 
 
 HOW = 'call gymnasium.register("{}", entry_point=YourClass) in it, outside of functions (docs/environments.md)'
 
 
-def _why_unknown(env_id: str, no_module: bool) -> str:
+def _why_unknown(env_id: str) -> str:
     module, _, name = env_id.rpartition(":")
-    if no_module:
-        return (
-            f"{env_id}: there is no module {module!r}; it is looked for in the current folder and among installed "
-            "packages, and written package.module:Namespace/Name-v0"
-        )
     if module:
         own = [n for n, spec in gymnasium.registry.items() if _where(spec.entry_point or "").startswith(module)]
         what = f"registers {', '.join(own)}, not {name}{nearest(name, own)}" if own else f"registers no {name}"
         return f"{env_id}: {module} was imported and {what}: {HOW.format(name)}"
     known = plugins.unknown(env_id, [e.id for e in list_envs()])
-    own = "one of your own is written module:Namespace/Name-v0, and its module calls gymnasium.register"
-    return f"there is no environment {env_id!r} ({own}: docs/environments.md){known}"
+    how = "one of your own is written module:Namespace/Name-v0, and its module calls gymnasium.register"
+    return f"there is no environment {env_id!r} ({how}: docs/environments.md){known}"
 
 
 def _where(entry: Any) -> str:

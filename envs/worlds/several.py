@@ -14,14 +14,16 @@ class Worlds:
     """Demonstrations and practice of all `worlds`, in equal parts, over the union of their words.
 
     Each world has `vocabulary` (word -> id) and `specials` besides what `agentrl.envs.worlds.World` asks for.
-    ValueError where one has not.
+    ValueError where one has not, or is played by a chat template of its own.
     """
 
     def __init__(self, worlds: Sequence[Any]) -> None:
         for world in worlds:
+            name = type(world).__name__
             if not hasattr(world, "vocabulary") or not hasattr(world, "specials"):
-                name = type(world).__name__
                 raise ValueError(f"{name} has no vocabulary and specials, which several worlds of one model need")
+            if getattr(getattr(world, "form", None), "template", None) is not None:
+                raise ValueError(f"{name} has a chat template of its own: its episodes share no text with other worlds")
         self.worlds = tuple(worlds)
         self.specials = tuple(dict.fromkeys([*FIRST, *(s for world in worlds for s in world.specials)]))
         words = dict.fromkeys([*self.specials, *(w for world in worlds for w in world.vocabulary if not _filler(w))])

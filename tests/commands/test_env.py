@@ -107,6 +107,14 @@ def test_a_dry_run_refuses_what_the_environment_does_not_take(capsys):
     )
 
 
+def test_what_an_own_module_misses_itself_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine_broken.py").write_text("import a_package_that_nobody_has\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["env", "play", "mine_broken:Mine/Env-v0"]) == 2
+    said = "mine_broken cannot be imported: No module named 'a_package_that_nobody_has'"
+    assert said in capsys.readouterr().err
+
+
 MIXTURE = """
 model: {path: "builtin:tiny"}
 env:

@@ -160,6 +160,23 @@ def test_each_environment_has_alarms_of_its_own(tmp_path):
     assert {row["env"] for row in record.groups} == {"once"} and "entropy" in record.metrics
 
 
+def test_the_monitors_of_each_are_saved_with_the_run_and_forget_with_the_guard(run, tmp_path):
+    from agentrl.monitors import Monitor
+    from agentrl.runs.checkpoint import latest_checkpoint
+    from agentrl.train.entries import Entries
+
+    _, state = latest_checkpoint(run)
+    assert list(state["monitors_of"]) == ["letters", "once"]
+    entries = Entries(["letters", "once"], Monitor())
+    entries.load_state_dict(state["monitors_of"])
+    assert entries.monitors["letters"].seen > 0 and entries.state_dict() == state["monitors_of"]
+    guards = []
+    config = as_often(config_of(tmp_path, guard={"enabled": True}, train={"steps": 0}, eval={"questions": 0}))
+    train_until(config, meddle=lambda trainer: guards.append((trainer.guard, trainer.entries)))
+    [(guard, entries)] = guards
+    assert guard.others == list(entries.monitors.values()) and len(guard.others) == 2
+
+
 def test_an_outage_of_one_tool_is_waited_for_though_the_others_go_on(tmp_path):
     from agentrl.errors import OutageError
 
