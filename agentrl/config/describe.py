@@ -42,15 +42,15 @@ class Key:
 def keys(model: type[BaseModel] = RunConfig, before: str = "") -> Iterator[Key]:
     """All keys and parts, in the schema's order, a part before its keys."""
     for name, field in model.model_fields.items():
-        part = _part(field.annotation)
+        parts = dict(_parts(field.annotation))
         meaning = field.description or ""
         default = None if field.default is PydanticUndefined else field.default
-        if part is None:
+        if not parts:
             yield Key(before + name, _values(field), default, meaning)
-        else:
+        for suffix, part in parts.items():
             doc = " ".join((part.__doc__ or "").split())
-            yield Key(before + name, "", default if default is None else ..., meaning or doc)
-            yield from keys(part, f"{before}{name}.")
+            yield Key(before + name + suffix, "", default if default is None else ..., meaning or doc)
+            yield from keys(part, f"{before}{name}{suffix}.")
 
 
 def explain(name: str) -> list[Key]:
@@ -64,11 +64,12 @@ def explain(name: str) -> list[Key]:
     raise ConfigError([f"{name!r} is no key of the configuration{hint}"])
 
 
-def _part(annotation: Any) -> type[BaseModel] | None:
-    for one in (annotation, *get_args(annotation)):
-        if isinstance(one, type) and issubclass(one, BaseModel):
-            return one
-    return None
+def _parts(annotation: Any, suffix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """The models that may stand there, by "" or, in a list, by "[]"."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield suffix, annotation
+    for one in get_args(annotation):
+        yield from _parts(one, "[]" if get_origin(annotation) is list else suffix)
 
 
 def _values(field: FieldInfo) -> str:
