@@ -183,12 +183,24 @@ def test_a_crash_of_the_interpreter_is_told(patient):
 
 
 def left_over():
-    """Processes of a sandbox that are still there."""
+    """Processes of a sandbox that are still there: ours and those without a parent, not those of a test beside this."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            found += [path.parent.name] if str(sandbox.INSIDE).encode() in path.read_bytes() else []
+            if str(sandbox.INSIDE).encode() in path.read_bytes() and not of_another(int(path.parent.name)):
+                found.append(path.parent.name)
     return found
+
+
+def of_another(pid):
+    """Whether another process has started it, which this one has not."""
+    above = []
+    while pid > 1 and pid != os.getpid():
+        status = Path(f"/proc/{pid}/status").read_text()
+        pid = int(status.partition("PPid:")[2].split()[0])
+        above.append(pid)
+    shut_in = [p for p in above if p > 1 and str(sandbox.INSIDE).encode() in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return pid != os.getpid() and len(above) > len(shut_in) + 1
 
 
 def wait_until_none_is_left():
