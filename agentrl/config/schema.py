@@ -285,6 +285,11 @@ class EnvEntry(Part):
         None, pattern=r"^[A-Za-z0-9_.-]+$", description="what its metrics are called; by default from its world or id"
     )
     weight: float = Field(1.0, ge=0, description="of the questions that a step draws, this share comes from it")
+    demonstrations: float = Field(
+        1.0,
+        ge=0,
+        description="of the warm start's demonstrations, this share is of its world, beside the others' shares",
+    )
     kwargs: dict[str, Any] = Field({}, description="passed to gymnasium.make as they are")
     world: WorldConfig | None = Field(None, description="where its questions come from; null: data, or the run's world")
     data: EntryData = EntryData()
@@ -625,6 +630,8 @@ class RunConfig(Part):
             yield "env is an empty list: give at least one entry, for example {id: agentrl/Search-v0, weight: 1}"
         elif not any(e.weight for e in entries):
             yield f"env: the {len(entries)} weights sum to nothing: give at least one entry a weight above 0"
+        if entries and self.warm_start is not None and not any(e.demonstrations for e in entries):
+            yield "env: no entry has demonstrations for warm_start: give one a share above 0, or drop warm_start"
         names = [e.name for e in entries if e.name is not None]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             yield f"env: two entries have the name {twice[0]}: their metrics would be one; give each its own"
@@ -639,6 +646,12 @@ class RunConfig(Part):
     def weights(self) -> dict[str, float]:
         """Of each environment, by its name as in `alone`."""
         return {name: e.weight for name, e in zip(self.alone(), self.env)} if isinstance(self.env, list) else {"": 1.0}
+
+    @property
+    def demonstrated(self) -> dict[str, float]:
+        """The share of each environment's world in the warm start, named as in `alone`."""
+        several = isinstance(self.env, list)
+        return {n: e.demonstrations for n, e in zip(self.alone(), self.env)} if several else {"": 1.0}
 
     def alone(self) -> dict[str, RunConfig]:
         """Name -> the config as if that environment were the only one. `{"": self}` where `env` is a mapping."""

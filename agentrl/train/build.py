@@ -118,7 +118,7 @@ def build_job(
     kind = ready_kind(config)
     alone = config.alone()
     worlds = {name: build_world(one) for name, one in alone.items()}
-    world = one_world(worlds)
+    world = one_world(worlds, config.demonstrated)
     model_config = config.model
     adapter = model_path if model_path is not None and is_adapter(model_path) else None
     if model_path is not None and adapter is None:
@@ -180,17 +180,20 @@ def belonging(tasks: list[Task], name: str) -> list[Task]:
     return [replace(task, id=f"{name}:{task.id}", env=name) for task in tasks] if name else tasks
 
 
-def one_world(worlds: dict[str, Any]) -> Any:
-    """What the model is to know the words of: the run's world, or those of its environments as one; None without."""
+def one_world(worlds: dict[str, Any], demonstrated: dict[str, float] | None = None) -> Any:
+    """What the model is to know the words of: the run's world, or those of its environments as one; None without.
+
+    `demonstrated`: the share of each in the warm start, by default equal ones.
+    """
     if list(worlds) == [""]:
         return worlds[""]
-    made = [world for world in worlds.values() if world is not None]
+    made = {name: world for name, world in worlds.items() if world is not None}
     if not made:
         return None
     from agentrl.envs.worlds.several import Worlds
 
     try:
-        return Worlds(made)
+        return Worlds([*made.values()], [(demonstrated or {}).get(name, 1.0) for name in made])
     except ValueError as error:
         raise ConfigError([f"env: {error}"]) from error
 

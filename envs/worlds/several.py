@@ -11,20 +11,22 @@ FIRST = ("<pad>", "<eos>", "<unk>")
 
 
 class Worlds:
-    """Demonstrations and practice of all `worlds`, in equal parts, over the union of their words.
+    """Demonstrations of all `worlds` by `shares` (equal ones, where there are none), and practice in equal parts.
+
+    The words are the union of theirs.
 
     Each world has `vocabulary` (word -> id) and `specials` besides what `agentrl.envs.worlds.World` asks for.
     ValueError where one has not, or is played by a chat template of its own.
     """
 
-    def __init__(self, worlds: Sequence[Any]) -> None:
+    def __init__(self, worlds: Sequence[Any], shares: Sequence[float] | None = None) -> None:
         for world in worlds:
             name = type(world).__name__
             if not hasattr(world, "vocabulary") or not hasattr(world, "specials"):
                 raise ValueError(f"{name} has no vocabulary and specials, which several worlds of one model need")
             if getattr(getattr(world, "form", None), "template", None) is not None:
                 raise ValueError(f"{name} has a chat template of its own: its episodes share no text with other worlds")
-        self.worlds = tuple(worlds)
+        self.worlds, self.shares = tuple(worlds), tuple(shares or [1.0] * len(worlds))
         self.specials = tuple(dict.fromkeys([*FIRST, *(s for world in worlds for s in world.specials)]))
         words = dict.fromkeys([*self.specials, *(w for world in worlds for w in world.vocabulary if not _filler(w))])
         vocabulary = [*words, *(f"<x{i}>" for i in range(-len(words) % 16))]
@@ -46,8 +48,8 @@ class Worlds:
         return [row | {"world": i} for i, world in enumerate(self.worlds) for row in world.questions(split)]
 
     def example(self, rng: random.Random, questions: Sequence[Sequence[dict[str, Any]]]) -> list[Segment]:
-        """A demonstration of a random question of a random world."""
-        i = rng.randrange(len(self.worlds))
+        """A demonstration of a random question of a world that is drawn by its share."""
+        i = rng.choices(range(len(self.worlds)), self.shares)[0]
         demonstration: list[Segment] = self.worlds[i].demonstration(rng.choice(questions[i]), rng)
         return demonstration
 

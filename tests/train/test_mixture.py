@@ -13,6 +13,7 @@ from agentrl.envs.errors import ToolFailure
 from agentrl.errors import ConfigError
 from agentrl.runs.files import read_json
 from agentrl.runs.read import read_evals, read_metrics, read_rollouts
+from agentrl.train.build import build_job
 from agentrl.train.start import resume_run
 from agentrl.types import Alarm
 from tests.fakes import save_tiny_model
@@ -260,3 +261,21 @@ def test_weights_of_nothing_doubled_names_and_a_lonely_curriculum_are_refused(tm
     with pytest.raises(ConfigError, match=r"curriculum\.enabled weighs several environments"):
         load_config("search_tiny", ["curriculum.enabled=true"])
     assert written(tmp_path, BASE, "env.1.id=agentrl/Search-v0", "env.1.world.kind=search", "env.1.name=null").config
+
+
+def test_the_warm_start_shows_each_world_by_its_share(tmp_path):
+    few = {"people": 24, "companies": 10, "cities": 8, "regions": 6}
+    env = [{"world": {"kind": "search", **few}, "demonstrations": 3}, {"world": {"kind": "arithmetic"}, "name": "sums"}]
+    tree = {
+        "world": None,
+        "env": env,
+        "rollout": {"max_tokens_per_turn": 40},
+        "model": {"tiny": {"max_positions": 512}},
+    }
+    config = small_config(tmp_path, **tree)
+    assert config.demonstrated == {"search": 3.0, "sums": 1.0}
+    assert build_job(config, tmp_path / "job").world.shares == (3.0, 1.0)
+    for entry in env:
+        entry["demonstrations"] = 0
+    with pytest.raises(ValueError, match="no entry has demonstrations for warm_start"):
+        small_config(tmp_path, **merged(tree, {"warm_start": {"epochs": 1}}))

@@ -34,6 +34,13 @@ def test_each_world_is_demonstrated_as_often_as_the_others(worlds):
     assert {row["world"] for row in worlds.questions("test")} == {0, 1}
 
 
+def test_a_world_is_demonstrated_by_its_share(worlds):
+    rng, of_each = random.Random(0), [one.questions("train") for one in worlds.worlds]
+    one = Worlds(worlds.worlds, [1.0, 0.0])
+    assert all("of" in one.example(rng, of_each)[0][0].split() for _ in range(40))  # questions of search alone
+    assert all("of" not in Worlds(worlds.worlds, [0.0, 1.0]).example(rng, of_each)[0][0].split() for _ in range(40))
+
+
 def test_a_world_without_words_of_its_own_is_refused(worlds):
     with pytest.raises(ValueError, match="GeographyWorld has no vocabulary and specials"):
         Worlds([worlds.worlds[0], type("GeographyWorld", (), {})()])
