@@ -53,6 +53,7 @@ PURPOSE = {
     "vllm": "vLLM as the sampler of one process (rollout.sampler)",
     "real": "a pretrained model on real facts (agentrl real)",
     "mcp": "tools over MCP",
+    "openenv": "environments over OpenEnv's wire, here and served (agentrl env serve)",
 }
 GIB = 2**30
 MIN_DISK_GIB = 2.0

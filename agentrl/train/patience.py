@@ -46,11 +46,14 @@ class Patience:
 
         Raises OutageError where the tool stays away for longer than `wait_s`, Stopped where `stopping` was set.
         """
-        return self.play(player, episodes_of(tasks, group_size, prefix), what or prefix)
+        found = player.collect(tasks, group_size, prefix=prefix)
+        return self._settled(player, episodes_of(tasks, group_size, prefix), found, what or prefix)
 
     def play(self, player: Player, episodes: list[Episode], what: str) -> list[Trajectory]:
         """`player.replay`, in the same way."""
-        found = player.replay(episodes)
+        return self._settled(player, episodes, player.replay(episodes), what)
+
+    def _settled(self, player: Player, episodes: list[Episode], found: list[Trajectory], what: str) -> list[Trajectory]:
         if self.wait_s > 0 and is_outage(found, envs := [e.task.env for e in episodes]):
             self._wait(player, episodes, found, envs, what)
         return found

@@ -318,7 +318,8 @@ def test_a_reward_that_is_no_number_is_one_line(faulty, tmp_path, reward, messag
 def test_rewards_that_are_nan_are_no_fault_of_a_tool(faulty, tmp_path):
     with pytest.raises(RunError, match=r"16 of 16 rollouts failed \(reward: .*nan.*Fix the environment's reward"):
         train_until(faulty("a"), meddle=during(1, lambda: (tmp_path / "fault").write_text("float('nan')")))
-    assert steps(tmp_path / "a") == [1] and read_alarms(tmp_path / "a") == []
+    assert steps(tmp_path / "a") == [1]
+    assert {alarm["rule"] for alarm in read_alarms(tmp_path / "a")} <= {"cut_from_start"}  # none of a tool
 
 
 # -------------------------------------------------------------------------------------------------------------- signals
