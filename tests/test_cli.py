@@ -236,6 +236,7 @@ def test_bash_completes_commands_options_and_subcommands(tmp_path):
     assert complete("train", "mi") == complete("eval", "runs/x", "mi") == ["mine.yaml"]
 
 
+@pytest.mark.slow
 def test_dry_run_as_json_has_the_config_and_every_origin():
     result = json.loads(agentrl("train", "search_tiny", "--dry-run", "--json", "--set", "optim.lr=1e-3").stdout)
     assert result["config"]["optim"]["lr"] == 1e-3

@@ -90,7 +90,7 @@ def test_an_own_module_that_registers_nothing_is_told_how(tmp_path, monkeypatch,
     name = "mine_alone:Reach/Mine-v0"
     assert main(["env", "check", name]) == 1
     assert main(["env", "play", name]) == 2
-    changes = ["world=null", f"data.train={questions}", "warm_start=null", "model.path=x", "log.name=n"]
+    changes = ["world=null", f"data.train={questions}", "warm_start=null", f"model.path={tmp_path}", "log.name=n"]
     sets = [part for change in (*changes, f"env.id={name}") for part in ("--set", change)]
     assert main(["train", "search_tiny", "--dry-run", *sets]) == 2
     assert main(["train", "search_tiny", "--dry-run", "--json", *sets]) == 2

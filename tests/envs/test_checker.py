@@ -94,6 +94,7 @@ class Literal(MathEnv):
         return row
 
 
+@pytest.mark.slow
 def test_a_grader_is_played_the_corpora():
     found = faults(Lenient)
     attacks = found["error", "grader"]

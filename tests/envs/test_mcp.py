@@ -31,6 +31,7 @@ def call(name: str, arguments: str = "{}") -> str:
     return f'<tool>{{"name": "{name}", "arguments": {arguments}}}</tool>'
 
 
+@pytest.mark.slow
 def test_an_episode_with_a_tool():
     env = make()
     prompt, info = env.reset(options=TASK)
