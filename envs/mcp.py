@@ -19,7 +19,7 @@ from typing import Any
 import gymnasium
 
 from agentrl.envs.errors import ToolFailure
-from agentrl.envs.mcp_servers import from_environment, server_of
+from agentrl.envs.mcp_servers import secrets_of, server_of
 from agentrl.envs.scoring import answer_key
 from agentrl.envs.spaces import AnyText
 from agentrl.envs.tasks import choose_task, read_task
@@ -67,7 +67,7 @@ class McpEnv(gymnasium.Env[str, str]):
         self.observation_space, self.action_space = AnyText(), AnyText()
         self._tasks = list(tasks) or [EXAMPLE]
         self._max_turns, self._timeout_s = max_turns, timeout_s
-        self._server = server_of(server, *_keys(server, env, headers))
+        self._server = server_of(server, *secrets_of(server, env, headers))
         self._wanted = None if tools is None else tuple(tools)
         self._prompt = prompt_template.partition("{question}")
         self._listed: dict[str, Any] | None = None
@@ -194,16 +194,3 @@ def _invalid(why: str) -> Step:
 
 def _has(tools: Mapping[str, Any]) -> str:
     return f"there are {', '.join(tools)}" if tools else "there is none"
-
-
-def _keys(
-    server: Sequence[str] | str, env: Mapping[str, str] | Sequence[str], headers: Mapping[str, str] | None
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The values of the variables and headers that a server is given. ValueError where it takes no such thing."""
-    if isinstance(env, str):
-        raise ValueError(f"env is {env!r}; give a list of environment variables, or {{NAME: ${{VARIABLE}}}}")
-    if env and isinstance(server, str):
-        raise ValueError(f"env is for a server behind a command; {server} is a URL: use headers")
-    if headers and not isinstance(server, str):
-        raise ValueError("headers are for a server behind a URL; this one is a command: use env")
-    return from_environment(env, "env"), from_environment(headers or {}, "headers")

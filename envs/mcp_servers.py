@@ -259,6 +259,19 @@ def from_environment(values: Mapping[str, str] | Sequence[str], key: str) -> dic
     return found
 
 
+def secrets_of(
+    server: Sequence[str] | str, env: Mapping[str, str] | Sequence[str], headers: Mapping[str, str] | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The values of the variables and headers that a server is given. ValueError where it takes no such thing."""
+    if isinstance(env, str):
+        raise ValueError(f"env is {env!r}; give a list of environment variables, or {{NAME: ${{VARIABLE}}}}")
+    if env and isinstance(server, str):
+        raise ValueError(f"env is for a server behind a command; {server} is a URL: use headers")
+    if headers and not isinstance(server, str):
+        raise ValueError("headers are for a server behind a URL; this one is a command: use env")
+    return from_environment(env, "env"), from_environment(headers or {}, "headers")
+
+
 # ------------------------------------------------------------------------------------------------ the process's servers
 
 _SERVERS: dict[Any, Server] = {}

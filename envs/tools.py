@@ -26,6 +26,7 @@ from agentrl.envs.calls.base import BadCall, Call, CallFormat
 from agentrl.envs.errors import ToolFailure
 from agentrl.envs.evidence import Evidence
 from agentrl.envs.functions import Bound, Tool, as_text, tool
+from agentrl.envs.mcp_tools import with_servers
 from agentrl.envs.protocol import MAX_BODY_CHARACTERS
 from agentrl.envs.returns import on_thread
 from agentrl.envs.scoring import Parts, Rewards, exact_match, weighted
@@ -60,7 +61,8 @@ class Outcome(NamedTuple):
 class ToolEnv(gymnasium.Env[str, str]):
     """Questions answered with functions as tools: `agentrl/ToolCalls-v0`.
 
-    tools: functions (see `tool`), objects or classes whose methods are tools, names of plug-ins.
+    tools: functions (see `tool`), objects or classes whose methods are tools, names of plug-ins, and MCP servers as
+    mappings (`agentrl.envs.mcp_tools`).
     reward: the score of an answer by name, as a function, or several with weights: {"exact_match": 1, "f1": 0.5}.
     call_format: how calls are written; with native tools the model's own replaces it.
     tool: a function of one text that stands in for all tools, for the checker.
@@ -85,7 +87,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         if max_turns < 1:
             raise ValueError(f"max_turns is {max_turns}; it must be 1 or more")
         self.observation_space, self.action_space = AnyText(), AnyText()
-        self._bound = Bound(tools)
+        self._bound = Bound(with_servers(tools))
         self._tools = self._bound.tools
         if tool is not None:
             self._tools = {n: replace(t, call=partial(_stand_in, tool), waits=False) for n, t in self._tools.items()}
