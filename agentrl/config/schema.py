@@ -650,8 +650,9 @@ class RunConfig(Part):
     @property
     def demonstrated(self) -> dict[str, float]:
         """The share of each environment's world in the warm start, named as in `alone`."""
-        several = isinstance(self.env, list)
-        return {n: e.demonstrations for n, e in zip(self.alone(), self.env)} if several else {"": 1.0}
+        if not isinstance(self.env, list):
+            return {"": 1.0}
+        return {name: entry.demonstrations for name, entry in zip(self.alone(), self.env)}
 
     def alone(self) -> dict[str, RunConfig]:
         """Name -> the config as if that environment were the only one. `{"": self}` where `env` is a mapping."""
