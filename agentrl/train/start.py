@@ -159,7 +159,8 @@ def resume_run(run_dir: Path, *, checkpoint: int | str | None = None, quiet: boo
         if found is None:
             raise RunError(f"{run.path} has no checkpoint to resume from; start it again: {how_to_go_on(run.path)}")
         path, state = found
-        if state["step"] >= config.train.steps and not _owes_last_evaluation(config, run.path):
+        made = state["step"] >= config.train.steps
+        if made and run.status().get("status") == "finished" and not _owes_last_evaluation(config, run.path):
             model = f"model.path={path / 'model'}"
             again = command("train", run.path / "config.yaml", "--set", model, "--set", "warm_start=null")
             fresh = f"; to start a new run from its model: {again} --set log.name=..."

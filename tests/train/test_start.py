@@ -374,6 +374,18 @@ def test_resuming_what_cannot_be_resumed(tmp_path, warm_model, whole):
         resume_run(tmp_path / "nowhere", quiet=True)
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished_by_a_resume(whole):
+    metrics, evals = (whole / "metrics.jsonl").read_bytes(), (whole / "evals.jsonl").exists()
+    status = json.loads((whole / "status.json").read_text())
+    (whole / "status.json").write_text(json.dumps(status | {"status": "running"}))  # as kill -9 leaves it
+    assert read_info(whole).status == "stopped"
+    assert resume_run(whole, quiet=True).result.status == "finished"
+    assert read_info(whole).status == "finished" and (whole / "metrics.jsonl").read_bytes() == metrics
+    assert (whole / "evals.jsonl").exists() == evals
+    with pytest.raises(RunError, match="has finished its 4 steps"):
+        resume_run(whole, quiet=True)
+
+
 def test_a_finished_run_says_how_it_went(tmp_path, warm_model, capsys):
     config = small_config(tmp_path, warm_model, eval={"questions": 4}, log={"name": None})
     done = train_run(config)
