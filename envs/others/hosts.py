@@ -37,6 +37,7 @@ class Hosted:
         self._numbers, self._sessions = itertools.count(1), itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._tail = b""  # of its stderr
+        self._why = ""  # it ended the last time
         self._ready: Future[None] = Future()
         self._waiting: dict[int, Future[Any]] = {}
         self._failures, self._not_before, self._worked = 0, 0.0, False
@@ -50,7 +51,7 @@ class Hosted:
         with self._lock:
             if self._process is None:
                 if (pause := self._not_before - time.monotonic()) > 0:
-                    raise ToolFailure(f"the {self._name} has ended; it is started again in {pause:.1f} s")
+                    raise ToolFailure(f"the {self._name} is not there: {self._why}; the next start is in {pause:.1f} s")
                 self._start()
             return self._ready
 
@@ -59,17 +60,14 @@ class Hosted:
         future: Future[Any] = Future()
         with self._lock:
             if self._process is None:
-                raise ToolFailure(f"the {self._name} has ended")
+                raise ToolFailure(f"the {self._name} is not there: {self._why}")
             assert self._process.stdin is not None
             number = next(self._numbers)
             self._waiting[number] = future
             line = json.dumps({"id": number, "session": session, "do": do, "data": data}, default=str)
-            try:
+            with suppress(OSError):  # it has just ended: `_ended` tells the future why
                 self._process.stdin.write(line.encode() + b"\n")
                 self._process.stdin.flush()
-            except OSError as error:
-                del self._waiting[number]
-                raise ToolFailure(f"the {self._name} has ended") from error
         return future
 
     def close(self) -> None:
@@ -140,7 +138,7 @@ class Hosted:
         with self._lock:
             pause = min(FIRST_PAUSE_S * 2**self._failures, LONGEST_PAUSE_S)
             self._failures += 1
-            self._process, self._not_before = None, time.monotonic() + pause
+            self._process, self._not_before, self._why = None, time.monotonic() + pause, why
             waiting, self._waiting = self._waiting, {}
         text = f"the {self._name} is not there: {why}"
         if not self._ready.done():

@@ -94,7 +94,7 @@ def test_the_measured_noise_covers_other_mini_batches(tmp_path, size):
     loss = settled(LLDS, unchanged=False, noise=noise, moved=True)
     open_gates, gates = metrics_of(second, loss)["llds_open_share"]
     plain, _ = metrics_of(second, LLDS)["llds_open_share"]
-    assert noise > 0 and int(gates) >= 50 and 8 * int(open_gates) <= int(gates) and int(plain) > int(open_gates)
+    assert noise > 0 and int(gates) >= 50 and 20 * int(open_gates) <= int(gates) and int(plain) > 5
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-3])
