@@ -111,7 +111,7 @@ def test_a_dead_process_has_a_pause_before_the_next(monkeypatch):
     env.reset(options=TASK)
     with pytest.raises(ToolFailure):
         env.step("die")
-    with pytest.raises(ToolFailure, match=r"exit code.*the next start is in (20|19)"):
+    with pytest.raises(ToolFailure, match=r"(?s)exit code 7.*the next start is in (20|19)"):
         env.reset(options=TASK)
 
 
